@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fmt soak clean
+.PHONY: help demo test test-slow lint check fmt soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,11 +29,12 @@ test: $(STAMP) ## the tests a change must pass
 test-slow: $(STAMP) ## long simulations and real process trees
 	$(BIN)/python -m pytest -m slow --timeout 240
 
-check: $(STAMP) ## format, lint, types, tests
+lint: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) test
+
+check: lint test ## format, lint, types, tests
 
 fmt: $(STAMP) ## format and mend what a machine can
 	$(BIN)/ruff check --fix .

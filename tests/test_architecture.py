@@ -1,0 +1,86 @@
+"""Holds the arrows of the house: a floor imports only from the floors below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import agentao_gov
+
+PACKAGE = Path(agentao_gov.__file__).parent
+
+#: Each floor and the floors it may import from; everything may import errors, clock and resources.
+BELOW: dict[str, set[str]] = {
+    "config": set(),
+    "budget": {"config"},
+    "process": {"config"},
+    "governor": {"budget", "config", "process"},
+    "pool": {"governor", "budget", "config", "process"},
+    "monitor": {"pool", "governor", "budget", "config", "process"},
+    "simulator": {"config", "process"},
+    "service": {"monitor", "pool", "governor", "budget", "config", "process"},
+    "report": {"governor", "budget", "config", "pool", "monitor"},
+    "checklist": {"service", "simulator", "report", "monitor", "pool", "governor", "budget", "config", "process"},
+    "loadtest": {"service", "simulator", "report", "monitor", "pool", "governor", "budget", "config", "process"},
+}
+#: Files at the top of the package that are ground, not a floor.
+GROUND = {"errors", "clock", "resources"}
+
+
+def imports(file: Path) -> set[str]:
+    """Every module the file imports, at any depth, except under TYPE_CHECKING."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_floor_imports_only_from_below() -> None:
+    """An arrow that points upward would make two floors one."""
+    wrong = []
+    for floor, below in BELOW.items():
+        for file in sorted((PACKAGE / floor).rglob("*.py")):
+            for module in imports(file):
+                parts = module.split(".")
+                if parts[0] != "agentao_gov" or len(parts) < 2:
+                    continue
+                if parts[1] not in below | GROUND | {floor} and (PACKAGE / parts[1]).is_dir():
+                    wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
+
+    assert wrong == []
+
+
+def test_only_the_command_line_knows_typer_and_only_it_and_the_reports_know_rich() -> None:
+    """The library must be usable without a terminal."""
+    wrong = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        floor = file.relative_to(PACKAGE).parts[0]
+        roots = {module.split(".")[0] for module in imports(file)}
+        if "typer" in roots and floor not in {"commands", "main.py"}:
+            wrong.append(f"{file.relative_to(PACKAGE)} imports typer")
+        if "rich" in roots and floor not in {"commands", "main.py", "report"}:
+            wrong.append(f"{file.relative_to(PACKAGE)} imports rich")
+
+    assert wrong == []
+
+
+def test_no_process_of_the_product_imports_locust_beside_agentao() -> None:
+    """Locust patches the whole process; it lives in a child of its own (loadtests/), never in the package."""
+    wrong = [
+        str(file.relative_to(PACKAGE))
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if {"locust", "gevent", "geventhttpclient"} & {module.split(".")[0] for module in imports(file)}
+    ]
+
+    assert wrong == []
