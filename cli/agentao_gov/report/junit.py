@@ -1,0 +1,55 @@
+"""Writes a gate's result as JUnit XML, which every CI system reads."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
+
+from agentao_gov.report.gate import GateCase, GateReport, printable
+
+__all__ = ["junit_xml"]
+
+
+def junit_xml(report: GateReport) -> str:
+    """The report as JUnit XML.
+
+    A case that is inconclusive is an *error*: CI must not show it green. A warning passes and says so in `system-out`.
+    """
+    suite = TestSuite(printable(report.name))
+    for name, value in report.properties.items():
+        suite.add_property(printable(name), printable(value))
+    for case in report.cases:
+        suite.add_testcase(_test_case(report.name, case))
+    if not report.cases and report.conclusion != "pass":
+        # A suite without cases counts as green in most CI systems.
+        suite.add_testcase(_test_case(report.name, GateCase("run", report.headline, "inconclusive")))
+    suite.time = round(report.duration_s, 3)
+    suite.update_statistics()
+    xml = JUnitXml()
+    xml.add_testsuite(suite)
+    xml.update_statistics()
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + cast("bytes", xml.tostring()).decode() + "\n"
+
+
+def _test_case(suite: str, case: GateCase) -> TestCase:
+    test = TestCase(printable(case.title), classname=printable(f"agentao-gov.{suite}"), time=case.duration_ms / 1000)
+    properties = Properties()
+    properties.add_property(Property("id", printable(case.id)))
+    test.append(properties)
+    summary = printable(f"expected {case.expected}; observed {case.observed}")
+    detail = printable("\n".join((*case.evidence, case.remedy)).strip(), one_line=False)
+    if case.status == "fail":
+        test.result = [_with_text(Failure(summary, "fail"), detail)]
+    elif case.status == "inconclusive":
+        test.result = [_with_text(Error(summary, "inconclusive"), detail)]
+    elif case.status == "skip":
+        test.result = [Skipped(printable(case.observed or "skipped"))]
+    else:
+        test.system_out = f"{case.status}: {summary}\n{detail}".strip()
+    return test
+
+
+def _with_text(result: Failure | Error, text: str) -> Failure | Error:
+    result.text = text
+    return result
