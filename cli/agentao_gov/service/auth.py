@@ -1,0 +1,63 @@
+"""Names the tenant behind an API key. Keys are known by their SHA-256 alone and compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from agentao_gov.errors import AuthError, ConfigError
+
+__all__ = ["DEFAULT_TENANT", "TenantDirectory", "is_loopback"]
+
+DEFAULT_TENANT = "default"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class TenantDirectory:
+    """Finds tenants by key. Immutable, so any thread may ask."""
+
+    def __init__(self, keys_sha256: Mapping[str, Iterable[str]], *, host: str) -> None:
+        """`keys_sha256`: tenant to the lowercase hex hashes of its keys. Raises ConfigError for an open door."""
+        self._keys = tuple(
+            (tenant, bytes.fromhex(digest)) for tenant, digests in keys_sha256.items() for digest in digests
+        )
+        if not self._keys and not is_loopback(host):
+            raise ConfigError(
+                f"The service would listen on {host}, which other machines can reach, without any API key.",
+                hint="Create one with `agentao-gov tenant new NAME`, or bind to 127.0.0.1.",
+            )
+
+    @property
+    def open(self) -> bool:
+        """Whether no keys are configured, so that everyone on loopback is tenant `default`."""
+        return not self._keys
+
+    def tenant_of(self, authorization: str | None) -> str:
+        """The tenant of an `Authorization` header; raises AuthError where keys exist and none fits."""
+        if self.open:
+            # OpenAI clients always send some key; on an open loopback service it names nobody.
+            return DEFAULT_TENANT
+        scheme, _, key = (authorization or "").partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            raise AuthError("No API key was sent.", hint="Send `Authorization: Bearer KEY`.")
+        digest = hashlib.sha256(key.encode()).digest()
+        found: str | None = None
+        # Every hash is compared, so that the time tells nothing about which one came close.
+        for tenant, known in self._keys:
+            if hmac.compare_digest(digest, known) and found is None:
+                found = tenant
+        if found is None:
+            raise AuthError("The API key names no tenant.", hint="`agentao-gov tenant list` shows the tenants.")
+        return found
