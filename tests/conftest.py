@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.simulator import simulator, simulator_process  # noqa: F401 - fixtures for everyone
 
 
 @pytest.fixture

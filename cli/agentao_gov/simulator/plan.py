@@ -1,0 +1,392 @@
+"""Decides how one request is answered, as a list of timed writes: no sockets, no clock, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentao_gov.errors import ConfigError
+from agentao_gov.simulator.answers import calls_for, default_answer, filler, unscripted_tool
+from agentao_gov.simulator.request import ChatRequest
+from agentao_gov.simulator.script import Behaviour, Distribution, Fault, Match, Script, read_directive
+from agentao_gov.simulator.tokens import CALL_FRAME_TOKENS, completion_tokens, count, pieces
+from agentao_gov.simulator.wire import Stream, completion_body, error_body, text_chunks
+
+__all__ = ["Plan", "Planner", "Step", "broken_directive"]
+
+#: Events of one stream are at least this far apart: 500 streams of 100 tokens/s would else be 50,000 writes/s.
+EVENT_GAP_S = 0.010
+INSTANT_CHUNK_TOKENS = 8
+HTML_PAGE = b"<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
+
+_ERRORS = {
+    400: ("invalid_request_error", None),
+    401: ("authentication_error", "invalid_api_key"),
+    404: ("invalid_request_error", "model_not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Wait, then write; `tokens` of the completion are on the wire afterwards."""
+
+    delay_s: float
+    data: bytes
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """One answer: head, timed writes, and what happens after the last."""
+
+    status: int = 200
+    content_type: str = "application/json"
+    extra_headers: tuple[tuple[str, str], ...] = ()
+    steps: list[Step] = field(default_factory=list)
+    #: `silence` and `drip` last until the client goes; `drop` resets the connection.
+    end: Literal["end", "drop", "silence", "drip"] = "end"
+    #: Nothing is written, not even the head, until this has passed. Infinite: never.
+    hold_s: float = 0.0
+    hold: str | None = None
+    drip_interval_s: float = 1.0
+    drip_data: bytes = b""
+    chunked: bool = False
+    #: For the ground truth.
+    fault: str | None = None
+    tag: str | None = None
+    finish_reason: str | None = None
+    tool_calls: tuple[str, ...] = ()
+    reported_usage: dict[str, Any] | None = None
+    #: Whether a provider would bill the prompt: not for a refusal.
+    billed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is said, after `max_tokens` has cut it."""
+
+    tokens: tuple[bytes, ...]
+    calls: tuple[tuple[str, str], ...]
+    finish_reason: str
+
+    @property
+    def text(self) -> str:
+        return b"".join(self.tokens).decode("utf-8", "replace")
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) + completion_tokens("", self.calls)
+
+
+class Planner:
+    """The script and what of it has been used up. Owned by the server's loop."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        #: Matches of each rule so far.
+        self._hits: Counter[int] = Counter()
+        #: Faults already dealt to identical requests; bounded by clearing.
+        self._faults: Counter[str] = Counter()
+        #: Attempts seen per identical request, so that a retry draws new latencies.
+        self._attempts: Counter[str] = Counter()
+        self._answers = 0
+
+    def plan(self, request: ChatRequest) -> Plan:
+        """The answer to a request. Raises ConfigError when a prompt carries a broken directive."""
+        behaviour = self._behaviour(request).at(request.round_index)
+        rng = self._rng(request)
+        self._answers += 1
+        answer_id = f"chatcmpl-sim{self._answers}"
+        fault = self._fault(behaviour.fault, request)
+        plan = Plan(hold=behaviour.hold, fault=fault.kind if fault else None, tag=behaviour.tag)
+        if fault is not None and fault.kind in ("status", "html"):
+            _refuse(plan, fault)
+            return plan
+        if fault is not None and fault.kind == "hang":
+            plan.hold_s = math.inf if fault.seconds is None else fault.seconds
+        answer = self._answer(behaviour, request, rng)
+        plan.finish_reason = answer.finish_reason
+        plan.tool_calls = tuple(name for name, _ in answer.calls)
+        plan.reported_usage = _usage(behaviour, request, answer)
+        timing = _Timing(behaviour, rng, exact=fault is not None)
+        if request.stream:
+            _stream(plan, behaviour, request, answer, timing, answer_id)
+        else:
+            _whole(plan, request, answer, timing, answer_id)
+        if fault is not None:
+            _break(plan, fault, request)
+        return plan
+
+    def _behaviour(self, request: ChatRequest) -> Behaviour:
+        if self.script.directives and not request.is_summary:
+            asked = read_directive(request.question)
+            if asked is not None:
+                return asked
+        for index, rule in enumerate(self.script.rules):
+            if _matches(rule.match, request) and (rule.times is None or self._hits[index] < rule.times):
+                self._hits[index] += 1
+                return rule.respond
+        return self.script.default
+
+    def _rng(self, request: ChatRequest) -> random.Random:
+        if len(self._attempts) > 50_000:
+            self._attempts.clear()
+        attempt = self._attempts[request.digest]
+        self._attempts[request.digest] += 1
+        return random.Random(f"{self.script.seed}/{request.digest}/{attempt}")  # noqa: S311 - load, not secrets
+
+    def _fault(self, fault: Fault | None, request: ChatRequest) -> Fault | None:
+        if fault is None or fault.times is None:
+            return fault
+        if len(self._faults) > 50_000:
+            self._faults.clear()
+        if self._faults[request.digest] >= fault.times:
+            return None
+        self._faults[request.digest] += 1
+        return fault
+
+    def _answer(self, behaviour: Behaviour, request: ChatRequest, rng: random.Random) -> _Answer:
+        tool = behaviour.tool
+        if tool is None and behaviour.text is None and behaviour.answer_tokens is None:
+            tool = unscripted_tool(request)
+        if (
+            tool is not None
+            and request.may_call_tools
+            and (tool.rounds == "endless" or request.round_index < tool.rounds)
+        ):
+            calls = calls_for(tool, request)
+            return _cut(pieces(tool.text or ""), calls, "tool_calls", behaviour, request)
+        if behaviour.text is not None and not request.is_summary:
+            text = behaviour.text
+        elif behaviour.answer_tokens is not None and not request.is_summary:
+            text = filler(round(_draw(behaviour.answer_tokens, rng)))
+        else:
+            text = default_answer(request)
+        return _cut(pieces(text), [], "stop", behaviour, request)
+
+
+class _Timing:
+    """Draws the delays of one answer."""
+
+    def __init__(self, behaviour: Behaviour, rng: random.Random, *, exact: bool) -> None:
+        self._behaviour = behaviour
+        #: A fault after n tokens needs events of one token.
+        self._exact = exact
+        self._rng = rng
+        self.first_s = _draw(behaviour.first_token, rng)
+
+    def chunk_tokens(self) -> int:
+        if self._behaviour.chunk_tokens is not None:
+            return self._behaviour.chunk_tokens
+        if self._exact:
+            return 1
+        typical = _typical(self._behaviour.per_token)
+        return INSTANT_CHUNK_TOKENS if typical <= 0 else max(1, math.ceil(EVENT_GAP_S / typical))
+
+    def for_tokens(self, tokens: int) -> float:
+        return tokens * _draw(self._behaviour.per_token, self._rng)
+
+
+def _matches(match: Match, request: ChatRequest) -> bool:
+    return (
+        (match.contains is None or match.contains in request.question)
+        and (match.model is None or match.model == request.model)
+        and (match.user is None or match.user == request.user)
+        and (match.api_key is None or match.api_key == request.api_key)
+        and (match.stream is None or match.stream == request.stream)
+        and (match.summary is None or match.summary == request.is_summary)
+    )
+
+
+def _draw(distribution: Distribution, rng: random.Random) -> float:
+    match distribution.dist:
+        case "fixed":
+            value = distribution.value
+        case "uniform":
+            value = rng.uniform(distribution.low, distribution.high)
+        case "exponential":
+            value = rng.expovariate(1 / distribution.mean)
+        case "lognormal":
+            # z(0.99) = 2.3263
+            sigma = math.log(distribution.p99 / distribution.p50) / 2.3263
+            value = rng.lognormvariate(math.log(distribution.p50), sigma)
+    return value if distribution.cap is None else min(value, distribution.cap)
+
+
+def _typical(distribution: Distribution) -> float:
+    match distribution.dist:
+        case "fixed":
+            return distribution.value
+        case "uniform":
+            return (distribution.low + distribution.high) / 2
+        case "exponential":
+            return distribution.mean
+        case "lognormal":
+            return distribution.p50
+
+
+def _cut(
+    tokens: tuple[bytes, ...], calls: list[tuple[str, str]], finish: str, behaviour: Behaviour, request: ChatRequest
+) -> _Answer:
+    """Applies `max_tokens` as a provider does: the text first, then the arguments of the last call that fits."""
+    room = request.max_tokens if request.max_tokens is not None else 1 << 30
+    if len(tokens) > room:
+        return _Answer(tokens[:room], (), behaviour.finish_reason or "length")
+    room -= len(tokens)
+    kept: list[tuple[str, str]] = []
+    for name, arguments in calls:
+        cost = completion_tokens("", [(name, arguments)])
+        if cost > room:
+            left = room - CALL_FRAME_TOKENS - count(name)
+            if left > 0:
+                kept.append((name, b"".join(pieces(arguments)[:left]).decode("utf-8", "ignore")))
+            return _Answer(tokens, tuple(kept), behaviour.finish_reason or "length")
+        room -= cost
+        kept.append((name, arguments))
+    return _Answer(tokens, tuple(kept), behaviour.finish_reason or finish)
+
+
+def _usage(behaviour: Behaviour, request: ChatRequest, answer: _Answer) -> dict[str, Any] | None:
+    told = behaviour.usage
+    if not told.report:
+        return None
+    prompt = round(request.prompt_tokens * told.factor) if told.prompt_tokens is None else told.prompt_tokens
+    produced = answer.completion_tokens + told.reasoning_tokens
+    completion = round(produced * told.factor) if told.completion_tokens is None else told.completion_tokens
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    if told.cached_tokens:
+        usage["prompt_tokens_details"] = {"cached_tokens": told.cached_tokens}
+    if told.reasoning_tokens:
+        usage["completion_tokens_details"] = {"reasoning_tokens": told.reasoning_tokens}
+    return usage
+
+
+def _whole(plan: Plan, request: ChatRequest, answer: _Answer, timing: _Timing, answer_id: str) -> None:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.text if answer.tokens or not answer.calls else None,
+    }
+    if answer.calls:
+        message["tool_calls"] = [_call(answer_id, i, name, args) for i, (name, args) in enumerate(answer.calls)]
+    body = completion_body(answer_id, request.model, message, answer.finish_reason, plan.reported_usage)
+    tokens = answer.completion_tokens
+    plan.steps = [Step(timing.first_s + timing.for_tokens(tokens), body, tokens)]
+
+
+def _stream(
+    plan: Plan, behaviour: Behaviour, request: ChatRequest, answer: _Answer, timing: _Timing, answer_id: str
+) -> None:
+    plan.content_type = "text/event-stream; charset=utf-8"
+    plan.chunked = True
+    quirks = behaviour.quirks
+    stream = Stream(answer_id, request.model, crlf="crlf" in quirks)
+    steps = plan.steps
+    every = plan.reported_usage if "usage_every_chunk" in quirks else None
+    first = [stream.comment()] if "comments" in quirks else []
+    if "no_role" not in quirks:
+        opening = {"role": "assistant"} if "role_only" in quirks else {"role": "assistant", "content": ""}
+        first.append(stream.delta(opening))
+    delay = timing.first_s
+    steps.append(Step(delay, b"".join(first)))
+    for index, (text, tokens) in enumerate(text_chunks(answer.tokens, timing.chunk_tokens())):
+        delay = timing.for_tokens(tokens) if index else 0.0
+        steps.append(Step(delay, stream.delta({"content": text}, usage=every), tokens))
+        if "comments" in quirks:
+            steps.append(Step(0.0, stream.comment()))
+    for index, (name, arguments) in enumerate(answer.calls):
+        cost = completion_tokens("", [(name, arguments)])
+        opening_call = {"index": index, **_call(answer_id, index, name, "")}
+        rest = {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+        data = stream.delta({"tool_calls": [opening_call]}) + stream.delta(rest)
+        steps.append(Step(timing.for_tokens(cost), data, cost))
+    last = [stream.delta({}, answer.finish_reason, every)]
+    if plan.reported_usage is not None and request.include_usage:
+        last.append(stream.usage(plan.reported_usage))
+    else:
+        plan.reported_usage = every
+    steps.append(Step(0.0, b"".join([*last, stream.done()])))
+    if "split_utf8" in quirks:
+        plan.steps = [part for step in steps for part in _split(step)]
+
+
+def _call(answer_id: str, index: int, name: str, arguments: str) -> dict[str, Any]:
+    call_id = f"call_{answer_id.removeprefix('chatcmpl-')}_{index}"
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _split(step: Step) -> list[Step]:
+    """Two writes with the cut inside a character, or in the middle where every character is one byte."""
+    cut = next((i + 1 for i, byte in enumerate(step.data) if byte >= 0xC0), len(step.data) // 2)
+    return [Step(step.delay_s, step.data[:cut]), Step(0.003, step.data[cut:], step.tokens)]
+
+
+def _refuse(plan: Plan, fault: Fault) -> None:
+    plan.billed = False
+    if fault.kind == "html":
+        plan.content_type = "text/html; charset=utf-8"
+        plan.steps = [Step(0.0, HTML_PAGE)]
+        return
+    kind, code = _ERRORS.get(fault.status, ("server_error", None))
+    message = f"The simulated model answers {fault.status}, as scripted."
+    plan.status = fault.status
+    plan.steps = [Step(0.0, error_body(message, kind, fault.code or code))]
+    if fault.retry_after is not None:
+        plan.extra_headers = (("Retry-After", f"{fault.retry_after:g}"),)
+
+
+def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
+    """Turns a good answer into the broken one."""
+    if fault.kind in ("hang", "status", "html"):
+        return
+    steps = plan.steps
+    at = _index_after(steps, fault.after)
+    if fault.kind == "drip":
+        plan.drip_interval_s = fault.interval
+        plan.drip_data = b"".join(step.data for step in steps[:-1]) or b" "
+        plan.steps, plan.end = [], "drip"
+        return
+    if fault.kind == "stall" and fault.seconds is not None:
+        if at < len(steps):
+            late = steps[at]
+            steps[at] = Step(late.delay_s + fault.seconds, late.data, late.tokens)
+        return
+    stream = Stream("chatcmpl-sim", request.model)
+    del steps[at:]
+    match fault.kind:
+        case "stall":
+            plan.end = "silence"
+        case "drop":
+            plan.end = "drop"
+            if fault.after == 0:
+                plan.steps = []
+        case "malformed":
+            steps.append(Step(0.0, stream.raw('{"id": "chatcmpl-sim", "choices": [{"delta": {"con')))
+        case "error_event":
+            error = error_body("The simulated model fails in mid-stream, as scripted.", "server_error", "server_error")
+            steps.append(Step(0.0, stream.raw(error.decode())))
+    plan.reported_usage = None
+    plan.finish_reason = None
+
+
+def _index_after(steps: list[Step], tokens: int) -> int:
+    """Index of the first step after so many tokens, never the last: that one ends the answer properly."""
+    sent = 0
+    for index, step in enumerate(steps[:-1]):
+        if sent >= tokens and index > 0:
+            return index
+        sent += step.tokens
+    return max(0, len(steps) - 1)
+
+
+def broken_directive(error: ConfigError) -> Plan:
+    """The 400 that a misspelt directive gets."""
+    body = error_body(error.message, "invalid_request_error", "invalid_directive")
+    return Plan(status=400, steps=[Step(0.0, body)], billed=False, fault="invalid_directive")
