@@ -1,1 +1,45 @@
+"""The token ledger: budgets per tenant, user, session and turn that cannot be overrun."""
 
+from __future__ import annotations
+
+from agentao_gov.budget.errors import CancelledWait, ReservationLostError
+from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Crossing, Refusal, StoreFailureAllowed
+from agentao_gov.budget.ledger import TokenLedger
+from agentao_gov.budget.memory import MemoryStore
+from agentao_gov.budget.setup import open_ledger, scope_limits, tenant_timezone
+from agentao_gov.budget.store import Store, StoreSettings
+from agentao_gov.budget.types import (
+    Balance,
+    Ledger,
+    Reservation,
+    ReservationState,
+    ReserveRequest,
+    Scope,
+    ScopeKind,
+    ScopeLimit,
+)
+
+__all__ = [
+    "Balance",
+    "BudgetEvent",
+    "BudgetObserver",
+    "CancelledWait",
+    "Crossing",
+    "Ledger",
+    "MemoryStore",
+    "Refusal",
+    "Reservation",
+    "ReservationLostError",
+    "ReservationState",
+    "ReserveRequest",
+    "Scope",
+    "ScopeKind",
+    "ScopeLimit",
+    "Store",
+    "StoreFailureAllowed",
+    "StoreSettings",
+    "TokenLedger",
+    "open_ledger",
+    "scope_limits",
+    "tenant_timezone",
+]

@@ -73,6 +73,8 @@ class ReserveRequest:
     #: Fairness: FIFO within a user, round-robin between users and between tenants.
     tenant: str
     user: str
+    #: Names the row of the price table; a model without one is counted as unpriced, never as free.
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,12 @@ class Balance:
     reserved: int
     #: The part of `used` that no provider reported.
     estimated: int = 0
+    #: What was granted for this window alone; `limit` includes it.
+    granted: int = 0
+    #: Cost of the priced part, in billionths of a US dollar: integers, as with tokens.
+    cost_nano_usd: int = 0
+    #: The part of `used` whose model has no price: its cost is unknown, not zero.
+    unpriced: int = 0
 
 
 class Ledger(Protocol):

@@ -1,0 +1,420 @@
+"""The ledger as plain values: the reference that the stores must equal, and the memory store's heart.
+
+No clock, no threads, no I/O: every operation takes the time and returns what happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from agentao_gov.budget import states
+from agentao_gov.budget.admission import Answer, Level, admit, extendable
+from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.journal import Entry, Kind
+from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
+from agentao_gov.budget.states import Holding, Posting, Price
+from agentao_gov.budget.store import Crossing, Refused, Waiting
+from agentao_gov.budget.types import (
+    Balance,
+    Reservation,
+    ReservationState,
+    ReserveRequest,
+    Scope,
+    ScopeLimit,
+)
+from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
+
+__all__ = ["Book", "Call", "Line", "LineKey", "after", "crossed", "line_name", "refusal", "within_window"]
+
+#: Scope, zone and window: what a balance is of.
+LineKey = tuple[Scope, str, str]
+
+
+@dataclass(slots=True)
+class Line:
+    """One scope in one window. `limit` is the last one a request stated; grants come on top."""
+
+    key: LineKey
+    limit: int | None = None
+    granted: int = 0
+    used: int = 0
+    reserved: int = 0
+    estimated: int = 0
+    cost: int = 0
+    unpriced: int = 0
+    #: Highest soft threshold reported and not fallen below since.
+    warned: float = 0.0
+
+    @property
+    def effective_limit(self) -> int | None:
+        """The limit with this window's grants."""
+        return None if self.limit is None else self.limit + self.granted
+
+    @property
+    def level(self) -> Level:
+        """What admission looks at."""
+        return Level(self.effective_limit, self.used, self.reserved)
+
+    @property
+    def balance(self) -> Balance:
+        """The line as users see it."""
+        scope, timezone, window = self.key
+        return Balance(
+            scope,
+            window,
+            timezone,
+            self.effective_limit,
+            self.used,
+            self.reserved,
+            self.estimated,
+            self.granted,
+            self.cost,
+            self.unpriced,
+        )
+
+
+@dataclass(slots=True)
+class Call:
+    """One reservation: its owner, where it posts to, and how far it is."""
+
+    id: str
+    owner: str
+    lines: tuple[LineKey, ...]
+    holding: Holding
+
+    @property
+    def reservation(self) -> Reservation:
+        """The reservation as its owner sees it."""
+        held = self.holding
+        windows = tuple(window for _, _, window in self.lines)
+        return Reservation(self.id, held.held_prompt, held.held_output, windows, held.state)
+
+
+@dataclass(slots=True)
+class _Waiter:
+    request: ReserveRequest
+    owner: str
+    number: int
+
+
+@dataclass(slots=True)
+class Book:
+    """All lines, calls and waiters. One thread at a time."""
+
+    #: Receives each journal entry, in order.
+    sink: Callable[[Entry], None]
+    warn_at: tuple[float, ...] = ()
+    price: Callable[[str], Price | None] = lambda _: None
+    lines: dict[LineKey, Line] = field(default_factory=dict)
+    calls: dict[str, Call] = field(default_factory=dict)
+    waiters: dict[str, _Waiter] = field(default_factory=dict)
+    #: Ids that left the queue since they were last collected.
+    answered: list[str] = field(default_factory=list)
+    _calendar: WindowCalendar = field(default_factory=WindowCalendar)
+    #: Latest time seen: a clock that steps back does not take the ledger back.
+    _high_water_s: float = 0.0
+    _served: dict[tuple[str, str | None], int] = field(default_factory=dict)
+    _arrivals: int = 0
+    _servings: int = 0
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────
+
+    def at(self, now_s: float) -> float:
+        """The ledger's time: never earlier than what it has seen."""
+        self._high_water_s = max(self._high_water_s, now_s)
+        return self._high_water_s
+
+    def line_key(self, scope: ScopeLimit, now_s: float) -> LineKey:
+        """Where a call reserved now posts to."""
+        if scope.scope.kind == "turn":
+            return (scope.scope, scope.timezone, TURN_WINDOW)
+        return (scope.scope, scope.timezone, self._calendar.window(scope.timezone, now_s).name)
+
+    # ── calls ─────────────────────────────────────────────────────────────────────────────────────
+
+    def reserve(self, request: ReserveRequest, owner: str, now_s: float) -> Reservation | Refused | Waiting:
+        """One attempt. A newcomer never overtakes those who wait for the same tokens."""
+        now_s = self.at(now_s)
+        known = self.calls.get(request.id)
+        if known is not None:
+            return known.reservation
+        if not self.waiters:
+            return self._attempt(request, owner, now_s)
+        if request.id not in self.waiters:
+            self._enqueue(request, owner)
+        self.serve_waiting(now_s)
+        if (call := self.calls.get(request.id)) is not None:
+            return call.reservation
+        if request.id in self.waiters:
+            return Waiting(request.scopes[0].scope)
+        return self._attempt(request, owner, now_s)
+
+    def _attempt(self, request: ReserveRequest, owner: str, now_s: float) -> Reservation | Refused | Waiting:
+        lines = self._lines(request, now_s)
+        admission = admit(
+            [line.level for line in lines],
+            request.prompt_tokens,
+            request.output_tokens_min,
+            request.output_tokens_max,
+        )
+        if admission.answer is Answer.GRANTED:
+            return self._hold(request, owner, lines, admission.output_tokens, now_s)
+        blocking = lines[admission.blocking[0]]
+        if admission.answer is Answer.WAIT:
+            self._enqueue(request, owner)
+            return Waiting(blocking.key[0])
+        return refusal(admission.answer, blocking.balance, request, self._seconds_left(blocking.key, now_s))
+
+    def _lines(self, request: ReserveRequest, now_s: float) -> list[Line]:
+        lines = []
+        for scope in request.scopes:
+            key = self.line_key(scope, now_s)
+            line = self.lines.get(key)
+            if line is None:
+                line = self.lines[key] = Line(key)
+            line.limit = scope.limit
+            lines.append(line)
+        return lines
+
+    def _hold(
+        self, request: ReserveRequest, owner: str, lines: Sequence[Line], output: int, now_s: float
+    ) -> Reservation:
+        holding = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=self.price(request.model))
+        call = self.calls[request.id] = Call(request.id, owner, tuple(line.key for line in lines), holding)
+        self._post(call, "reserve", Posting(ReservationState.RESERVED, reserved=holding.held), owner, now_s)
+        return call.reservation
+
+    def dispatch(self, call_id: str, owner: str, now_s: float) -> None:
+        """reserved → dispatched; again is harmless."""
+        call = self._call(call_id)
+        if call.holding.state is ReservationState.DISPATCHED:
+            return
+        if call.holding.state is not ReservationState.RESERVED:
+            raise ReservationLostError(f"Reservation {call_id} is {call.holding.state} and cannot be sent.")
+        self._post(call, "dispatch", Posting(ReservationState.DISPATCHED), owner, self.at(now_s))
+
+    def extend(self, call_id: str, tokens: int, owner: str, now_s: float) -> int:
+        """Adds to what a running call holds, as far as there is room."""
+        call = self._call(call_id)
+        if call.holding.state not in states.OPEN_STATES or tokens <= 0:
+            return 0
+        more = extendable([self.lines[key].level for key in call.lines], tokens)
+        if more:
+            self._post(call, "extend", Posting(call.holding.state, reserved=more), owner, self.at(now_s))
+        return more
+
+    def settle(
+        self, call_id: str, prompt: int, completion: int, estimated: int, owner: str, now_s: float
+    ) -> tuple[Crossing, ...] | None:
+        """Posts real usage; None when it was posted before."""
+        call = self._call(call_id)
+        kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
+        return self._finish(call, kind, states.settle(call.holding, prompt, completion, estimated), owner, now_s)
+
+    def charge(
+        self, call_id: str, prompt: int, completion: int, owner: str, now_s: float
+    ) -> tuple[Crossing, ...] | None:
+        """Posts an upper bound; None when the call's end is known."""
+        call = self._call(call_id)
+        return self._finish(call, "charge", states.charge(call.holding, prompt, completion), owner, now_s)
+
+    def release(self, call_id: str, owner: str, now_s: float) -> bool:
+        """Gives back what was not sent; False when the call's end is known."""
+        call = self._call(call_id)
+        return self._finish(call, "release", states.release(call.holding), owner, now_s) is not None
+
+    def withdraw(self, call_id: str, owner: str, now_s: float) -> None:
+        """Ends a wait."""
+        if self.waiters.pop(call_id, None) is not None:
+            self.serve_waiting(self.at(now_s))
+            return
+        call = self.calls.get(call_id)
+        if call is not None and call.holding.state is ReservationState.RESERVED:
+            self.release(call_id, owner, now_s)
+
+    def reclaim(self, dead: Callable[[str], bool], owner: str, now_s: float) -> int:
+        """Resolves what dead owners hold: not sent is given back, sent is charged its bound. Returns how many."""
+        gone = [waiter.request.id for waiter in self.waiters.values() if dead(waiter.owner)]
+        for call_id in gone:
+            del self.waiters[call_id]
+        lost = [call for call in self.calls.values() if call.holding.held and dead(call.owner)]
+        for call in lost:
+            held = call.holding
+            if held.state is ReservationState.RESERVED:
+                self.release(call.id, owner, now_s)
+            else:
+                self.charge(call.id, held.held_prompt, held.held_output, owner, now_s)
+        if gone and not lost:
+            self.serve_waiting(self.at(now_s))
+        return len(gone) + len(lost)
+
+    def _call(self, call_id: str) -> Call:
+        call = self.calls.get(call_id)
+        if call is None:
+            raise ReservationLostError(f"There is no reservation {call_id}.")
+        return call
+
+    def _finish(
+        self, call: Call, kind: Kind, posting: Posting | None, owner: str, now_s: float
+    ) -> tuple[Crossing, ...] | None:
+        if posting is None:
+            return None
+        now_s = self.at(now_s)
+        crossings = self._post(call, kind, posting, owner, now_s)
+        if self.waiters and posting.used + posting.reserved < 0:
+            self.serve_waiting(now_s)
+        return crossings
+
+    def _post(self, call: Call, kind: Kind, posting: Posting, owner: str, now_s: float) -> tuple[Crossing, ...]:
+        crossings = []
+        for key in call.lines:
+            line = self.lines[key]
+            line.used += posting.used
+            line.reserved += posting.reserved
+            line.estimated += posting.estimated
+            line.cost += posting.cost
+            line.unpriced += posting.unpriced
+            if posting.used and (crossing := crossed(line, self.warn_at)) is not None:
+                crossings.append(crossing)
+        call.holding = after(call.holding, posting, extends=kind == "extend")
+        names = tuple(line_name(key) for key in call.lines)
+        self.sink(Entry.of(posting, at_ms=int(now_s * 1000), kind=kind, id=call.id, owner=owner, lines=names))
+        return tuple(crossings)
+
+    # ── waiting ───────────────────────────────────────────────────────────────────────────────────
+
+    def _enqueue(self, request: ReserveRequest, owner: str) -> None:
+        self._arrivals += 1
+        self.waiters[request.id] = _Waiter(request, owner, self._arrivals)
+
+    def serve_waiting(self, now_s: float) -> None:
+        """Lets everyone who waits try again, in fair order."""
+        now_s = self.at(now_s)
+        tickets = [
+            Ticket(
+                waiter.request.id,
+                waiter.number,
+                waiter.request.tenant,
+                waiter.request.user,
+                tuple(scope.scope for scope in waiter.request.scopes),
+            )
+            for waiter in self.waiters.values()
+        ]
+        serve(fair_order(tickets, self._served), lambda ticket: self._serve_one(ticket, now_s))
+
+    def _serve_one(self, ticket: Ticket, now_s: float) -> Attempted:
+        waiter = self.waiters[ticket.id]
+        request = waiter.request
+        lines = self._lines(request, now_s)
+        admission = admit(
+            [line.level for line in lines],
+            request.prompt_tokens,
+            request.output_tokens_min,
+            request.output_tokens_max,
+        )
+        if admission.answer is Answer.WAIT:
+            return tuple(lines[position].key[0] for position in admission.blocking)
+        del self.waiters[ticket.id]
+        self.answered.append(ticket.id)
+        if admission.answer is not Answer.GRANTED:
+            return "refused"
+        self._servings += 1
+        self._served[(ticket.tenant, None)] = self._served[(ticket.tenant, ticket.user)] = self._servings
+        self._hold(request, waiter.owner, lines, admission.output_tokens, now_s)
+        return "served"
+
+    # ── balances ──────────────────────────────────────────────────────────────────────────────────
+
+    def grant(self, scope: ScopeLimit, tokens: int, owner: str, now_s: float) -> Balance:
+        """Adds to the limit of the window that is open now."""
+        now_s = self.at(now_s)
+        key = self.line_key(scope, now_s)
+        line = self.lines.setdefault(key, Line(key))
+        line.limit = scope.limit
+        line.granted += tokens
+        _lower_warned(line, self.warn_at)
+        self.sink(Entry(int(now_s * 1000), "grant", "", owner, (line_name(key),), granted=tokens))
+        if self.waiters:
+            self.serve_waiting(now_s)
+        return line.balance
+
+    def balances(self, scopes: Iterable[ScopeLimit], now_s: float) -> tuple[Balance, ...]:
+        """What stands in the windows open now."""
+        now_s = max(now_s, self._high_water_s)
+        return tuple(
+            _with_limit(self.lines.get(key) or Line(key), scope.limit)
+            for scope in scopes
+            for key in [self.line_key(scope, now_s)]
+        )
+
+    def _seconds_left(self, key: LineKey, now_s: float) -> float | None:
+        return within_window(self._calendar, key, now_s)
+
+
+def after(holding: Holding, posting: Posting, *, extends: bool = False) -> Holding:
+    """The holding once a posting is done."""
+    return Holding(
+        posting.state,
+        holding.held_prompt,
+        holding.held_output + (posting.reserved if extends else 0),
+        holding.used + posting.used,
+        holding.estimated + posting.estimated,
+        holding.cost + posting.cost,
+        holding.unpriced + posting.unpriced,
+        holding.price,
+    )
+
+
+def line_name(key: LineKey) -> str:
+    """A line's name in the journal: `session:acme/s-1 UTC 2026-11-22`."""
+    scope, timezone, window = key
+    return f"{scope} {timezone} {window}"
+
+
+def within_window(calendar: WindowCalendar, key: LineKey, now_s: float) -> float | None:
+    """Seconds until the line's window ends; None for a turn's."""
+    _, timezone, window = key
+    if window == TURN_WINDOW:
+        return None
+    return max(0.0, calendar.window(timezone, now_s).end_s - now_s)
+
+
+def refusal(answer: Answer, balance: Balance, request: ReserveRequest, retry_after_s: float | None) -> Refused:
+    """The refusal with the figures of the scope that says no."""
+    impossible = answer is Answer.IMPOSSIBLE
+    return Refused(
+        "impossible" if impossible else "exhausted",
+        balance.scope,
+        balance.window,
+        balance.limit or 0,
+        balance.used,
+        balance.reserved,
+        request.prompt_tokens + request.output_tokens_min,
+        None if impossible else retry_after_s,
+    )
+
+
+def crossed(line: Line, warn_at: Sequence[float]) -> Crossing | None:
+    """The highest threshold that the line passed since the last one reported; marks it reported."""
+    limit = line.effective_limit
+    if limit is None:
+        return None
+    passed = [fraction for fraction in warn_at if fraction > line.warned and line.used >= fraction * limit]
+    if not passed:
+        return None
+    line.warned = max(passed)
+    scope, _, window = line.key
+    return Crossing(scope, window, line.warned, line.used, limit)
+
+
+def _lower_warned(line: Line, warn_at: Sequence[float]) -> None:
+    limit = line.effective_limit
+    if limit is not None:
+        still = [fraction for fraction in warn_at if line.used >= fraction * limit]
+        line.warned = min(line.warned, max(still, default=0.0))
+
+
+def _with_limit(line: Line, limit: int | None) -> Balance:
+    line.limit = limit
+    return line.balance

@@ -1,0 +1,164 @@
+"""The journal: every change of a balance as one entry, chained by hashes, and its replay."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agentao_gov.budget.states import Posting
+
+__all__ = ["GENESIS", "Entry", "Kind", "Replay", "Totals", "chain", "decode", "encode", "replay"]
+
+Kind = Literal["line", "reserve", "dispatch", "extend", "settle", "charge", "release", "correct", "grant"]
+
+#: What stands before the first entry.
+GENESIS = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One step of one call, or one grant. The amounts are added to each of `lines`."""
+
+    at_ms: int
+    kind: Kind
+    #: The reservation; for `line` the line's own reference; for `grant` empty.
+    id: str
+    #: Who wrote it.
+    owner: str
+    #: References of the scopes and windows it posts to.
+    lines: tuple[str, ...]
+    used: int = 0
+    reserved: int = 0
+    estimated: int = 0
+    granted: int = 0
+    cost: int = 0
+    unpriced: int = 0
+    #: For `line`: kind, key, zone and window; for `charge` by a neighbour: whose call it was.
+    note: str = ""
+
+    @classmethod
+    def of(cls, posting: Posting, *, at_ms: int, kind: Kind, id: str, owner: str, lines: tuple[str, ...]) -> Entry:
+        """The entry of a reservation's step."""
+        return cls(
+            at_ms,
+            kind,
+            id,
+            owner,
+            lines,
+            posting.used,
+            posting.reserved,
+            posting.estimated,
+            0,
+            posting.cost,
+            posting.unpriced,
+        )
+
+
+_dumps = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+def encode(entry: Entry) -> str:
+    """The entry as text: what is stored and hashed, byte for byte."""
+    return _dumps(
+        [
+            entry.at_ms,
+            entry.kind,
+            entry.id,
+            entry.owner,
+            entry.lines,
+            entry.used,
+            entry.reserved,
+            entry.estimated,
+            entry.granted,
+            entry.cost,
+            entry.unpriced,
+            entry.note,
+        ]
+    )
+
+
+def decode(text: str) -> Entry:
+    """The entry that `encode` wrote. Raises ValueError for anything else."""
+    fields = json.loads(text)
+    if not isinstance(fields, list) or len(fields) != 12:
+        raise ValueError("not a journal entry")
+    fields[4] = tuple(fields[4])
+    return Entry(*fields)
+
+
+def chain(previous: bytes, text: str) -> bytes:
+    """The hash of an entry: over the one before and its own text, so that no byte can change unseen."""
+    return hashlib.sha256(previous + text.encode()).digest()
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums of one scope in one window, or of one reservation."""
+
+    used: int = 0
+    reserved: int = 0
+    estimated: int = 0
+    granted: int = 0
+    cost: int = 0
+    unpriced: int = 0
+
+    def add(self, entry: Entry) -> None:
+        """Adds one entry's amounts."""
+        self.used += entry.used
+        self.reserved += entry.reserved
+        self.estimated += entry.estimated
+        self.granted += entry.granted
+        self.cost += entry.cost
+        self.unpriced += entry.unpriced
+
+
+@dataclass(slots=True)
+class Replay:
+    """What the journal says the balances are."""
+
+    entries: int = 0
+    head: bytes = GENESIS
+    #: By reference of the line.
+    lines: dict[str, Totals] = field(default_factory=dict)
+    #: Reference → kind, key, zone and window, as written when the line was opened.
+    names: dict[str, str] = field(default_factory=dict)
+    #: By reservation: its sums and the kinds of its steps, in order.
+    calls: dict[str, Totals] = field(default_factory=dict)
+    steps: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def replay(rows: Iterable[tuple[int, str, bytes]]) -> Replay:
+    """Walks (number, text, hash) from the first entry, checks the chain and adds up. Never raises for bad rows."""
+    result = Replay()
+    for number, text, digest in rows:
+        result.entries += 1
+        if number != result.entries:
+            result.problems.append(f"journal: entry {result.entries} is missing, found {number}")
+            result.entries = number
+        result.head = chain(result.head, text)
+        if result.head != digest:
+            result.problems.append(f"journal: entry {number} does not match its hash")
+            result.head = digest
+        try:
+            entry = decode(text)
+        except (ValueError, TypeError):
+            result.problems.append(f"journal: entry {number} cannot be read")
+            continue
+        _add(result, entry)
+    return result
+
+
+def _add(result: Replay, entry: Entry) -> None:
+    if entry.kind == "line":
+        result.names[entry.id] = entry.note
+        result.lines.setdefault(entry.id, Totals())
+        return
+    for line in entry.lines:
+        result.lines.setdefault(line, Totals()).add(entry)
+    if entry.kind != "grant":
+        result.calls.setdefault(entry.id, Totals()).add(entry)
+        result.steps.setdefault(entry.id, []).append(entry.kind)

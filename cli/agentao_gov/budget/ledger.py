@@ -1,0 +1,298 @@
+"""The ledger as the governor sees it: reserve with waiting, settle, and one policy for a store that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from agentao_gov.budget.errors import CancelledWait, ReservationLostError
+from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Refusal, StoreFailureAllowed
+from agentao_gov.budget.heartbeat import Heartbeat
+from agentao_gov.budget.store import Refused, Settlement, Store, StoreSettings, Waiting
+from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, Scope, ScopeLimit
+from agentao_gov.budget.waiting import WaitingRoom
+from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.errors import (
+    BudgetExhaustedError,
+    BudgetImpossibleError,
+    ConfigError,
+    StoreError,
+    TurnTimeoutError,
+)
+
+__all__ = ["TokenLedger"]
+
+#: Postings kept for a store that is down. A process has far fewer calls in flight; beyond it recovery takes over.
+_OWED_MAX = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class TokenLedger:
+    """Implements `Ledger` over a store. Thread-safe; one per process.
+
+    Starts a thread that says this process lives and resolves what dead ones left; `close` ends it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        settings: StoreSettings | None = None,
+        on_store_failure: Literal["refuse", "allow"] = "refuse",
+        heartbeat_s: float | None = 5.0,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._allow = on_store_failure == "allow"
+        self._room = WaitingRoom(store)
+        settings = settings or StoreSettings()
+        settings.notice = self._room.notice
+        store.settings = settings
+        self._lock = threading.Lock()
+        #: Calls let through without a record, see `on_store_failure`; under the lock.
+        self._unrecorded: set[str] = set()
+        #: Who watches; replaced, never changed, so that it is read without the lock.
+        self._observers: tuple[BudgetObserver, ...] = ()
+        #: Postings that the store could not take, until the heartbeat has made them; under the lock.
+        self._owed: dict[tuple[str, str], Callable[[], None]] = {}
+        self._heartbeat = Heartbeat(self._beat, heartbeat_s) if heartbeat_s is not None else None
+
+    @property
+    def store(self) -> Store:
+        """Where the ledger is kept."""
+        return self._store
+
+    def subscribe(self, observer: BudgetObserver) -> None:
+        """Tells `observer` of every refusal, crossing of a soft threshold and unrecorded call from now on."""
+        with self._lock:
+            self._observers = (*self._observers, observer)
+
+    # ── Ledger ────────────────────────────────────────────────────────────────────────────────────
+
+    def reserve(
+        self, request: ReserveRequest, *, deadline: Deadline, cancelled: threading.Event | None = None
+    ) -> Reservation:
+        """See Ledger."""
+        _check(request)
+        try:
+            return self._reserve(request, deadline, cancelled)
+        except StoreError as error:
+            self._let_through("reserve", error, request.id)
+            windows = tuple("unrecorded" for _ in request.scopes)
+            return Reservation(request.id, request.prompt_tokens, request.output_tokens_max, windows)
+
+    def _reserve(self, request: ReserveRequest, deadline: Deadline, cancelled: threading.Event | None) -> Reservation:
+        with self._room.ticket(request.id) as event:
+            queued = False
+            try:
+                while isinstance(answer := self._store.reserve(request), Waiting):
+                    queued = True
+                    end = self._room.wait(event, deadline, cancelled)
+                    if end != "answered":
+                        raise self._ended(end, answer.scope, request)
+                queued = False
+            finally:
+                # Whatever ended the wait, the place in the queue, or the grant that came with it, is given back.
+                if queued:
+                    self._post("withdraw", request.id, lambda: self._store.withdraw(request.id))
+        if isinstance(answer, Refused):
+            raise self._refused(answer)
+        return answer
+
+    def dispatch(self, reservation_id: str) -> None:
+        """See Ledger. Raises ReservationLostError when the call must not be sent."""
+        if self._is_unrecorded(reservation_id):
+            return
+        try:
+            self._store.dispatch(reservation_id)
+        except ReservationLostError:
+            raise
+        except StoreError as error:
+            self._let_through("dispatch", error)
+
+    def extend(self, reservation_id: str, output_tokens: int) -> int:
+        """See Ledger."""
+        if self._is_unrecorded(reservation_id):
+            return output_tokens
+        try:
+            return self._store.extend(reservation_id, output_tokens)
+        except StoreError as error:
+            self._let_through("extend", error)
+            return output_tokens
+
+    def settle(
+        self, reservation_id: str, prompt_tokens: int, completion_tokens: int, *, estimated_tokens: int = 0
+    ) -> None:
+        """See Ledger."""
+        self._end(
+            "settle",
+            reservation_id,
+            lambda: self._report(
+                self._store.settle(reservation_id, prompt_tokens, completion_tokens, estimated_tokens)
+            ),
+        )
+
+    def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """See Ledger."""
+        self._end(
+            "charge",
+            reservation_id,
+            lambda: self._report(self._store.charge(reservation_id, prompt_tokens, completion_tokens)),
+        )
+
+    def release(self, reservation_id: str) -> None:
+        """See Ledger."""
+        self._end("release", reservation_id, lambda: self._store.release(reservation_id))
+
+    def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
+        """See Ledger."""
+        return self._store.balances(scopes)
+
+    # ── for commands and the service ──────────────────────────────────────────────────────────────
+
+    def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
+        """Adds to the limit of today's window alone; those who wait may go on."""
+        if scope.limit is None:
+            raise ConfigError(f"{scope.scope} has no limit that a grant could add to.")
+        return self._store.grant(scope, tokens)
+
+    def check(self) -> None:
+        """Raises StoreError when the store cannot answer; for `/readyz`."""
+        self._store.balances((ScopeLimit(Scope("tenant", ""), None),))
+
+    def close(self) -> None:
+        """Ends the heartbeat and the store. Idempotent."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._store.close()
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────
+
+    def _refused(self, refused: Refused) -> BudgetExhaustedError | BudgetImpossibleError:
+        self._tell(Refusal(refused.scope.kind, refused.scope.key, refused.reason))
+        figures = f"{refused.used:,} of {refused.limit:,} tokens used, {refused.reserved:,} reserved"
+        name = f"{refused.scope.kind} {refused.scope.key}" if refused.scope.kind != "turn" else "this turn"
+        if refused.reason == "impossible":
+            return BudgetImpossibleError(
+                f"The call needs {refused.asked:,} tokens, more than the whole budget of {name} ({refused.limit:,}).",
+                hint="Send less, or raise the limit.",
+                scope=str(refused.scope),
+                limit_tokens=refused.limit,
+                used_tokens=refused.used,
+                reserved_tokens=refused.reserved,
+                asked_tokens=refused.asked,
+            )
+        return BudgetExhaustedError(
+            f"The token budget of {name} is exhausted: {figures}, the call needs {refused.asked:,}.",
+            hint=_hint(refused),
+            retry_after_s=refused.retry_after_s,
+            scope=str(refused.scope),
+            limit_tokens=refused.limit,
+            used_tokens=refused.used,
+            reserved_tokens=refused.reserved,
+            asked_tokens=refused.asked,
+        )
+
+    def _ended(
+        self, end: Literal["deadline", "cancelled"], scope: Scope, request: ReserveRequest
+    ) -> TurnTimeoutError | CancelledWait:
+        self._tell(Refusal(scope.kind, scope.key, end))
+        asked = request.prompt_tokens + request.output_tokens_min
+        if end == "cancelled":
+            return CancelledWait(f"The wait for {asked:,} tokens of {scope} was cancelled.")
+        return TurnTimeoutError(
+            f"The turn's deadline passed while it waited for {asked:,} tokens of {scope}, which others hold.",
+            hint="Allow the turn more time, raise the budget, or run fewer turns at once.",
+        )
+
+    def _end(self, operation: str, call_id: str, post: Callable[[], None]) -> None:
+        if self._forget_unrecorded(call_id):
+            return
+        try:
+            self._post(operation, call_id, post)
+        except ReservationLostError:
+            raise
+        except StoreError as error:
+            self._let_through(operation, error)
+
+    def _post(self, operation: str, call_id: str, post: Callable[[], None]) -> None:
+        """Posts now; what the store cannot take now is tried again by the heartbeat, or tokens would stay held."""
+        try:
+            post()
+        except ReservationLostError:
+            raise
+        except StoreError:
+            with self._lock:
+                if len(self._owed) < _OWED_MAX:
+                    self._owed[(operation, call_id)] = post
+            raise
+
+    def _beat(self) -> None:
+        self._store.heartbeat()
+        with self._lock:
+            owed = dict(self._owed)
+        for key, post in owed.items():
+            with contextlib.suppress(ReservationLostError):
+                post()
+            with self._lock:
+                self._owed.pop(key, None)
+
+    def _report(self, settlement: Settlement) -> None:
+        for crossing in settlement.crossings:
+            _log.warning(
+                "%s has used %s of its %s tokens in window %s: past %d %%",
+                crossing.scope,
+                f"{crossing.used:,}",
+                f"{crossing.limit:,}",
+                crossing.window,
+                round(crossing.threshold * 100),
+            )
+            self._tell(crossing)
+
+    def _tell(self, event: BudgetEvent) -> None:
+        for observer in self._observers:
+            observer(event)
+
+    def _let_through(self, operation: str, error: StoreError, call_id: str | None = None) -> None:
+        """Re-raises, unless the operator chose to run without a ledger: then says so, each time."""
+        if not self._allow:
+            raise error
+        _log.warning("token ledger unusable, %s let through unrecorded (on_store_failure=allow): %s", operation, error)
+        self._tell(StoreFailureAllowed(operation, error.message))
+        if call_id is not None:
+            with self._lock:
+                self._unrecorded.add(call_id)
+
+    def _is_unrecorded(self, call_id: str) -> bool:
+        return self._allow and call_id in self._unrecorded
+
+    def _forget_unrecorded(self, call_id: str) -> bool:
+        if not self._is_unrecorded(call_id):
+            return False
+        with self._lock:
+            self._unrecorded.discard(call_id)
+        return True
+
+
+def _check(request: ReserveRequest) -> None:
+    if request.prompt_tokens < 0 or not 0 <= request.output_tokens_min <= request.output_tokens_max:
+        raise ValueError(f"not a reservation: {request}")
+
+
+def _hint(refused: Refused) -> str:
+    if refused.retry_after_s is None:
+        return "Raise turn_tokens, or ask for less in one turn."
+    return (
+        f"The next window opens in {_spell(refused.retry_after_s)}; "
+        f"`agentao-gov budget grant {refused.scope} TOKENS` adds to today's."
+    )
+
+
+def _spell(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

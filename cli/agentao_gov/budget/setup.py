@@ -1,0 +1,85 @@
+"""From the deployment file to a ledger: which scopes a turn has, with which limits, and where it is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentao_gov.budget.ledger import TokenLedger
+from agentao_gov.budget.memory import MemoryStore
+from agentao_gov.budget.store import Store, StoreSettings
+from agentao_gov.budget.types import Scope, ScopeLimit
+from agentao_gov.budget.windows import zone
+from agentao_gov.clock import SYSTEM_CLOCK, Clock
+from agentao_gov.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentao_gov.config import Deployment, ResolvedDeployment
+
+__all__ = ["open_ledger", "scope_limits", "tenant_timezone"]
+
+#: The turn has one window whatever the zone.
+_TURN_TIMEZONE = "UTC"
+
+
+def scope_limits(
+    deployment: ResolvedDeployment | Deployment,
+    tenant: str,
+    user: str,
+    session: str,
+    turn_id: str,
+    turn_tokens: int | None,
+) -> tuple[ScopeLimit, ...]:
+    """The four scopes of a turn, in the ledger's fixed order: tenant, user, session, turn.
+
+    User and session are named below their tenant, so that two tenants' `ann` never share a budget; their day is
+    the tenant's day. A tenant's own `daily_tokens` wins over the deployment's.
+    """
+    config = _plain(deployment)
+    timezone = tenant_timezone(deployment, tenant)
+    return (
+        ScopeLimit(Scope("tenant", tenant), _tenant_limit(config, tenant), timezone),
+        ScopeLimit(Scope("user", f"{tenant}/{user}"), config.budget.user_daily_tokens, timezone),
+        ScopeLimit(Scope("session", f"{tenant}/{session}"), config.budget.session_daily_tokens, timezone),
+        ScopeLimit(Scope("turn", turn_id), turn_tokens, _TURN_TIMEZONE),
+    )
+
+
+def tenant_timezone(deployment: ResolvedDeployment | Deployment, tenant: str) -> str:
+    """The zone whose calendar the tenant's budgets follow."""
+    config = _plain(deployment)
+    entry = config.tenants.get(tenant) or config.tenants.get("default")
+    own: str | None = entry.timezone if entry else None
+    shared: str = config.budget.timezone
+    return own or shared
+
+
+def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> TokenLedger:
+    """Opens the ledger that the deployment names; creates it where there is none.
+
+    Raises ConfigError for an unknown zone or store, StoreError when it cannot be used. Blocks for file access.
+    """
+    budget = deployment.deployment.budget
+    for name in {budget.timezone, *(t.timezone for t in deployment.deployment.tenants.values() if t.timezone)}:
+        zone(name)
+    settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)))
+    store = _open_store(deployment, clock, settings)
+    return TokenLedger(store, clock, settings=settings, on_store_failure=budget.on_store_failure)
+
+
+def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSettings) -> Store:
+    name = deployment.deployment.budget.store
+    if name == "memory":
+        return MemoryStore(clock, settings)
+    raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
+
+
+def _tenant_limit(config: Deployment, tenant: str) -> int | None:
+    entry = config.tenants.get(tenant) or config.tenants.get("default")
+    own: int | None = entry.daily_tokens if entry else None
+    shared: int | None = config.budget.tenant_daily_tokens
+    return shared if own is None else own
+
+
+def _plain(deployment: ResolvedDeployment | Deployment) -> Deployment:
+    inner: Deployment = getattr(deployment, "deployment", deployment)
+    return inner
