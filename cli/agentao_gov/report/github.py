@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from agentao_gov.report.gate import GateCase, GateReport, printable
 
-__all__ = ["annotations"]
+__all__ = ["github_annotations"]
 
 _LEVELS = {"fail": "error", "inconclusive": "error", "warn": "warning"}
 
 
-def annotations(report: GateReport) -> str:
+def github_annotations(report: GateReport) -> str:
     """One annotation for each case that is not green, then one notice with the verdict."""
     lines = [_annotation(_LEVELS[case.status], case) for case in report.cases if case.status in _LEVELS]
     level = "notice" if report.conclusion == "pass" else "error"

@@ -25,18 +25,19 @@ def junit_xml(report: GateReport) -> str:
         # A suite without cases counts as green in most CI systems.
         suite.add_testcase(_test_case(report.name, GateCase("run", report.headline, "inconclusive")))
     suite.time = round(report.duration_s, 3)
-    suite.update_statistics()
+    suite.update_statistics()  # type: ignore[no-untyped-call]
     xml = JUnitXml()
     xml.add_testsuite(suite)
-    xml.update_statistics()
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + cast("bytes", xml.tostring()).decode() + "\n"
+    xml.update_statistics()  # type: ignore[no-untyped-call]
+    body = cast("bytes", xml.tostring())  # type: ignore[no-untyped-call]
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body.decode()}\n'
 
 
 def _test_case(suite: str, case: GateCase) -> TestCase:
     test = TestCase(printable(case.title), classname=printable(f"agentao-gov.{suite}"), time=case.duration_ms / 1000)
-    properties = Properties()
+    properties = Properties()  # type: ignore[no-untyped-call]
     properties.add_property(Property("id", printable(case.id)))
-    test.append(properties)
+    test.append(properties)  # type: ignore[no-untyped-call]
     summary = printable(f"expected {case.expected}; observed {case.observed}")
     detail = printable("\n".join((*case.evidence, case.remedy)).strip(), one_line=False)
     if case.status == "fail":

@@ -1,0 +1,310 @@
+"""The capacity search: the largest number of busy sessions that meets the objectives, in few probes.
+
+Operational analysis tells where to look: N sessions that never pause, each taking R seconds a turn where nothing waits,
+give N/R turns a second until something saturates at X; so saturation begins at N* = X·R (Little 1961). A low probe
+measures R, a saturated one X, and bisection around N* settles it. Pure: the caller runs the probes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["CapacityResult", "CapacitySearch", "ProbeResult", "Resources", "binding_constraint", "wilson"]
+
+PROBES_MAX = 10
+#: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
+_SATURATED = 0.9
+#: ... and is at that ceiling for sure below this share.
+_FLAT = 0.75
+#: Two loads that give each session the same turns, but for noise.
+_AGREE = 0.04
+#: The model is slower under load when a turn's share of it takes longer by this factor's inverse.
+_EFFICIENCY = 0.93
+#: The interval is narrow enough at one session or this share.
+_TOLERANCE = 0.05
+#: How far beyond the estimated knee a load may be and still count as at it.
+_KNEE_NOISE = 0.03
+_GROWTH = 4
+_Z = 1.96
+#: Share of good turns a load must keep, with the interval's upper end: fewer is surely too much.
+_GOOD_SHARE = 0.99
+
+
+def wilson(good: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (1927); (0, 1) without samples."""
+    if total == 0:
+        return 0.0, 1.0
+    share, z2 = good / total, _Z**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the service and the generator had at hand during a probe; None where it was not seen."""
+
+    busy: int | None = None
+    busy_max: int | None = None
+    sessions: int | None = None
+    sessions_max: int | None = None
+    queue: int | None = None
+    memory_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    fds: int | None = None
+    fds_max: int | None = None
+    #: Of one core: the service is one Python process.
+    service_cpu: float | None = None
+    generator_cpu: float | None = None
+    #: Mean milliseconds the model took per turn, in the service's own words.
+    model_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One constant load of `load` busy sessions, measured."""
+
+    load: int
+    #: Turns that were answered within the objectives, and all that ended.
+    good: int
+    total: int
+    #: Answered turns per second.
+    turns_per_s: float
+    #: Mean seconds of an answered turn; None without one.
+    mean_s: float | None
+    #: Objectives that were missed, as expressions.
+    missed: tuple[str, ...] = ()
+    #: Refusals and errors by outcome.
+    refusals: dict[str, int] = field(default_factory=dict)
+    resources: Resources = Resources()
+    generator_bound: str | None = None
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Answered turns per second that met the objectives."""
+        return self.turns_per_s * (self.good / self.total if self.total else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityResult:
+    """What the search found. `sessions` None: even one session is too much."""
+
+    sessions: int | None
+    turns_per_s: float | None
+    #: The knee lies in [low, high); high None: no limit was met up to the ceiling.
+    low: int
+    high: int | None
+    bottleneck: str
+    evidence: str
+    probes: tuple[ProbeResult, ...]
+    #: `found`, `unlimited` (up to the ceiling), `unattainable`, `unclear` (the generator gave in, or time ran out).
+    outcome: str
+
+    def knee(self) -> dict[str, object]:
+        """For the report."""
+        return {
+            "sessions": self.sessions,
+            "turns_per_s": self.turns_per_s,
+            "interval": [self.low, self.high],
+            "outcome": self.outcome,
+            "evidence": self.evidence,
+        }
+
+
+class CapacitySearch:
+    """Says which load to probe next. Use: while (load := next_load()) is not None: record(probe(load))."""
+
+    def __init__(self, *, ceiling: int, probes_max: int = PROBES_MAX) -> None:
+        self._ceiling = ceiling
+        self._probes_max = probes_max
+        self.probes: list[ProbeResult] = []
+
+    def record(self, probe: ProbeResult) -> None:
+        """Takes a probe's result."""
+        self.probes.append(probe)
+
+    @property
+    def low(self) -> int:
+        """The largest load known to hold, below any that does not; 0: none yet."""
+        high = self.high
+        return max(
+            (probe.load for probe in self.probes if self.holds(probe) and (high is None or probe.load < high)),
+            default=0,
+        )
+
+    @property
+    def high(self) -> int | None:
+        """The smallest load known not to hold."""
+        return min((probe.load for probe in self.probes if not self.holds(probe)), default=None)
+
+    def holds(self, probe: ProbeResult) -> bool:
+        """Whether the load met the objectives and more of it would still pay in turns per second."""
+        knee = self.knee_load()
+        return self._objectives_met(probe) and (knee is None or probe.load <= knee * (1 + _KNEE_NOISE))
+
+    @staticmethod
+    def _objectives_met(probe: ProbeResult) -> bool:
+        return not probe.missed and probe.total > 0 and wilson(probe.good, probe.total)[1] >= _GOOD_SHARE
+
+    def knee_load(self) -> float | None:
+        """N* = X·R, where the line of no waiting meets the ceiling of turns per second; None: no ceiling seen."""
+        alone_s = self._alone_s()
+        if alone_s is None or not any(self._efficiency(probe) < _SATURATED for probe in self.probes):
+            return None
+        # The mean of what was clearly at the ceiling; the maximum would collect the luck of every probe.
+        flat = [probe.turns_per_s for probe in self.probes if self._efficiency(probe) < _FLAT]
+        ceiling = statistics.fmean(flat) if flat else max(probe.turns_per_s for probe in self.probes)
+        return ceiling * alone_s
+
+    def _efficiency(self, probe: ProbeResult) -> float:
+        """Turns per second against what as many sessions would get if none waited for another."""
+        alone_s = self._alone_s()
+        return 1.0 if alone_s is None else probe.turns_per_s * alone_s / probe.load
+
+    def _alone_s(self) -> float | None:
+        """Seconds of a turn at the lowest load that was answered, by throughput: pauses of the client included."""
+        answered = sorted((p for p in self.probes if p.turns_per_s > 0), key=lambda probe: probe.load)
+        if not answered:
+            return None
+        first = answered[0].load / answered[0].turns_per_s
+        # The lowest load ends the fewest turns; those above that agree with it make the estimate steadier.
+        agreeing = [p for p in answered if abs(p.load / p.turns_per_s / first - 1) <= _AGREE]
+        return sum(p.load / p.turns_per_s * p.total for p in agreeing) / sum(p.total for p in agreeing)
+
+    def next_load(self) -> int | None:
+        """The next load to probe; None: done."""
+        low, high = self.low, self.high
+        if len(self.probes) >= self._probes_max or any(probe.generator_bound for probe in self.probes):
+            return None
+        if high is None:
+            return None if low >= self._ceiling else min(self._ceiling, max(1, low * _GROWTH))
+        if (wider := self._to_see_the_ceiling()) is not None:
+            return wider
+        if high - low <= max(1, math.floor(_TOLERANCE * low)):
+            return None
+        tried = {probe.load for probe in self.probes}
+        knee = self.knee_load()
+        if knee is not None:
+            step = max(1, math.floor(_TOLERANCE * knee))
+            for load in (round(knee), round(knee) + step):
+                if low < load < high and load not in tried:
+                    return load
+        return (low + high) // 2
+
+    def _to_see_the_ceiling(self) -> int | None:
+        """Twice the largest load, while throughput may still rise there: the knee needs the ceiling itself."""
+        largest = max(self.probes, key=lambda probe: probe.load)
+        rising = self._efficiency(largest) > 0.5 and self._objectives_met(largest)
+        return min(self._ceiling, largest.load * 2) if rising and largest.load < self._ceiling else None
+
+    def result(self) -> CapacityResult:
+        """What is known now."""
+        low, high = self.low, self.high
+        at_knee = next((probe for probe in self.probes if probe.load == low), None)
+        bound = next((probe.generator_bound for probe in self.probes if probe.generator_bound), None)
+        name, evidence = self._constraint()
+        if bound is not None:
+            outcome, name, evidence = "unclear", "the load generator", bound
+        elif low == 0:
+            outcome = "unattainable" if self.probes else "unclear"
+        elif high is None:
+            outcome = "unlimited" if low >= self._ceiling else "unclear"
+        else:
+            outcome = "found"
+        return CapacityResult(
+            sessions=self._sessions(low),
+            turns_per_s=round(at_knee.turns_per_s, 3) if at_knee else None,
+            low=low,
+            high=high,
+            bottleneck=name,
+            evidence=evidence,
+            probes=tuple(self.probes),
+            outcome=outcome,
+        )
+
+    def _sessions(self, low: int) -> int | None:
+        """The largest load that holds, or the knee itself where the probes agree that it lies just below."""
+        knee = self.knee_load()
+        near = knee is not None and low > 1 and abs(low - knee) <= max(1, _TOLERANCE * knee)
+        return max(1, min(low, round(knee))) if near and knee is not None else low or None
+
+    def _constraint(self) -> tuple[str, str]:
+        high = self.high
+        if high is None:
+            return "none", f"nothing gave way up to {self.low} sessions"
+        beyond = next(probe for probe in self.probes if probe.load == high and not self.holds(probe))
+        first = min(self.probes, key=lambda probe: probe.load)
+        return binding_constraint(beyond, first)
+
+
+_Rule = Callable[[ProbeResult, ProbeResult], str | None]
+
+
+def binding_constraint(beyond: ProbeResult, alone: ProbeResult) -> tuple[str, str]:
+    """What gave way first at a load that does not hold, and the evidence for it.
+
+    The order is from what names itself (a refusal's code) to what has to be inferred (who was slow).
+    """
+    for name, rule in _RULES:
+        evidence = rule(beyond, alone)
+        if evidence is not None:
+            return name, evidence
+    if beyond.missed:
+        return f"objective {beyond.missed[0]}", f"missed at {beyond.load} sessions; no resource was at its limit"
+    return "unknown", f"turns take longer at {beyond.load} sessions, and no resource was seen at its limit"
+
+
+def _refused(*codes: str) -> _Rule:
+    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
+        count = sum(beyond.refusals.get(code, 0) for code in codes)
+        # A hundredth of the turns: a single late refusal is not what binds.
+        if count == 0 or count < 0.01 * beyond.total:
+            return None
+        names = ", ".join(code for code in codes if beyond.refusals.get(code))
+        return f"{count} of {beyond.total} turns ended with {names} at {beyond.load} sessions"
+
+    return rule
+
+
+def _at_limit(what: str, used: str, limit: str, share: float = 1.0) -> _Rule:
+    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
+        value, most = getattr(beyond.resources, used), getattr(beyond.resources, limit)
+        if value is None or not most or value < share * most:
+            return None
+        return f"{what} at {value} of {most} with {beyond.load} sessions"
+
+    return rule
+
+
+def _cpu(field_name: str) -> _Rule:
+    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
+        value = getattr(beyond.resources, field_name)
+        return f"{value:.0%} of a core at {beyond.load} sessions" if value is not None and value >= 0.85 else None
+
+    return rule
+
+
+def _model_slowed(beyond: ProbeResult, alone: ProbeResult) -> str | None:
+    before, after = alone.resources.model_ms, beyond.resources.model_ms
+    if not before or not after or after * _EFFICIENCY < before:
+        return None
+    return f"the model took {after:.0f} ms a turn at {beyond.load} sessions and {before:.0f} ms at {alone.load}"
+
+
+_RULES: Sequence[tuple[str, _Rule]] = (
+    ("tenant session cap", _refused("tenant_session_limit")),
+    ("user session cap", _refused("user_session_limit")),
+    ("token budget", _refused("budget_exhausted", "budget_impossible")),
+    ("model", _refused("model_error", "rate_limited")),
+    ("max_sessions", _at_limit("resident sessions", "sessions", "sessions_max")),
+    ("max_busy", _at_limit("busy turns", "busy", "busy_max")),
+    ("queue", _refused("queue_full", "queue_timeout", "refused")),
+    ("memory", _at_limit("memory", "memory_bytes", "memory_max_bytes", 0.95)),
+    ("descriptors", _at_limit("descriptors", "fds", "fds_max", 0.95)),
+    ("CPU of the load generator", _cpu("generator_cpu")),
+    ("CPU of the service", _cpu("service_cpu")),
+    ("model", _model_slowed),
+)

@@ -1,0 +1,116 @@
+"""Tells a leak from a warm-up: robust slopes with confidence, and plateaus over waves.
+
+Memory is not given back after a session closes (the allocator keeps its arenas), so "back to the start" is the wrong
+question. What matters is whether it still grows, turn by turn, once it is warm. Pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Slope", "WaveLeak", "memory_slope", "theil_sen", "wave_floors", "wave_leak"]
+
+#: One-sided 97.5 % of the normal distribution: the interval is a 95 % one.
+_Z = 1.96
+#: More points cost quadratic time and say no more: neighbours half a second apart move together.
+_POINTS_MAX = 60
+_POINTS_MIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """Growth per unit of x, with its 95 % interval."""
+
+    slope: float
+    low: float
+    high: float
+    points: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether chance is no explanation."""
+        return self.low > 0
+
+
+def theil_sen(points: Sequence[tuple[float, float]]) -> Slope | None:
+    """The median of all pairwise slopes and Sen's interval (1968); None with fewer than three distinct x.
+
+    Up to 29 % of the points may be wild without moving it: a garbage collection or a burst of sessions does not.
+    """
+    slopes = sorted(
+        (y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :] if x2 != x1
+    )
+    if len(slopes) < 3:
+        return None
+    n = len(points)
+    spread = _Z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low = max(0, math.floor((len(slopes) - spread) / 2))
+    high = min(len(slopes) - 1, math.ceil((len(slopes) + spread) / 2))
+    return Slope(statistics.median(slopes), slopes[low], slopes[high], n)
+
+
+def memory_slope(points: Sequence[tuple[float, float]], *, warm_share: float = 0.4) -> Slope | None:
+    """Bytes per turn after the warm-up, from (turns done, bytes) pairs in time order.
+
+    The first `warm_share` of the *turns* is left out, and the growth must hold in both halves of what remains:
+    a warm-up that has not quite ended slows down, a leak does not. Where it slows below the interval of the whole,
+    the slope of the later half is given.
+    """
+    if not points:
+        return None
+    first, last = points[0][0], points[-1][0]
+    warm = [point for point in points if point[0] >= first + warm_share * (last - first)]
+    if len(warm) < _POINTS_MIN or warm[-1][0] <= warm[0][0]:
+        return None
+    whole = theil_sen(_thin(warm))
+    later = theil_sen(_thin(warm[len(warm) // 2 :]))
+    if whole is None or later is None or later.high >= whole.low:
+        return whole
+    return later
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Medians of equal groups."""
+    size = max(1, math.ceil(len(points) / _POINTS_MAX))
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(statistics.median(x for x, _ in group), statistics.median(y for _, y in group)) for group in groups]
+
+
+@dataclass(frozen=True, slots=True)
+class WaveLeak:
+    """What a count (descriptors, children, threads) leaves behind from wave to wave."""
+
+    #: The quiet level after each wave.
+    floors: tuple[int, ...]
+    #: Growth after the first wave, which pays for the warm-up; 0 where it is on a plateau.
+    leaked: int
+
+
+def wave_floors(samples: Sequence[tuple[float, int]], rests: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    """The lowest value within each rest, from (time, value) pairs; rests without samples are left out."""
+    floors = []
+    for start_s, end_s in rests:
+        inside = [value for at_s, value in samples if start_s <= at_s < end_s]
+        if inside:
+            floors.append(min(inside))
+    return tuple(floors)
+
+
+def wave_leak(floors: Sequence[int]) -> WaveLeak:
+    """A leak grows with most waves; a warm-up stops after the first one or two.
+
+    With three floors or more, the growth counts only where at least two of three steps after the first wave go up.
+    With two, there is one step, which counts.
+    """
+    if len(floors) < 2:
+        return WaveLeak(tuple(floors), 0)
+    # From four floors on, the second wave is warm-up too.
+    settled = list(floors[1:] if len(floors) > 3 else floors)
+    steps = [after - before for before, after in itertools.pairwise(settled)]
+    rising = sum(step > 0 for step in steps)
+    leaked = settled[-1] - settled[0] if rising * 3 >= len(steps) * 2 else 0
+    return WaveLeak(tuple(floors), max(0, leaked))

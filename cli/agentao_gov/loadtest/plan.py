@@ -1,0 +1,231 @@
+"""The plan of a load test: everything the generator has to know, as one value that survives a trip through JSON.
+
+`turns_of` unfolds an open-loop stream into its turns, each with its intended start. It is pure and seeded: the command
+counts from it in a dry run, and each worker plays its own share of the very same list.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentao_gov.loadtest.arrivals import Process, Segment, Shape, expected_count, schedule
+from agentao_gov.loadtest.tasks import Pace, TurnShape, draw_session, prompt_of
+
+__all__ = ["Estimate", "LoadPlan", "Phase", "SessionDraw", "Stream", "TurnPlan", "draw", "estimate", "turns_of"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stream(_Value):
+    """One kind of load within a phase: who, in which loop, how much."""
+
+    name: str = "load"
+    #: `open`: turns start when the schedule says. `closed`: sessions that think between turns.
+    loop: Literal["open", "closed"]
+    #: Turns per second (open) or sessions (closed) over time.
+    segments: tuple[Segment, ...]
+    process: Process = "poisson"
+    tenants: tuple[str, ...] = ("default",)
+    #: Profile and weight.
+    mix: dict[str, float] = {"qa": 1.0}
+    #: Open loop: at most so many sessions take turns; None: as many as the schedule needs.
+    population: int | None = None
+    #: Closed loop: sessions started per second; None: all within a tenth of the phase.
+    spawn_rate: float | None = None
+
+
+class Phase(_Value):
+    """A stretch of load that is measured as one: a whole run, or one probe of a capacity search."""
+
+    index: int = 0
+    label: str = "load"
+    duration_s: float
+    #: After the last start, how long turns in flight may take before they count as unfinished.
+    drain_s: float
+    streams: tuple[Stream, ...]
+    #: Wall time of the phase's second 0; workers align on it.
+    start_epoch: float = 0.0
+
+
+class LoadPlan(_Value):
+    """What does not change between phases."""
+
+    run_id: str
+    target: str
+    #: `native`: `POST /v1/sessions/{id}/turns` as an event stream. `openai`: `POST /v1/chat/completions`, streaming.
+    api: Literal["native", "openai"] = "native"
+    shape: Shape = "constant"
+    seed: int = 0
+    #: Task of each profile, which decides its distributions.
+    tasks: dict[str, str] = {}
+    #: A tool each profile allows, for tool loops; None: no tool loops.
+    tools: dict[str, str | None] = {}
+    #: Seconds after which the client gives a turn up, by profile.
+    timeouts_s: dict[str, float] = {}
+    default_timeout_s: float = 120.0
+    #: Whether prompts carry instructions for the simulated model.
+    directives: bool = True
+    first_token_s: float = 0.2
+    per_token_s: float = 0.005
+    turns_per_session: int | None = None
+    think_scale: float = 1.0
+    workers: int = 1
+    #: Upper bounds of the whole run; the generator starts nothing beyond.
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    #: Sessions are deleted at the target when a phase is over.
+    delete_sessions: bool = True
+    #: A file of recorded turns to play instead of drawing sessions.
+    replay: str | None = None
+    replay_speed: float = Field(default=1.0, gt=0)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the simulated model is told to be."""
+        return Pace(self.first_token_s, self.per_token_s)
+
+    def timeout_s(self, profile: str) -> float:
+        """How long the client waits for a turn of this profile."""
+        return self.timeouts_s.get(profile, self.default_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDraw:
+    """One session to be: who talks, and what the turns are."""
+
+    id: str
+    number: int
+    tenant: str
+    user: str
+    profile: str
+    turns: tuple[TurnShape, ...]
+
+    def message(self, plan: LoadPlan, index: int) -> str:
+        """What the `index`-th turn says."""
+        tool = plan.tools.get(self.profile, "glob")
+        label = f"{self.profile} session {self.number} turn {index + 1}"
+        return prompt_of(self.turns[index], label, directive=plan.directives, pace=plan.pace, tool=tool)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPlan:
+    """One turn with its intended start, seconds since the phase's start."""
+
+    intended_s: float
+    session: SessionDraw
+    index: int
+
+
+def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDraw:
+    """The `number`-th session of a stream: the same for the same seed, whichever worker asks."""
+    rng = random.Random(f"session:{plan.seed}:{phase.index}:{stream.name}:{number}")  # noqa: S311
+    profile = rng.choices(list(stream.mix), list(stream.mix.values()))[0]
+    shapes = draw_session(
+        plan.tasks.get(profile, profile), rng, turns=plan.turns_per_session, think_scale=plan.think_scale
+    )
+    return SessionDraw(
+        id=f"lt-{plan.run_id}-{phase.index}-{stream.name}-{number}",
+        number=number,
+        tenant=stream.tenants[number % len(stream.tenants)],
+        # One user a session: a cap per user is the checklist's business, not the load's.
+        user=f"lt-user-{number}",
+        profile=profile,
+        turns=shapes,
+    )
+
+
+def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:
+    """An open-loop stream's turns in the order of their intended starts.
+
+    Each arrival goes to the session that has waited longest since it became ready (its pause is over); where none is
+    ready a new session starts, unless the population is complete: then the one that is ready next is taken early.
+    """
+    ready: list[tuple[float, int, SessionDraw, int]] = []
+    born = 0
+    seed = hash_seed(plan.seed, phase.index, stream.name)
+    for at_s in schedule(stream.segments, seed=seed, process=stream.process):
+        full = stream.population is not None and len(ready) >= stream.population
+        if ready and (ready[0][0] <= at_s or full):
+            _, _, session, index = heapq.heappop(ready)
+        else:
+            session, index = draw(plan, phase, stream, born), 0
+            born += 1
+        yield TurnPlan(at_s, session, index)
+        if index + 1 < len(session.turns):
+            turn = session.turns[index]
+            free_s = at_s + turn.nominal_s(plan.pace) + turn.think_s
+            heapq.heappush(ready, (free_s, session.number, session, index + 1))
+
+
+def hash_seed(*parts: object) -> int:
+    """A seed from parts that is the same in every process, unlike `hash`."""
+    return random.Random(":".join(map(str, parts))).getrandbits(48)  # noqa: S311
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a plan should come to."""
+
+    duration_s: float = 0.0
+    turns: int = 0
+    sessions: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    llm_calls: int = 0
+    turns_by_profile: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def cost(self, price_prompt: float, price_completion: float) -> float:
+        """The bill, prices per million tokens."""
+        return (self.prompt_tokens * price_prompt + self.completion_tokens * price_completion) / 1e6
+
+
+def estimate(plan: LoadPlan, phases: Sequence[Phase]) -> Estimate:
+    """Expected turns, tokens and calls: counted from the schedule where there is one, computed for a closed loop."""
+    total = Estimate(duration_s=sum(phase.duration_s for phase in phases))
+    for phase in phases:
+        for stream in phase.streams:
+            turns = turns_of(plan, phase, stream) if stream.loop == "open" else _closed_turns(plan, phase, stream)
+            sessions = set()
+            for turn in turns:
+                _count(total, turn)
+                sessions.add(turn.session.number)
+            total.sessions += len(sessions)
+    return total
+
+
+def _count(total: Estimate, turn: TurnPlan) -> None:
+    shape = turn.session.turns[turn.index]
+    prompt, completion = shape.expected_tokens(turn.index)
+    total.turns += 1
+    total.prompt_tokens += prompt
+    total.completion_tokens += completion
+    total.llm_calls += shape.llm_calls
+    by_profile = total.turns_by_profile
+    by_profile[turn.session.profile] = by_profile.get(turn.session.profile, 0) + 1
+
+
+def _closed_turns(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:
+    """About the turns a closed loop will have: session-seconds filled with nominal turns and pauses."""
+    budget_s = expected_count(stream.segments)
+    number = 0
+    while budget_s > 0:
+        session = draw(plan, phase, stream, number)
+        for index, turn in enumerate(session.turns):
+            if budget_s <= 0:
+                break
+            yield TurnPlan(0.0, session, index)
+            budget_s -= max(0.001, turn.nominal_s(plan.pace) + turn.think_s)
+        number += 1

@@ -1,0 +1,208 @@
+"""The raw record of a load test: one JSON line for each turn that was started and for each that ended.
+
+Two lines a turn, because a generator that dies must not take its unfinished turns with it: whatever began and never
+ended counts as *unfinished*. Every figure of the report is derived from these lines and can be derived again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+__all__ = ["CAPACITY_OUTCOMES", "Beat", "Begin", "Status", "Tally", "TurnSample", "classify", "parse_line", "tally_of"]
+
+
+class Status(StrEnum):
+    """How a turn ended, seen from the client. Every started turn ends in exactly one of these."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    UNFINISHED = "unfinished"
+
+
+#: Outcomes that say "no room now": refusals, not errors.
+CAPACITY_OUTCOMES = frozenset(
+    {
+        "refused",
+        "tenant_session_limit",
+        "user_session_limit",
+        "queue_full",
+        "queue_timeout",
+        "budget_exhausted",
+        "budget_impossible",
+        "draining",
+        "shutdown",
+        "rate_limited",
+    }
+)
+# Spelled out, not imported: the governor's package loads agentao, which must never be in a gevent process.
+# `tests/loadtest/test_samples.py` holds these words against the governor's own list.
+_ANSWERED, _CANCELLED = "answered", "cancelled"
+_TIMEOUTS = frozenset({"turn_timeout", "stuck", "client_timeout"})
+
+
+def classify(outcome: str) -> Status:
+    """The status of a turn that ended with this outcome or error code."""
+    if outcome == _ANSWERED:
+        return Status.ANSWERED
+    if outcome in _TIMEOUTS:
+        return Status.TIMED_OUT
+    if outcome == _CANCELLED:
+        return Status.CANCELLED
+    return Status.UNFINISHED if outcome == Status.UNFINISHED else Status.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A turn is about to be sent. Times are seconds since the phase's start."""
+
+    id: str
+    phase: int
+    session: str
+    profile: str
+    tenant: str
+    intended_s: float
+    sent_s: float
+
+    def to_line(self) -> str:
+        """The record on one line."""
+        return json.dumps({"t": "begin", **asdict(self)}, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSample:
+    """One turn, from its intended start to its end. Durations are integers of microseconds."""
+
+    id: str
+    phase: int
+    worker: int
+    session: str
+    profile: str
+    tenant: str
+    intended_s: float
+    sent_s: float
+    #: From the intended start: what a user waited. Holds the wait for the session's own earlier turn.
+    latency_us: int
+    #: From the send: what the service took.
+    service_us: int
+    #: How late the generator was, after the session was free and the intended start had come.
+    late_us: int
+    outcome: str
+    http_status: int = 0
+    #: From the send to the first text; None where no text came.
+    first_token_us: int | None = None
+    #: Mean and longest gap between texts; None with fewer than two.
+    gap_mean_us: int | None = None
+    gap_max_us: int | None = None
+    queue_us: int | None = None
+    #: The service's own word on how long the model and the tools took.
+    model_us: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    llm_calls: int = 0
+    tool_calls: int = 0
+    retry_after_s: float | None = None
+    #: Kept short, for people.
+    error: str = ""
+
+    @property
+    def status(self) -> Status:
+        """What the turn counts as."""
+        return classify(self.outcome)
+
+    @property
+    def ended_s(self) -> float:
+        """When it ended, seconds since the phase's start."""
+        return self.sent_s + self.service_us / 1e6
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_line(self) -> str:
+        """The record on one line."""
+        return json.dumps({"t": "turn", **asdict(self)}, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The generator is alive, and how well: written several times a second."""
+
+    phase: int
+    worker: int
+    at_s: float
+    in_flight: int
+    started: int
+    #: How late the generator's event loop ran, each measurement in microseconds.
+    lags_us: tuple[int, ...] = ()
+    cpu_ratio: float = 0.0
+
+    def to_line(self) -> str:
+        """The record on one line."""
+        return json.dumps({"t": "beat", **asdict(self)}, separators=(",", ":"))
+
+
+def parse_line(line: str) -> Begin | TurnSample | Beat | dict[str, Any] | None:
+    """One line back into its record. Other JSON objects come back as they are; a torn line is None."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(data, dict):
+        return None
+    kind = data.get("t")
+    body = {name: value for name, value in data.items() if name != "t"}
+    try:
+        if kind == "turn":
+            return TurnSample(**body)
+        if kind == "begin":
+            return Begin(**body)
+        if kind == "beat":
+            return Beat(**{**body, "lags_us": tuple(body.get("lags_us", ()))})
+    except TypeError:
+        return None
+    return data
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many turns started and how each ended: the books that must balance."""
+
+    started: int = 0
+    by_status: Counter[str] = field(default_factory=Counter)
+    by_outcome: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every started turn has exactly one end."""
+        return self.started == sum(self.by_status.values()) == sum(self.by_outcome.values())
+
+    def count(self, sample: TurnSample) -> Self:
+        """Books one turn."""
+        self.started += 1
+        self.by_status[sample.status.value] += 1
+        self.by_outcome[sample.outcome] += 1
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report: every status, also those that did not happen."""
+        return {
+            "attempted": self.started,
+            **{status.value: self.by_status.get(status.value, 0) for status in Status},
+            "by_outcome": dict(sorted(self.by_outcome.items())),
+        }
+
+
+def tally_of(samples: Iterable[TurnSample]) -> Tally:
+    """The books of these turns."""
+    tally = Tally()
+    for sample in samples:
+        tally.count(sample)
+    return tally
