@@ -298,7 +298,7 @@ def _stream(
     steps.append(Step(delay, b"".join(first)))
     for index, (text, tokens) in enumerate(text_chunks(answer.tokens, timing.chunk_tokens())):
         delay = timing.for_tokens(tokens) if index else 0.0
-        steps.append(Step(delay, stream.delta({"content": text}, usage=every), tokens))
+        steps.append(Step(delay, stream.text(text, every), tokens))
         if "comments" in quirks:
             steps.append(Step(0.0, stream.comment()))
     for index, (name, arguments) in enumerate(answer.calls):

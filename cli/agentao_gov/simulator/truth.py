@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,7 +28,8 @@ def key_id(api_key: str) -> str:
     return hashlib.sha256(api_key.encode("utf-8", "replace")).hexdigest()[:12] if api_key else "none"
 
 
-class Tally(BaseModel):
+@dataclass(slots=True)
+class Tally:
     """Sums over requests. `prompt_tokens` + `completion_tokens` is what the provider would bill."""
 
     calls: int = 0
@@ -47,7 +49,8 @@ class Tally(BaseModel):
         return self.prompt_tokens + self.completion_tokens
 
 
-class RequestRecord(BaseModel):
+@dataclass(slots=True)
+class RequestRecord:
     """One request. Times are seconds since the epoch."""
 
     number: int
@@ -64,7 +67,7 @@ class RequestRecord(BaseModel):
     tools: int = 0
     round: int = 0
     is_summary: bool = False
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = field(default_factory=dict)
     status: int = 200
     fault: str | None = None
     finish_reason: str | None = None
@@ -109,7 +112,7 @@ class GroundTruth:
 
     def begin(self, request: ChatRequest, plan: Plan, now: float) -> RequestRecord:
         """Books an arrival."""
-        record = RequestRecord.model_construct(
+        record = RequestRecord(
             number=self.total.calls + 1,
             model=request.model,
             api_key=key_id(request.api_key),
@@ -168,11 +171,11 @@ class GroundTruth:
     def snapshot(self, *, queued: int, held: int, requests: bool) -> dict[str, Any]:
         """Everything as JSON-ready values, in the shape of `Truth`."""
         return {
-            "total": self.total.model_dump(),
-            **{f"by_{name}": {k: t.model_dump() for k, t in group.items()} for name, group in self._by.items()},
+            "total": asdict(self.total),
+            **{f"by_{name}": {k: asdict(t) for k, t in group.items()} for name, group in self._by.items()},
             "queued": queued,
             "held": held,
-            "requests": [record.model_dump() for record in self._records] if requests else [],
+            "requests": [asdict(record) for record in self._records] if requests else [],
         }
 
     def _tallies(self, record: RequestRecord) -> Iterable[Tally]:

@@ -6,6 +6,7 @@ import codecs
 import json
 import time
 from collections.abc import Iterator, Sequence
+from json.encoder import encode_basestring
 from typing import Any
 
 __all__ = ["Stream", "completion_body", "error_body", "text_chunks"]
@@ -42,6 +43,11 @@ class Stream:
     ) -> bytes:
         """One change of the message."""
         choice = _compact({"index": 0, "delta": delta, "finish_reason": finish_reason})
+        return self._event(choice, usage)
+
+    def text(self, text: str, usage: dict[str, Any] | None = None) -> bytes:
+        """A piece of text; most events are one, so it is written without building a mapping."""
+        choice = f'{{"index":0,"delta":{{"content":{encode_basestring(text)}}},"finish_reason":null}}'
         return self._event(choice, usage)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
