@@ -18,6 +18,7 @@ _READ = re.compile(
     r"[^\n]{0,80}?(?P<path>(?:[\w.~-]*/)*[\w-]+\.[A-Za-z]\w{0,7})\b",
     re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"^ *\d+\t(.+)$", re.MULTILINE)
 _QUOTED_CHARS = 160
 _FILLER = (
     " The answer goes on for as long as the script says, one plain sentence after another,"
@@ -110,9 +111,10 @@ def _quote(text: str) -> str:
 
 
 def _about_tool(request: ChatRequest, result: str) -> str:
-    lines = [line for line in result.splitlines() if line.strip()]
+    # agentao numbers a file's lines and puts a head before them.
+    lines = _NUMBERED.findall(result) or [line for line in result.splitlines() if line.strip()]
     head = _quote(lines[0]) if lines else "nothing"
     return (
-        f"You asked: {_quote(request.question)}. The tool answered with {len(lines)} lines that begin with {head}."
+        f"You asked: {_quote(request.question)}. The tool answered with {len(lines)} line(s), beginning with {head}."
         " That is all the simulated model can say about it."
     )

@@ -359,7 +359,11 @@ def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
             steps[at] = Step(late.delay_s + fault.seconds, late.data, late.tokens)
         return
     stream = Stream("chatcmpl-sim", request.model)
+    whole = steps[0] if not plan.chunked else None
     del steps[at:]
+    if whole is not None:
+        # An answer in one piece breaks in its middle; what is not complete was not produced.
+        steps.append(Step(whole.delay_s, whole.data[: len(whole.data) // 2]))
     match fault.kind:
         case "stall":
             plan.end = "silence"
