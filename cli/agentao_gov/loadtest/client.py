@@ -1,0 +1,178 @@
+"""One turn over HTTP from inside the generator's gevent process, timed where the bytes arrive.
+
+Only the Locust process imports this module: geventhttpclient's `readline` gives each event the moment it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+import gevent
+from geventhttpclient import HTTPClient
+from geventhttpclient._parser import HTTPParseError
+
+from agentao_gov.loadtest.sse import StreamReader
+
+__all__ = ["TurnClient", "TurnResult"]
+
+_CONNECTIONS_MAX = 20_000
+_CONNECT_TIMEOUT_S = 10.0
+_BLOCK_BYTES = 16 * 1024
+_ERROR_BODY_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class TurnResult:
+    """What the client saw of one turn. Durations are microseconds since the send."""
+
+    outcome: str
+    service_us: int = 0
+    http_status: int = 0
+    first_token_us: int | None = None
+    gap_mean_us: int | None = None
+    gap_max_us: int | None = None
+    queue_us: int | None = None
+    model_us: int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    llm_calls: int = 0
+    tool_calls: int = 0
+    retry_after_s: float | None = None
+    error: str = ""
+
+
+class TurnClient:
+    """Talks to one target. Greenlet-safe: each request takes a connection of the pool."""
+
+    def __init__(self, target: str, *, keys: Mapping[str, str], api: Literal["native", "openai"] = "native") -> None:
+        self._api = api
+        self._keys = dict(keys)
+        self._prefix = urlsplit(target).path.rstrip("/").removesuffix("/v1")
+        self._http = HTTPClient.from_url(
+            target,
+            concurrency=_CONNECTIONS_MAX,
+            connection_timeout=_CONNECT_TIMEOUT_S,
+            # Turns have their own time limit around everything; a limit per read would cut quiet tools short.
+            network_timeout=None,
+            block_size=_BLOCK_BYTES,
+        )
+
+    def turn(self, *, session: str, tenant: str, user: str, profile: str, message: str, timeout_s: float) -> TurnResult:
+        """Sends one turn and reads its stream to the end. Never raises but for the greenlet's own death."""
+        path, body = self._request(session, user, profile, message)
+        headers = self._headers(tenant, session) | {"Accept": "text/event-stream"}
+        response = None
+        start = time.perf_counter_ns()
+        try:
+            with gevent.Timeout(timeout_s):
+                response = self._http.request("POST", path, body, headers)
+                result = self._read(response, start)
+        except gevent.Timeout:
+            result = TurnResult("client_timeout", error=f"no end within {timeout_s:g} s")
+        except (HTTPParseError, OSError, ValueError) as error:
+            result = TurnResult("connection_error", error=f"{type(error).__name__}: {error}"[:200])
+        finally:
+            # An unread connection must not go back to the pool; closing it also tells the service we are gone.
+            if response is not None:
+                response.release()
+        result.service_us = (time.perf_counter_ns() - start) // 1000
+        return result
+
+    def delete(self, session: str, tenant: str, *, timeout_s: float = 5.0) -> bool:
+        """Removes a session at the target; whether it is gone."""
+        try:
+            with gevent.Timeout(timeout_s):
+                path = f"{self._prefix}/v1/sessions/{quote(session, safe='')}"
+                response = self._http.request("DELETE", path, headers=self._headers(tenant, session))
+                response.read()
+        except (gevent.Timeout, HTTPParseError, OSError):
+            return False
+        return response.status_code in (200, 202, 204, 404)
+
+    def close(self) -> None:
+        """Closes idle connections."""
+        self._http.close()
+
+    def _request(self, session: str, user: str, profile: str, message: str) -> tuple[str, bytes]:
+        if self._api == "native":
+            path = f"{self._prefix}/v1/sessions/{quote(session, safe='')}/turns"
+            body: dict[str, Any] = {"message": message, "profile": profile, "user": user}
+        else:
+            path = f"{self._prefix}/v1/chat/completions"
+            body = {
+                "model": profile,
+                "user": user,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+                "messages": [{"role": "user", "content": message}],
+            }
+        return path, json.dumps(body).encode()
+
+    def _headers(self, tenant: str, session: str) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "X-Session-Id": session}
+        if key := self._keys.get(tenant):
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
+
+    def _read(self, response: Any, start: int) -> TurnResult:
+        status = int(response.status_code)
+        if status != 200:
+            return _refusal(response, status)
+        if "event-stream" not in str(response.get("content-type", "")):
+            return _report_result(json.loads(response.read()), status)
+        reader = StreamReader(self._api)
+        while line := response.readline(b"\n"):
+            reader.line(line, (time.perf_counter_ns() - start) // 1000)
+        if rest := response.read():
+            # A last line without its end.
+            reader.line(rest, (time.perf_counter_ns() - start) // 1000)
+        result = _report_result(reader.report or {}, status, usage=reader.usage)
+        result.outcome = reader.outcome
+        result.first_token_us = reader.first_text_us
+        result.gap_mean_us, result.gap_max_us = reader.gap_mean_us, reader.gap_max_us
+        return result
+
+
+def _refusal(response: Any, status: int) -> TurnResult:
+    raw = response.read(_ERROR_BODY_BYTES) if response.content_length is None else response.read()
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = {}
+    body = body if isinstance(body, dict) else {}
+    report = body.get("agentao_gov")
+    result = _report_result(report if isinstance(report, dict) else {}, status)
+    error = body.get("error")
+    error = error if isinstance(error, dict) else {}
+    fallback = "rate_limited" if status == 429 else f"http_{status}"
+    known = isinstance(report, dict) and report.get("outcome")
+    code = str(known or error.get("code") or fallback)
+    result.outcome = "rate_limited" if status == 429 and code == "rate_limit_exceeded" else code
+    result.error = str(error.get("message", ""))[:200]
+    try:
+        result.retry_after_s = float(str(response.get("retry-after")))
+    except ValueError:
+        result.retry_after_s = None
+    return result
+
+
+def _report_result(report: dict[str, Any], status: int, *, usage: dict[str, Any] | None = None) -> TurnResult:
+    timing = report.get("timing_ms") or {}
+    used = report.get("usage") or usage or {}
+    queued, model = timing.get("queued"), timing.get("model")
+    return TurnResult(
+        outcome=str(report.get("outcome", "incomplete")),
+        http_status=status,
+        queue_us=None if queued is None else int(queued * 1000),
+        model_us=None if model is None else int(model * 1000),
+        prompt_tokens=int(used.get("prompt_tokens") or 0),
+        completion_tokens=int(used.get("completion_tokens") or 0),
+        llm_calls=int(used.get("llm_calls") or 0),
+        tool_calls=len(report.get("tool_calls") or ()),
+        error=str(report.get("detail") or "")[:200],
+    )

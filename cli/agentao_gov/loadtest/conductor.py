@@ -1,0 +1,314 @@
+"""Plays phases of a plan inside the generator's gevent process: sends turns when they are due and writes samples.
+
+Open loop: one greenlet walks the schedule and starts each turn at its intended time, whether or not earlier ones have
+come back; a turn whose session is still busy waits for it, and the wait counts in its latency. Closed loop: one
+greenlet a session, which pauses between turns. Only the Locust process imports this module.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import gevent
+from gevent.pool import Pool
+
+from agentao_gov.loadtest.arrivals import level_at
+from agentao_gov.loadtest.client import TurnClient, TurnResult
+from agentao_gov.loadtest.plan import LoadPlan, Phase, SessionDraw, Stream, TurnPlan, draw, turns_of
+from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, Beat, Begin, TurnSample
+
+__all__ = ["Conductor"]
+
+_LAG_PROBE_S = 0.02
+_BEAT_S = 0.25
+_BACKOFF_S = 0.25
+_BACKOFF_MAX_S = 2.0
+_DELETE_PARALLEL = 16
+_DELETE_S = 15.0
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One session's turns, one at a time. Owned by the event loop: no lock, no yield between test and set."""
+
+    session: SessionDraw
+    #: True from the start of a turn to its end.
+    busy: bool = False
+    #: When the last turn ended, seconds since the phase's start.
+    free_s: float = 0.0
+    #: Turns that are due but wait for the session.
+    waiting: collections.deque[TurnPlan] = field(default_factory=collections.deque)
+
+
+class Conductor:
+    """One worker's share of the load. Session `n` belongs to worker `n mod workers`, whatever the worker count does."""
+
+    def __init__(
+        self,
+        plan: LoadPlan,
+        client: TurnClient,
+        emit: Callable[[str], None],
+        *,
+        worker: int = 0,
+        on_sample: Callable[[TurnSample], None] = lambda _sample: None,
+    ) -> None:
+        self._plan = plan
+        self._client = client
+        self._emit = emit
+        self._worker = worker
+        self._on_sample = on_sample
+        self._phase: Phase | None = None
+        self._origin = 0.0
+        self._greenlets: set[gevent.Greenlet] = set()
+        self._started = 0
+        self._tokens = 0
+        self._in_flight = 0
+        self._serial = 0
+        self._stopping = False
+        self._sessions: dict[str, str] = {}
+
+    def play(self, phase: Phase) -> None:
+        """Plays one phase to its end: starts, then waits for what is in flight, then deletes its sessions."""
+        self._phase = phase
+        self._origin = time.monotonic() + (phase.start_epoch - time.time())
+        self._sessions = {}
+        beat = gevent.spawn(self._beat)
+        players = [
+            gevent.spawn(self._play_open if stream.loop == "open" else self._play_closed, stream)
+            for stream in phase.streams
+        ]
+        gevent.joinall(players, raise_error=True)
+        self._drain(phase.drain_s)
+        if self._plan.delete_sessions and self._plan.api == "native":
+            self._delete_sessions()
+        beat.kill()
+        self._write_beat([])
+
+    def stop(self) -> None:
+        """Starts nothing more; what is in flight gets the drain."""
+        self._stopping = True
+
+    # -- open loop -----------------------------------------------------------------------------------------------
+
+    def _play_open(self, stream: Stream) -> None:
+        assert self._phase is not None
+        lanes: dict[str, _Lane] = {}
+        for turn in turns_of(self._plan, self._phase, stream):
+            if turn.session.number % self._plan.workers != self._worker:
+                continue
+            self._sleep_until(turn.intended_s)
+            if self._must_stop():
+                break
+            lane = lanes.setdefault(turn.session.id, _Lane(turn.session))
+            if lane.busy:
+                lane.waiting.append(turn)
+            else:
+                lane.busy = True
+                self._spawn(self._run_lane, lane, turn)
+            if turn.index + 1 == len(turn.session.turns):
+                lanes.pop(turn.session.id)
+
+    def _run_lane(self, lane: _Lane, turn: TurnPlan) -> None:
+        """A turn, and whatever became due meanwhile. When killed, books all of it as unfinished."""
+        current: TurnPlan | None = turn
+        try:
+            while current is not None:
+                self._run_turn(current, lane.free_s)
+                lane.free_s = self._now_s()
+                current = lane.waiting.popleft() if lane.waiting else None
+        except gevent.GreenletExit:
+            for waiting in lane.waiting:
+                self._never_sent(waiting)
+        finally:
+            lane.busy = False
+
+    def _never_sent(self, turn: TurnPlan) -> None:
+        now = self._now_s()
+        begin = self._begin(turn, now)
+        self._end(turn, begin, now, TurnResult("unfinished", error="its session was busy to the end"), late_s=0.0)
+
+    # -- closed loop ---------------------------------------------------------------------------------------------
+
+    def _play_closed(self, stream: Stream) -> None:
+        assert self._phase is not None
+        slots = max(1, int(max(max(part.level_start, part.level_end) for part in stream.segments)))
+        rate = stream.spawn_rate or slots / max(0.001, min(10.0, self._phase.duration_s / 10))
+        loops = [
+            gevent.spawn(self._run_slot, stream, slot, slots, slot / rate)
+            for slot in range(slots)
+            if slot % self._plan.workers == self._worker
+        ]
+        self._greenlets.update(loops)
+        self._sleep_until(self._phase.duration_s)
+        # The slots stop by themselves at the end; the drain waits for their last turns.
+
+    def _run_slot(self, stream: Stream, slot: int, slots: int, start_s: float) -> None:
+        assert self._phase is not None
+        end_s = self._phase.duration_s
+        due_s, round_index = start_s, 0
+        while due_s < end_s and not self._must_stop():
+            session = draw(self._plan, self._phase, stream, slot + round_index * slots)
+            round_index += 1
+            for index in range(len(session.turns)):
+                due_s = self._next_active(stream, slot, due_s)
+                if due_s >= end_s:
+                    return
+                self._sleep_until(due_s)
+                if self._must_stop():
+                    return
+                result = self._run_turn(TurnPlan(due_s, session, index), 0.0)
+                due_s = self._now_s() + session.turns[index].think_s + _backoff_s(result)
+
+    def _next_active(self, stream: Stream, slot: int, at_s: float) -> float:
+        """The first time from `at_s` on at which the shape wants this slot."""
+        assert self._phase is not None
+        while at_s < self._phase.duration_s and level_at(stream.segments, at_s) <= slot:
+            at_s += 0.05
+        return at_s
+
+    # -- one turn ------------------------------------------------------------------------------------------------
+
+    def _run_turn(self, turn: TurnPlan, free_s: float) -> TurnResult:
+        sent_s = self._now_s()
+        begin = self._begin(turn, sent_s)
+        session = turn.session
+        self._in_flight += 1
+        self._sessions[session.id] = session.tenant
+        started = time.monotonic()
+        try:
+            result = self._client.turn(
+                session=session.id,
+                tenant=session.tenant,
+                user=session.user,
+                profile=session.profile,
+                message=session.message(self._plan, turn.index),
+                timeout_s=self._plan.timeout_s(session.profile),
+            )
+        except gevent.GreenletExit:
+            cut = TurnResult("unfinished", service_us=int((time.monotonic() - started) * 1e6))
+            self._end(turn, begin, sent_s, cut, late_s=sent_s - max(turn.intended_s, free_s))
+            raise
+        finally:
+            self._in_flight -= 1
+        self._end(turn, begin, sent_s, result, late_s=sent_s - max(turn.intended_s, free_s))
+        return result
+
+    def _begin(self, turn: TurnPlan, sent_s: float) -> Begin:
+        assert self._phase is not None
+        self._serial += 1
+        self._started += 1
+        session = turn.session
+        begin = Begin(
+            id=f"{self._phase.index}.{self._worker}.{self._serial}",
+            phase=self._phase.index,
+            session=session.id,
+            profile=session.profile,
+            tenant=session.tenant,
+            intended_s=round(turn.intended_s, 6),
+            sent_s=round(sent_s, 6),
+        )
+        self._emit(begin.to_line())
+        return begin
+
+    def _end(self, turn: TurnPlan, begin: Begin, sent_s: float, result: TurnResult, *, late_s: float) -> None:
+        waited_us = max(0, int((sent_s - turn.intended_s) * 1e6))
+        sample = TurnSample(
+            id=begin.id,
+            phase=begin.phase,
+            worker=self._worker,
+            session=begin.session,
+            profile=begin.profile,
+            tenant=begin.tenant,
+            intended_s=begin.intended_s,
+            sent_s=begin.sent_s,
+            latency_us=waited_us + result.service_us,
+            service_us=result.service_us,
+            late_us=max(0, int(late_s * 1e6)),
+            outcome=result.outcome,
+            http_status=result.http_status,
+            first_token_us=result.first_token_us,
+            gap_mean_us=result.gap_mean_us,
+            gap_max_us=result.gap_max_us,
+            queue_us=result.queue_us,
+            model_us=result.model_us,
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=result.completion_tokens,
+            llm_calls=result.llm_calls,
+            tool_calls=result.tool_calls,
+            retry_after_s=result.retry_after_s,
+            error=result.error,
+        )
+        self._tokens += sample.tokens
+        self._emit(sample.to_line())
+        self._on_sample(sample)
+
+    # -- the end, the clock and the pulse -------------------------------------------------------------------------
+
+    def _drain(self, drain_s: float) -> None:
+        gevent.joinall(list(self._greenlets), timeout=drain_s)
+        gevent.killall([greenlet for greenlet in self._greenlets if not greenlet.dead])
+        self._greenlets.clear()
+
+    def _delete_sessions(self) -> None:
+        pool = Pool(_DELETE_PARALLEL)
+        jobs = [pool.spawn(self._client.delete, name, tenant) for name, tenant in self._sessions.items()]
+        gevent.joinall(jobs, timeout=_DELETE_S)
+        pool.kill()
+
+    def _spawn(self, function: Callable[..., None], *args: object) -> None:
+        greenlet = gevent.spawn(function, *args)
+        self._greenlets.add(greenlet)
+        greenlet.link(self._greenlets.discard)
+
+    def _must_stop(self) -> bool:
+        """Whether to start nothing more: told to, or an upper bound is reached."""
+        plan = self._plan
+        over_turns = plan.max_turns is not None and self._started * plan.workers >= plan.max_turns
+        over_tokens = plan.max_tokens is not None and self._tokens * plan.workers >= plan.max_tokens
+        if (over_turns or over_tokens) and not self._stopping:
+            self._stopping = True
+            what = f"{plan.max_turns} turns" if over_turns else f"{plan.max_tokens} tokens"
+            self._emit(f'{{"t":"bound","reason":"the upper bound of {what} was reached"}}')
+        return self._stopping
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self._origin
+
+    def _sleep_until(self, at_s: float) -> None:
+        while (left := at_s - self._now_s()) > 0:
+            # In pieces, so that a stop is noticed.
+            gevent.sleep(min(left, 0.2))
+            if self._stopping:
+                return
+
+    def _beat(self) -> None:
+        lags: list[int] = []
+        last_beat = last_cpu = 0.0
+        while True:
+            before = time.monotonic()
+            gevent.sleep(_LAG_PROBE_S)
+            now = time.monotonic()
+            lags.append(max(0, int((now - before - _LAG_PROBE_S) * 1e6)))
+            if now - last_beat >= _BEAT_S:
+                cpu = time.process_time()
+                ratio = (cpu - last_cpu) / (now - last_beat) if last_beat else 0.0
+                self._write_beat(lags, ratio)
+                lags, last_beat, last_cpu = [], now, cpu
+
+    def _write_beat(self, lags: list[int], cpu_ratio: float = 0.0) -> None:
+        assert self._phase is not None
+        at_s = round(self._now_s(), 3)
+        beat = Beat(
+            self._phase.index, self._worker, at_s, self._in_flight, self._started, tuple(lags), round(cpu_ratio, 3)
+        )
+        self._emit(beat.to_line())
+
+
+def _backoff_s(result: TurnResult) -> float:
+    """A refused client waits as it was told, within reason; one that cannot connect waits too."""
+    if result.outcome in CAPACITY_OUTCOMES or result.outcome in ("connection_error", "model_error"):
+        return min(_BACKOFF_MAX_S, max(_BACKOFF_S, result.retry_after_s or 0.0))
+    return 0.0

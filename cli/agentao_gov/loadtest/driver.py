@@ -1,0 +1,215 @@
+"""Runs the generator: Locust in processes of its own, fed with phases, read line by line, and watched.
+
+Neither locust nor gevent is imported here: they patch the whole process, and agentao must never be in a patched one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from agentao_gov.errors import InternalError
+from agentao_gov.loadtest.plan import LoadPlan, Phase
+from agentao_gov.loadtest.recording import PhaseRecord, SampleFile
+from agentao_gov.resources import shipped
+
+__all__ = ["GeneratorDied", "LoadDriver"]
+
+#: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.
+_READY_S_MAX = 60.0
+#: The generator writes a beat every 0.25 s; one that is silent for so long is hung.
+_SILENCE_S_MAX = 15.0
+#: The phase's second 0 lies so far ahead that every worker has read it by then.
+_LEAD_S = 0.4
+_POLL_S = 0.1
+#: Deleting sessions at the end of a phase is bounded at 15 s in the conductor.
+_TAIL_S_MAX = 25.0
+_STOP_S = 3.0
+
+
+class GeneratorDied(InternalError):
+    """Raised when the load generator's process is gone or hung; carries what it said last."""
+
+
+class LoadDriver:
+    """One generator: a single Locust process, or a master with workers. Use as a context manager."""
+
+    def __init__(
+        self,
+        plan: LoadPlan,
+        folder: Path,
+        *,
+        keys: Mapping[str, str] | None = None,
+        web_port: int | None = None,
+        bind: str | None = None,
+        local_workers: bool = True,
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._keys = dict(keys or {})
+        self._web_port = web_port
+        self._bind = bind
+        self._local_workers = local_workers
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.file = SampleFile(folder / "samples.jsonl")
+        self._last_line = time.monotonic()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The generator's processes."""
+        return tuple(process.pid for process in self._processes)
+
+    def start(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Starts the processes and waits until every worker is there. Raises GeneratorDied."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / "plan.json").write_text(self._plan.model_dump_json())
+        (self._folder / "phases.jsonl").touch(mode=0o600)
+        distributed = self._plan.workers > 1 or self._bind is not None
+        if distributed:
+            port = free_port()
+            host = self._bind or "127.0.0.1"
+            expect = f"--expect-workers={self._plan.workers}"
+            self._spawn("--master", f"--master-bind-host={host}", f"--master-bind-port={port}", expect)
+            if self._local_workers:
+                for _ in range(self._plan.workers):
+                    self._spawn("--worker", "--master-host=127.0.0.1", f"--master-port={port}")
+        else:
+            self._spawn()
+        deadline = time.monotonic() + _READY_S_MAX if self._local_workers else float("inf")
+        while not self.file.ready and not should_stop():
+            self._check_alive()
+            if time.monotonic() > deadline:
+                raise GeneratorDied(f"It was not ready within {_READY_S_MAX:g} s. {self.last_words()}")
+            time.sleep(_POLL_S)
+            self._poll()
+
+    def run_phase(
+        self,
+        phase: Phase,
+        *,
+        on_tick: Callable[[PhaseRecord, float], None] = lambda _record, _at: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> PhaseRecord:
+        """Plays a phase to its end and returns its record; `started` is always fully booked, however it ends.
+
+        Raises GeneratorDied when a process is gone or silent; the record is closed and in `file` then.
+        `should_stop` ends the phase early: what is in flight is booked as unfinished.
+        """
+        start_epoch = time.time() + _LEAD_S
+        placed = phase.model_copy(update={"start_epoch": start_epoch})
+        with (self._folder / "phases.jsonl").open("a") as file:
+            file.write(placed.model_dump_json() + "\n")
+        record = self.file.phase(phase.index)
+        self._last_line = time.monotonic()
+        latest = time.monotonic() + _LEAD_S + phase.duration_s + phase.drain_s + _TAIL_S_MAX
+        try:
+            while len(record.ended) < self._plan.workers and not should_stop():
+                self._check_alive()
+                silence_s = time.monotonic() - self._last_line
+                if silence_s > _SILENCE_S_MAX or time.monotonic() > latest:
+                    raise GeneratorDied(f"It was silent for {silence_s:.0f} s. {self.last_words()}")
+                time.sleep(_POLL_S)
+                self._poll()
+                on_tick(record, time.time() - start_epoch)
+        finally:
+            self._poll()
+            record.close(time.time() - start_epoch)
+        return record
+
+    def finish(self) -> None:
+        """Lets the generator write its last words and end by itself."""
+        with (self._folder / "phases.jsonl").open("a") as file:
+            file.write('{"end": true}\n')
+        deadline = time.monotonic() + _STOP_S
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
+            time.sleep(0.05)
+        self._poll()
+
+    def close(self) -> None:
+        """Ends every process, by force where it does not listen."""
+        for process in self._processes:
+            self._signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._signal(process, signal.SIGKILL)
+                process.wait()
+        self._poll()
+
+    def last_words(self) -> str:
+        """The end of the generator's log, for an error message."""
+        try:
+            lines = (self._folder / "generator.log").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return " | ".join(lines[-3:])[-400:]
+
+    def __enter__(self) -> LoadDriver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _poll(self) -> None:
+        if self.file.poll():
+            self._last_line = time.monotonic()
+
+    def _check_alive(self) -> None:
+        for process in self._processes:
+            code = process.poll()
+            if code is not None and not self.file.remarks_of("locust"):
+                raise GeneratorDied(f"A process ended with {code}. {self.last_words()}")
+
+    def _spawn(self, *options: str) -> None:
+        command = [sys.executable, "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py")]
+        command += ["--host", self._plan.target, "-u", str(self._plan.workers), "-r", str(self._plan.workers)]
+        if "--worker" not in options:
+            command += ["--exit-code-on-error", "0", *self._view()]
+        with (self._folder / "generator.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603  our own interpreter and suite
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                # A Ctrl-C at the terminal is for the command, which ends the generator in order.
+                start_new_session=True,
+            )
+        self._processes.append(process)
+
+    def _view(self) -> list[str]:
+        if self._web_port is None:
+            return ["--headless", "--only-summary"]
+        return ["--autostart", "--web-host", "127.0.0.1", "--web-port", str(self._web_port)]
+
+    def _environment(self) -> dict[str, str]:
+        own = {
+            "AGENTAO_GOV_LOADTEST": str(self._folder),
+            "AGENTAO_GOV_LOADTEST_KEYS": json.dumps(self._keys),
+            "AGENTAO_GOV_LOADTEST_PARENT": str(os.getpid()),
+        }
+        # Locust reads LOCUST_* from the environment: the caller's must not change this run.
+        return {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")} | own
+
+    @staticmethod
+    def _signal(process: subprocess.Popen[bytes], signum: int) -> None:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signum)
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

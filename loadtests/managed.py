@@ -1,0 +1,182 @@
+"""Locust under `agentao-gov loadtest`: takes a plan, plays its phases, gives every raw sample back.
+
+The parent writes `plan.json` and then a line a phase to `phases.jsonl`; this process writes `samples.jsonl`. With
+workers, the master passes plan and phases on as messages and collects their samples the same way, so that a worker
+may stand on another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.queue import Queue
+from locust import User, events, task
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from agentao_gov.loadtest.client import TurnClient
+from agentao_gov.loadtest.conductor import Conductor
+from agentao_gov.loadtest.plan import LoadPlan, Phase
+from agentao_gov.loadtest.samples import TurnSample
+
+POLL_S = 0.05
+FLUSH_S = 0.1
+KEYS = "AGENTAO_GOV_LOADTEST_KEYS"
+
+
+class Planned(User):
+    """Stands for the whole plan in Locust's own views; the conductor does the work."""
+
+    @task
+    def idle(self) -> None:
+        gevent.sleep(1)
+
+
+class Sink:
+    """Gathers lines and passes them on several times a second: to a file, or to the master."""
+
+    def __init__(self, write: Any) -> None:
+        self._lines: list[str] = []
+        self._write = write
+        self._flusher = gevent.spawn(self._run)
+
+    def emit(self, line: str) -> None:
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._write(lines)
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(FLUSH_S)
+            self.flush()
+
+
+def to_file(path: Path) -> Any:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    return lambda lines: os.write(handle, ("\n".join(lines) + "\n").encode())
+
+
+def report_to_locust(sample: TurnSample) -> None:
+    """Locust's own statistics: shown in its web UI, and a cross-check in the report."""
+    events.request.fire(
+        request_type="turn",
+        name=sample.profile,
+        response_time=sample.service_us / 1000,
+        response_length=sample.completion_tokens,
+        exception=None if sample.outcome == "answered" else RuntimeError(sample.outcome),
+        context={},
+    )
+
+
+def play(plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker: int) -> None:
+    """Plays phases as they come until told to end."""
+    client = TurnClient(plan.target, keys=keys, api=plan.api)
+    while (item := inbox.get()) is not None:
+        conductor = Conductor(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
+        phase = Phase.model_validate(item)
+        try:
+            conductor.play(phase)
+        finally:
+            sink.emit(json.dumps({"t": "phase_end", "phase": phase.index, "worker": worker}))
+            sink.flush()
+    client.close()
+
+
+def phases_from(path: Path, inbox: Queue) -> None:
+    """Follows the parent's file."""
+    seen = 0
+    while True:
+        text = path.read_text() if path.exists() else ""
+        lines = text[seen:].splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith("\n"):
+                break
+            seen += len(line)
+            item = json.loads(line)
+            inbox.put(None if item.get("end") else item)
+            if item.get("end"):
+                return
+        gevent.sleep(POLL_S)
+
+
+def die_with_parent() -> None:
+    """Ends this process when the command that started it is gone, however it went."""
+    parent = int(os.environ.get("AGENTAO_GOV_LOADTEST_PARENT", "0"))
+    while parent and os.getppid() == parent:
+        gevent.sleep(0.5)
+    if parent:
+        os._exit(1)
+
+
+@events.init.add_listener
+def start(environment: Environment, **_: Any) -> None:
+    runner = environment.runner
+    gevent.spawn(die_with_parent)
+    if isinstance(runner, WorkerRunner):
+        gevent.spawn(run_worker, runner)
+    elif isinstance(runner, MasterRunner):
+        gevent.spawn(run_master, environment, runner)
+    else:
+        gevent.spawn(run_alone, environment)
+
+
+def run_alone(environment: Environment) -> None:
+    folder = Path(os.environ["AGENTAO_GOV_LOADTEST"])
+    plan = LoadPlan.model_validate_json((folder / "plan.json").read_text())
+    sink = Sink(to_file(folder / "samples.jsonl"))
+    inbox: Queue = Queue()
+    gevent.spawn(phases_from, folder / "phases.jsonl", inbox)
+    sink.emit('{"t":"ready","workers":1}')
+    play(plan, json.loads(os.environ.get(KEYS, "{}")), inbox, sink, worker=0)
+    finish(environment, sink)
+
+
+def run_master(environment: Environment, runner: MasterRunner) -> None:
+    folder = Path(os.environ["AGENTAO_GOV_LOADTEST"])
+    plan = LoadPlan.model_validate_json((folder / "plan.json").read_text())
+    sink = Sink(to_file(folder / "samples.jsonl"))
+    runner.register_message("samples", lambda msg, **_: [sink.emit(line) for line in msg.data["lines"]])
+    inbox: Queue = Queue()
+    gevent.spawn(phases_from, folder / "phases.jsonl", inbox)
+    while len(runner.clients.running) < plan.workers:
+        gevent.sleep(POLL_S)
+    keys = json.loads(os.environ.get(KEYS, "{}"))
+    runner.send_message("plan", {"plan": plan.model_dump(mode="json"), "keys": keys})
+    sink.emit(json.dumps({"t": "ready", "workers": plan.workers}))
+    while (item := inbox.get()) is not None:
+        runner.send_message("phase", item)
+    runner.send_message("phase", {"end": True})
+    finish(environment, sink)
+
+
+def run_worker(runner: WorkerRunner) -> None:
+    plans: Queue = Queue()
+    inbox: Queue = Queue()
+    runner.register_message("plan", lambda msg, **_: plans.put(msg.data))
+    runner.register_message("phase", lambda msg, **_: inbox.put(None if msg.data.get("end") else msg.data))
+    sink = Sink(lambda lines: runner.send_message("samples", {"lines": lines}))
+    data = plans.get()
+    play(LoadPlan.model_validate(data["plan"]), data["keys"], inbox, sink, worker=runner.worker_index)
+
+
+def finish(environment: Environment, sink: Sink) -> None:
+    """Writes what Locust itself counted, and ends it."""
+    total = environment.stats.total
+    figures = {
+        "requests": total.num_requests,
+        "failures": total.num_failures,
+        "p50": total.get_response_time_percentile(0.5),
+        "p95": total.get_response_time_percentile(0.95),
+    }
+    sink.emit(json.dumps({"t": "locust", "at": time.time(), **figures}))
+    sink.flush()
+    assert environment.runner is not None
+    environment.runner.quit()
