@@ -1,0 +1,51 @@
+"""The core's settings: every wait, queue and list has a limit, and here is why each has its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["PoolLimits", "TenantCaps"]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCaps:
+    """How many sessions in memory a tenant, and each of its users, may have. None: unlimited."""
+
+    sessions: int | None = None
+    sessions_per_user: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """What the core decides by. Seconds, counts; changed only as a whole, through `PoolCore.resize`."""
+
+    #: Sessions in memory: the memory bound.
+    max_sessions: int = 500
+    #: Turns at once: the bound on threads and on the model's concurrency.
+    max_busy: int = 64
+    #: Openings at once. Building an agent is CPU work: more than the cores only makes each slower.
+    max_opening: int = 2
+    queue_limit: int = 128
+    queue_timeout_s: float = 10.0
+    session_ttl_s: float = 1800.0
+    #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung.
+    open_timeout_s: float = 35.0
+    caps: Mapping[str, TenantCaps] = field(default_factory=dict)
+    #: For tenants that are not listed.
+    default_caps: TenantCaps = TenantCaps()
+    #: A session rehydrated within this time of its eviction should not have been evicted.
+    ghost_window_s: float = 60.0
+    #: Keys remembered for that; 10,000 evictions a minute are far beyond what one process serves.
+    ghost_limit: int = 10_000
+    #: Memory, as a part of the plan's, at which idle sessions start to go, and at which that stops.
+    memory_start: float = 0.90
+    memory_stop: float = 0.80
+    #: Sessions evicted per memory reading: freed memory shows late, so one reading must not empty the pool.
+    memory_batch: int = 8
+    #: How long a session whose archive could not be written is left alone before the next try.
+    pin_s: float = 5.0
+
+    def caps_of(self, tenant: str) -> TenantCaps:
+        """The caps of one tenant."""
+        return self.caps.get(tenant, self.default_caps)

@@ -1,0 +1,299 @@
+"""The mechanics under `PoolCore`'s events: who is next, who opens, who is evicted to make room, who is refused."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+
+from agentao_gov.governor.requests import SessionKey
+from agentao_gov.pool.counters import Counters
+from agentao_gov.pool.effects import Close, Effect, Grant, Open, RefusalReason, Refuse
+from agentao_gov.pool.entries import Entry, Lease, Waiter
+from agentao_gov.pool.fairness import FairQueue
+from agentao_gov.pool.groups import Group
+from agentao_gov.pool.limits import PoolLimits
+from agentao_gov.pool.table import SessionTable
+from agentao_gov.pool.types import EVICTIONS, CloseReason, SessionState
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler:
+    """State and private steps of the core. Every change ends in `_schedule`, which hands out all that is free."""
+
+    def __init__(self, limits: PoolLimits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self.draining = False
+        self.table = SessionTable(limits)
+        #: Turns running, and stuck ones: each holds a thread.
+        self.busy = 0
+        #: Openings under way; one that hangs leaves, and its place is free.
+        self.openings: dict[Entry, None] = {}
+        #: Every turn without a place, by id.
+        self.waiters: dict[int, Waiter] = {}
+        #: The same turns by tenant, oldest first.
+        self._waiting_of: dict[str, dict[int, Waiter]] = {}
+        #: Leases that are out, by id, oldest first.
+        self.leases: dict[int, Lease] = {}
+        #: Heads of idle sessions: they need a place to run.
+        self._ready = FairQueue()
+        #: Heads of sessions not in memory: they need a place to open.
+        self._cold = FairQueue()
+        #: Groups with parked turns, or over their cap after a resize.
+        self._crowded: dict[Group, None] = {}
+        #: Idle sessions whose archive could not be written: left alone for a while.
+        self._pinned: dict[Entry, None] = {}
+        #: (deadline, waiter id); may hold ids that are long gone.
+        self._deadlines: list[tuple[float, int]] = []
+        #: When sessions were evicted, oldest first; bounded by the window and by `ghost_limit`.
+        self._evicted: OrderedDict[SessionKey, float] = OrderedDict()
+        self._pressure = False
+        self._ids = 0
+        #: The latest time seen: threads read the clock before they take the lock, so their times may cross.
+        self._now = float("-inf")
+
+    @property
+    def queue_length(self) -> int:
+        """Turns that wait for a place; one whose session is being opened has got its own."""
+        return max(0, len(self.waiters) - len(self.openings))
+
+    def waiting_by_tenant(self) -> dict[str, int]:
+        """How many turns of each tenant have no place."""
+        return {tenant: len(waiters) for tenant, waiters in self._waiting_of.items()}
+
+    def _advance(self, now: float) -> float:
+        self._now = max(now, self._now)
+        return self._now
+
+    # -- the queue -------------------------------------------------------------------------------------------------
+
+    def _admit(self, waiter: Waiter, entry: Entry | None, out: list[Effect]) -> bool:
+        """Whether there is room in the waiting room, or no need of it.
+
+        When it is full the tenant with the longest queue gives up its newest turn to one with a shorter queue:
+        otherwise a flood by one tenant would fill the room and every other tenant would be refused.
+        """
+        if self.queue_length < self.limits.queue_limit or self._servable(entry, waiter):
+            return True
+        tenant = waiter.key.tenant
+        if self._waiting_of:
+            longest = max(self._waiting_of, key=lambda name: len(self._waiting_of[name]))
+            if len(self._waiting_of[longest]) > len(self._waiting_of.get(tenant, ())) + 1:
+                victim = next(reversed(self._waiting_of[longest].values()))
+                self._remove(victim, out)
+                self._refuse(victim, "queue_full", out)
+                return True
+        self._refuse(waiter, "queue_full", out)
+        return False
+
+    def _servable(self, entry: Entry | None, waiter: Waiter) -> bool:
+        """Whether the turn would get its place, or its opening, at once."""
+        if entry is not None:
+            idle = entry.state is SessionState.IDLE and not entry.waiters
+            return idle and self.busy < self.limits.max_busy and not self._ready
+        if len(self.openings) >= self.limits.max_opening or self._cold or self._crowded:
+            return False
+        return self.table.room_for(waiter.key, waiter.user)
+
+    def _enqueue(self, waiter: Waiter, entry: Entry) -> None:
+        self.waiters[waiter.id] = waiter
+        self._waiting_of.setdefault(waiter.key.tenant, {})[waiter.id] = waiter
+        entry.waiters.append(waiter)
+        if len(entry.waiters) == 1:
+            self._line_up(waiter, entry)
+
+    def _enqueue_first(self, waiter: Waiter, entry: Entry) -> None:
+        """Puts a waiter back to where it stood before its grant. The session is on its way out: nobody is lined up."""
+        self.waiters[waiter.id] = waiter
+        self._waiting_of.setdefault(waiter.key.tenant, {})[waiter.id] = waiter
+        entry.waiters.insert(0, waiter)
+        self._remind(waiter)
+
+    def _line_up(self, head: Waiter, entry: Entry) -> None:
+        """Puts the head of a session into the queue that its session's state calls for."""
+        if entry.state is SessionState.IDLE:
+            self.table.unlist_idle(entry)
+            self._ready.push(head)
+            head.queue = self._ready
+        elif entry.state is SessionState.GONE:
+            self._cold.push(head)
+            head.queue = self._cold
+
+    def _take(self, waiter: Waiter, entry: Entry) -> None:
+        """Takes a waiter out of every list it stands in."""
+        if waiter.queue is not None:
+            waiter.queue.remove(waiter)
+            waiter.queue = None
+        entry.waiters.remove(waiter)
+        del self.waiters[waiter.id]
+        of_tenant = self._waiting_of[waiter.key.tenant]
+        del of_tenant[waiter.id]
+        if not of_tenant:
+            del self._waiting_of[waiter.key.tenant]
+
+    def _remove(self, waiter: Waiter, out: list[Effect]) -> None:
+        """The waiter leaves without a place; its session goes on with the next, or without any."""
+        entry = self.table.entries[waiter.key]
+        was_head = entry.waiters[0] is waiter
+        self._take(waiter, entry)
+        if was_head:
+            self._head_changed(entry, out)
+
+    def _remind(self, waiter: Waiter) -> None:
+        """Notes when the waiter must be looked at. The heap is rebuilt when most of it is about waiters long served."""
+        if len(self._deadlines) > 64 + 4 * len(self.waiters):
+            self._deadlines = [item for item in self._deadlines if item[1] in self.waiters]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (waiter.wake_at, waiter.id))
+
+    def _expire(self, waiter: Waiter, out: list[Effect]) -> None:
+        """The waiter's time is up, unless its session is just being opened for it: that has a limit of its own."""
+        entry = self.table.entries[waiter.key]
+        patience = min(waiter.deadline_at, entry.open_by)
+        if entry.state is SessionState.OPENING and entry.waiters[0] is waiter and patience > self._now:
+            waiter.wake_at = patience
+            self._remind(waiter)
+            return
+        self._remove(waiter, out)
+        self._refuse(waiter, "queue_timeout", out)
+
+    # -- handing out -----------------------------------------------------------------------------------------------
+
+    def _schedule(self, out: list[Effect]) -> None:
+        """Hands out every free place, until nothing moves."""
+        while True:
+            while self._ready and self.busy < self.limits.max_busy:
+                self._grant(self._ready.pop(), out)
+            while len(self.openings) < self.limits.max_opening and (waiter := self._next_to_open()) is not None:
+                self._try_open(waiter, out)
+            if not self._crowded or not self._make_room(out):
+                return
+
+    def _grant(self, waiter: Waiter, out: list[Effect]) -> None:
+        entry = self.table.entries[waiter.key]
+        waiter.queue = None
+        self._take(waiter, entry)
+        self.table.move(entry, SessionState.BUSY)
+        self.busy += 1
+        self._ids += 1
+        lease = entry.lease = self.leases[self._ids] = Lease(self._ids, entry, waiter, self._now)
+        entry.once = waiter.once
+        self.counters.grants += 1
+        out.append(Grant(waiter.id, waiter.key, lease.id, self._now - waiter.arrived_at))
+
+    def _next_to_open(self) -> Waiter | None:
+        """The next head whose session must be opened; those parked in a group that has room now came first."""
+        for group in self._crowded:
+            if group.parked and group.has_room:
+                waiter = group.parked.pop()
+                waiter.queue = None
+                return waiter
+        if not self._cold:
+            return None
+        waiter = self._cold.pop()
+        waiter.queue = None
+        return waiter
+
+    def _try_open(self, waiter: Waiter, out: list[Effect]) -> None:
+        """Begins the opening, or parks the head in the first group that lacks room."""
+        entry = self.table.entries[waiter.key]
+        for group in entry.groups:
+            if not group.has_room:
+                group.parked.push(waiter)
+                waiter.queue = group.parked
+                self._crowded[group] = None
+                return
+        self.table.enter(entry)
+        entry.open_by = self._now + self.limits.open_timeout_s
+        self.openings[entry] = None
+        self.counters.openings += 1
+        evicted_at = self._evicted.pop(entry.key, None)
+        if evicted_at is not None and self._now - evicted_at <= self.limits.ghost_window_s:
+            self.counters.ghost_hits += 1
+        out.append(Open(entry.key, waiter.id))
+
+    def _make_room(self, out: list[Effect]) -> bool:
+        """Evicts, longest idle first, for those parked; refuses whom no eviction can help. True: heads have moved."""
+        moved = False
+        for group in list(self._crowded):
+            while group.idle and group.shortage() > 0:
+                self._close(next(iter(group.idle)), CloseReason.LRU, out)
+            # A full pool of busy sessions queues; a tenant or user whose sessions are all busy is refused at once.
+            # Where the pool is short only because archives cannot be written, waiting would not help either.
+            refusals = group.shortage() if group.kind != "pool" else min(group.shortage(), len(self._pinned))
+            while refusals > 0 and group.parked:
+                waiter = group.parked.newest()
+                self._remove(waiter, out)
+                self._refuse(waiter, _CAP_REASON[group.kind], out, limit=int(group.cap))
+                refusals -= 1
+                moved = True
+            if not group.parked and group.resident <= group.cap:
+                del self._crowded[group]
+        return moved
+
+    # -- sessions --------------------------------------------------------------------------------------------------
+
+    def _head_changed(self, entry: Entry, out: list[Effect]) -> None:
+        """Whoever is first for this session now is lined up; with nobody, the session rests, closes or is forgotten."""
+        if entry.state is SessionState.IDLE:
+            reason = entry.doomed or (CloseReason.DRAIN if self.draining else CloseReason.ONCE if entry.once else None)
+            if reason is not None and entry not in self._pinned:
+                self._close(entry, reason, out)
+                return
+        if entry.waiters:
+            self._line_up(entry.waiters[0], entry)
+        elif entry.state is SessionState.IDLE:
+            # Somebody wanted it just now, served or not; a list in the order of `idle_since` keeps eviction O(1).
+            entry.idle_since = self._now
+            if entry not in self._pinned:
+                self.table.list_idle(entry)
+                self._crowded.update(dict.fromkeys(group for group in entry.groups if group.resident > group.cap))
+        elif entry.state is SessionState.GONE:
+            self.table.forget(entry)
+
+    def _close(self, entry: Entry, reason: CloseReason, out: list[Effect]) -> None:
+        """Reserves the session for its close first, then orders it: nobody can be granted it in between."""
+        self._pinned.pop(entry, None)
+        self.table.begin_close(entry, reason)
+        if reason in EVICTIONS:
+            self.counters.evictions[reason.value] += 1
+        out.append(Close(entry.key, reason))
+
+    def _note_eviction(self, key: SessionKey) -> None:
+        """Remembers the eviction for as long as coming back would be a ghost hit."""
+        self._evicted[key] = self._now
+        self._evicted.move_to_end(key)
+        oldest = next(iter(self._evicted.values()))
+        if len(self._evicted) > self.limits.ghost_limit or oldest < self._now - self.limits.ghost_window_s:
+            self._evicted.popitem(last=False)
+
+    def _expire_openings(self, out: list[Effect]) -> None:
+        """An opening that hangs keeps its slot in memory, but neither its place among the openings nor its waiters."""
+        for entry in [entry for entry in self.openings if entry.open_by <= self._now]:
+            del self.openings[entry]
+            entry.overdue = True
+            self.table.move(entry, SessionState.STUCK)
+            self._refuse_all(entry, "open_timeout", out)
+
+    # -- refusals --------------------------------------------------------------------------------------------------
+
+    def _refuse_all(self, entry: Entry, reason: RefusalReason, out: list[Effect]) -> None:
+        """Refuses everyone who waits for the session. The newest first, so that no head changes before the last."""
+        for waiter in reversed(entry.waiters[:]):
+            self._remove(waiter, out)
+            self._refuse(waiter, reason, out)
+
+    def _refuse(self, waiter: Waiter, reason: RefusalReason, out: list[Effect], *, limit: int | None = None) -> None:
+        self.counters.refusals[reason] += 1
+        waiting, busy, resident = self.queue_length, self.busy, self.table.pool.resident
+        retry_after_s = self.counters.retry_after_s(waiting, self.limits.max_busy)
+        waited_s = self._now - waiter.arrived_at
+        out.append(Refuse(waiter.id, waiter.key, reason, waited_s, retry_after_s, waiting, busy, resident, limit))
+
+
+_CAP_REASON: dict[str, RefusalReason] = {
+    "pool": "store",
+    "tenant": "tenant_session_limit",
+    "user": "user_session_limit",
+}

@@ -1,0 +1,166 @@
+"""What goes into the pool and what can be read from it: orders, and the pictures of sessions and of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentao_gov.clock import Deadline
+from agentao_gov.governor.outcome import Mode
+from agentao_gov.governor.requests import Conversation, SessionKey
+
+if TYPE_CHECKING:
+    from agentao_gov.config import ModelChoice, ResolvedProfile
+
+__all__ = ["CloseReason", "PoolStats", "SessionInfo", "SessionState", "SessionUsage", "TenantStats", "TurnOrder"]
+
+
+class SessionState(StrEnum):
+    """Where a session is: `opening → idle ⇄ busy → closing → gone`, or `stuck`, or `hibernated` on disk."""
+
+    OPENING = "opening"
+    IDLE = "idle"
+    BUSY = "busy"
+    CLOSING = "closing"
+    STUCK = "stuck"
+    HIBERNATED = "hibernated"
+    #: Not in memory: waiting for its opening, or forgotten.
+    GONE = "gone"
+
+
+class CloseReason(StrEnum):
+    """Why a session leaves memory. The first four are evictions (`evictions_total{reason}`)."""
+
+    TTL = "ttl"
+    LRU = "lru"
+    MEMORY = "memory"
+    DRAIN = "drain"
+    #: A fresh session after its one turn.
+    ONCE = "once"
+    DELETED = "deleted"
+    #: Another worker process advanced the session: this copy is out of date.
+    STALE = "stale"
+    #: Its process died, or its agent cannot be trusted any more.
+    BROKEN = "broken"
+    #: A quarantined session whose thread came back after all.
+    UNSTUCK = "unstuck"
+
+
+EVICTIONS = frozenset({CloseReason.TTL, CloseReason.LRU, CloseReason.MEMORY, CloseReason.DRAIN})
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOrder:
+    """One turn that wants to be run."""
+
+    key: SessionKey
+    user: str
+    profile: ResolvedProfile
+    model: ModelChoice
+    message: str
+    turn_id: str
+    mode: Mode
+    #: When the caller stops caring, waiting included; None: `queue_timeout` to wait, then the profile's `turn_timeout`.
+    deadline: Deadline | None = None
+    #: The batch line's id.
+    id: str | int | None = None
+    #: What the agent starts from instead of the archived conversation (a request without a session id).
+    conversation: Conversation | None = None
+    #: False: nothing of this session is archived (a request without a session id).
+    keep: bool = True
+    #: Where the tools work; None: the session's own private directory.
+    workdir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUsage:
+    """What a session has used since it began, over all its turns, hibernations and restarts."""
+
+    turns: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    llm_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session as it stands. Times of the wall are seconds since the epoch."""
+
+    key: SessionKey
+    state: SessionState
+    user: str
+    profile: str
+    mode: Mode
+    model: str
+    usage: SessionUsage
+    created_at: float
+    last_turn_at: float | None
+    #: Seconds since the end of the last turn; None unless idle.
+    idle_s: float | None = None
+    #: The turn in flight.
+    turn_id: str | None = None
+    #: Turns waiting for this session.
+    waiting: int = 0
+    #: Roots of the process trees the session owns.
+    process_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStats:
+    """One tenant's share of the pool."""
+
+    resident: int
+    busy: int
+    waiting: int
+    #: None: unlimited.
+    max_sessions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """The pool at one moment, and its counters since the start."""
+
+    #: By state; every state has a figure.
+    sessions: Mapping[SessionState, int]
+    max_sessions: int
+    max_busy: int
+    queue_length: int
+    queue_limit: int
+    tenants: Mapping[str, TenantStats] = field(default_factory=dict)
+    #: By reason: ttl, lru, memory, drain.
+    evictions: Mapping[str, int] = field(default_factory=dict)
+    rehydrations: int = 0
+    #: Rehydrations within a minute of the eviction: over a tenth of the evictions, the pool is too small.
+    ghost_hits: int = 0
+    #: By error code.
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    openings: int = 0
+    opening_failures: int = 0
+    close_failures: int = 0
+    #: Turns that were abandoned since the start; the sessions still stuck are in `sessions`.
+    abandoned: int = 0
+    leaks: int = 0
+    turns: int = 0
+    #: Seconds a turn waited for its place, over the last turns.
+    wait_s_p50: float = 0.0
+    wait_s_p95: float = 0.0
+    wait_s_p99: float = 0.0
+    #: The rung of the shutdown ladder the pool stands on.
+    rung: str = "serving"
+
+    @property
+    def resident(self) -> int:
+        """Sessions in memory, whatever they do."""
+        return sum(self.sessions[s] for s in _RESIDENT)
+
+    @property
+    def busy(self) -> int:
+        """Sessions running a turn."""
+        return self.sessions[SessionState.BUSY]
+
+
+_RESIDENT = (SessionState.OPENING, SessionState.IDLE, SessionState.BUSY, SessionState.CLOSING, SessionState.STUCK)
