@@ -7,6 +7,7 @@ from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Crossing, Ref
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.setup import open_ledger, scope_limits, tenant_timezone
+from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.store import Store, StoreSettings
 from agentao_gov.budget.types import (
     Balance,
@@ -35,6 +36,7 @@ __all__ = [
     "Scope",
     "ScopeKind",
     "ScopeLimit",
+    "SqliteStore",
     "Store",
     "StoreFailureAllowed",
     "StoreSettings",

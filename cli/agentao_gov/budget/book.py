@@ -25,7 +25,18 @@ from agentao_gov.budget.types import (
 )
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["Book", "Call", "Line", "LineKey", "after", "crossed", "line_name", "refusal", "within_window"]
+__all__ = [
+    "Book",
+    "Call",
+    "Line",
+    "LineKey",
+    "after",
+    "crossed",
+    "line_name",
+    "refusal",
+    "reserve_note",
+    "within_window",
+]
 
 #: Scope, zone and window: what a balance is of.
 LineKey = tuple[Scope, str, str]
@@ -279,7 +290,10 @@ class Book:
                 crossings.append(crossing)
         call.holding = after(call.holding, posting, extends=kind == "extend")
         names = tuple(line_name(key) for key in call.lines)
-        self.sink(Entry.of(posting, at_ms=int(now_s * 1000), kind=kind, id=call.id, owner=owner, lines=names))
+        note = reserve_note(call.holding) if kind == "reserve" else ""
+        self.sink(
+            Entry.of(posting, at_ms=int(now_s * 1000), kind=kind, id=call.id, owner=owner, lines=names, note=note)
+        )
         return tuple(crossings)
 
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────
@@ -322,6 +336,9 @@ class Book:
         self._servings += 1
         self._served[(ticket.tenant, None)] = self._served[(ticket.tenant, ticket.user)] = self._servings
         self._hold(request, waiter.owner, lines, admission.output_tokens, now_s)
+        if not self.waiters:
+            # Nobody waits any more, so nobody's turn has to be remembered.
+            self._served.clear()
         return "served"
 
     # ── balances ──────────────────────────────────────────────────────────────────────────────────
@@ -333,7 +350,7 @@ class Book:
         line = self.lines.setdefault(key, Line(key))
         line.limit = scope.limit
         line.granted += tokens
-        _lower_warned(line, self.warn_at)
+        lower_warned(line, self.warn_at)
         self.sink(Entry(int(now_s * 1000), "grant", "", owner, (line_name(key),), granted=tokens))
         if self.waiters:
             self.serve_waiting(now_s)
@@ -364,6 +381,12 @@ def after(holding: Holding, posting: Posting, *, extends: bool = False) -> Holdi
         holding.unpriced + posting.unpriced,
         holding.price,
     )
+
+
+def reserve_note(holding: Holding) -> str:
+    """What the journal says of a new reservation beside its sum: prompt, output, prices."""
+    price = f"{holding.price.prompt} {holding.price.completion}" if holding.price else "unpriced"
+    return f"{holding.held_prompt} {holding.held_output} {price}"
 
 
 def line_name(key: LineKey) -> str:
@@ -408,7 +431,8 @@ def crossed(line: Line, warn_at: Sequence[float]) -> Crossing | None:
     return Crossing(scope, window, line.warned, line.used, limit)
 
 
-def _lower_warned(line: Line, warn_at: Sequence[float]) -> None:
+def lower_warned(line: Line, warn_at: Sequence[float]) -> None:
+    """After a grant: what is no longer passed may be reported again."""
     limit = line.effective_limit
     if limit is not None:
         still = [fraction for fraction in warn_at if line.used >= fraction * limit]

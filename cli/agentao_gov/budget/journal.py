@@ -12,7 +12,9 @@ from agentao_gov.budget.states import Posting
 
 __all__ = ["GENESIS", "Entry", "Kind", "Replay", "Totals", "chain", "decode", "encode", "replay"]
 
-Kind = Literal["line", "reserve", "dispatch", "extend", "settle", "charge", "release", "correct", "grant"]
+Kind = Literal[
+    "open", "line", "limit", "reserve", "dispatch", "extend", "settle", "charge", "release", "correct", "grant"
+]
 
 #: What stands before the first entry.
 GENESIS = bytes(32)
@@ -36,11 +38,14 @@ class Entry:
     granted: int = 0
     cost: int = 0
     unpriced: int = 0
-    #: For `line`: kind, key, zone and window; for `charge` by a neighbour: whose call it was.
+    #: For `open`: the ledger's identity; for `line`: its name; for `limit`: the new one;
+    #: for `reserve`: prompt, output and prices, as the reservation has them.
     note: str = ""
 
     @classmethod
-    def of(cls, posting: Posting, *, at_ms: int, kind: Kind, id: str, owner: str, lines: tuple[str, ...]) -> Entry:
+    def of(
+        cls, posting: Posting, *, at_ms: int, kind: Kind, id: str, owner: str, lines: tuple[str, ...], note: str = ""
+    ) -> Entry:
         """The entry of a reservation's step."""
         return cls(
             at_ms,
@@ -54,6 +59,7 @@ class Entry:
             0,
             posting.cost,
             posting.unpriced,
+            note,
         )
 
 
@@ -94,6 +100,9 @@ def chain(previous: bytes, text: str) -> bytes:
     return hashlib.sha256(previous + text.encode()).digest()
 
 
+_STEPS = frozenset({"reserve", "dispatch", "extend", "settle", "charge", "release", "correct"})
+
+
 @dataclass(slots=True)
 class Totals:
     """Sums of one scope in one window, or of one reservation."""
@@ -125,9 +134,12 @@ class Replay:
     lines: dict[str, Totals] = field(default_factory=dict)
     #: Reference → kind, key, zone and window, as written when the line was opened.
     names: dict[str, str] = field(default_factory=dict)
-    #: By reservation: its sums and the kinds of its steps, in order.
+    #: Reference → the limit last stated.
+    limits: dict[str, str] = field(default_factory=dict)
+    #: By reservation: its sums, its last step but extensions, and what was noted when it was reserved.
     calls: dict[str, Totals] = field(default_factory=dict)
-    steps: dict[str, list[str]] = field(default_factory=dict)
+    steps: dict[str, Entry] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -156,9 +168,13 @@ def _add(result: Replay, entry: Entry) -> None:
     if entry.kind == "line":
         result.names[entry.id] = entry.note
         result.lines.setdefault(entry.id, Totals())
-        return
+    elif entry.kind == "limit":
+        result.limits[entry.id] = entry.note
     for line in entry.lines:
         result.lines.setdefault(line, Totals()).add(entry)
-    if entry.kind != "grant":
+    if entry.kind in _STEPS:
         result.calls.setdefault(entry.id, Totals()).add(entry)
-        result.steps.setdefault(entry.id, []).append(entry.kind)
+        if entry.kind != "extend":
+            result.steps[entry.id] = entry
+        if entry.kind == "reserve":
+            result.notes[entry.id] = entry.note

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
+from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.store import Store, StoreSettings
 from agentao_gov.budget.types import Scope, ScopeLimit
 from agentao_gov.budget.windows import zone
@@ -70,6 +71,8 @@ def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSet
     name = deployment.deployment.budget.store
     if name == "memory":
         return MemoryStore(clock, settings)
+    if name == "sqlite":
+        return SqliteStore(deployment.state_dir / deployment.deployment.budget.path, clock, settings)
     raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
 
 

@@ -1,0 +1,40 @@
+"""Named points at which a test's process can be made to die. Inert unless that process installs a hook itself.
+
+Nothing outside the process can reach it: no variable, no flag. `tests/budget/test_crash.py` goes through all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["POINTS", "install", "reach"]
+
+#: In the order in which a call meets them; the three around the send are reached by the model client.
+POINTS = (
+    "before_reserve",
+    "before_reserve_commit",
+    "after_reserve_commit",
+    "before_dispatch_commit",
+    "after_dispatch_commit",
+    "after_send",
+    "after_first_byte",
+    "mid_stream",
+    "before_settle",
+    "before_settle_commit",
+    "after_settle_commit",
+    "during_recovery",
+)
+
+_hook: Callable[[str], None] | None = None
+
+
+def install(hook: Callable[[str], None] | None) -> None:
+    """Sets what happens at every point of this process; None takes it away."""
+    global _hook
+    _hook = hook
+
+
+def reach(point: str) -> None:
+    """Marks a point."""
+    if _hook is not None:
+        _hook(point)

@@ -1,0 +1,92 @@
+"""The mark beside a ledger file: how far the ledger had come, so that an older copy put in its place is noticed.
+
+It is a small file that all processes map, so keeping it costs no system call. It holds the ledger's identity, the
+number of the last journal entry, the machine's boot, and the last entry that is known to be on the disk itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+from pathlib import Path
+
+from agentao_gov.budget.owner import boot_id
+from agentao_gov.errors import StoreError
+
+__all__ = ["Mark"]
+
+#: Magic, ledger identity, boot, last entry, last entry known to be on disk.
+_LAYOUT = struct.Struct("<8s16s16sQQ")
+_LAST = struct.Struct("<Q")
+_LAST_AT = 8 + 16 + 16
+_MAGIC = b"agvmark1"
+
+
+class Mark:
+    """The mapped file. Many processes read and raise it at once: it has to be a maximum only roughly."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < _LAYOUT.size:
+                # Real blocks, not a hole: writing to a mapped hole on a full disk would kill the process.
+                os.posix_fallocate(descriptor, 0, _LAYOUT.size)
+            self._map = mmap.mmap(descriptor, _LAYOUT.size)
+        finally:
+            os.close(descriptor)
+
+    def admit(self, ledger_id: str, last: int) -> None:
+        """Compares the ledger that was opened with the mark. Call it inside a write transaction.
+
+        Raises StoreError for another ledger, and for one that has lost entries. After a reboot only entries that
+        were known to be on disk count: SQLite's NORMAL may lose the last moments before a power cut.
+        """
+        identity, boot = _digest(ledger_id), _digest(boot_id())
+        magic, marked, marked_boot, marked_last, on_disk = _LAYOUT.unpack(self._map)
+        if magic == _MAGIC:
+            if marked != identity:
+                raise self._problem("another ledger stands in its place")
+            required = marked_last if marked_boot == boot else on_disk
+            if last < required:
+                raise self._problem(f"it ends at entry {last:,}, but had come to {required:,}: an older copy")
+            marked_last = last if marked_boot != boot else max(last, marked_last)
+        else:
+            marked_last, on_disk = last, 0
+        self._map[:] = _LAYOUT.pack(_MAGIC, identity, boot, marked_last, on_disk)
+
+    def check(self, last: int) -> None:
+        """Raises StoreError when the ledger ends before the mark. Called in every transaction."""
+        (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
+        if last < marked:
+            raise self._problem(f"it ends at entry {last:,}, but had come to {marked:,}: an older copy")
+
+    def advance(self, last: int) -> None:
+        """Notes the last committed entry. After the commit, never before: a crash between must not raise an alarm."""
+        (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
+        if last > marked:
+            _LAST.pack_into(self._map, _LAST_AT, last)
+
+    def on_disk(self, last: int) -> None:
+        """Notes that everything up to `last` has been synced."""
+        _LAST.pack_into(self._map, _LAST_AT + _LAST.size, last)
+        self._map.flush()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._map.close()
+
+    def _problem(self, what: str) -> StoreError:
+        return StoreError(
+            f"The token ledger beside {self._path} was replaced: {what}.",
+            hint=(
+                "Spending would be forgotten, so nothing is admitted. Put the right file back; or, to start from "
+                f"what is there all the same, remove {self._path}."
+            ),
+        )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]

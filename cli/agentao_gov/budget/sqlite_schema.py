@@ -1,0 +1,152 @@
+"""The SQLite file of a ledger: its tables, how it is opened, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from agentao_gov.budget import journal
+from agentao_gov.budget.journal import GENESIS, Entry
+from agentao_gov.errors import StoreError
+
+__all__ = ["Synchronous", "begin_immediate", "connect", "create", "store_error"]
+
+Synchronous = Literal["NORMAL", "FULL"]
+
+#: Marks the file as ours ("AGVL"), and the layout below.
+_APPLICATION_ID = 0x4147564C
+_LAYOUT = 1
+
+#: Pages in the write-ahead log before the writer moves them into the file: rare enough to stay out of the p99.
+_CHECKPOINT_PAGES = 4_000
+
+_TABLES = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE owners (
+    id TEXT PRIMARY KEY, pid INTEGER NOT NULL, started INTEGER NOT NULL, boot TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL, heartbeat INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE lines (
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, timezone TEXT NOT NULL, window TEXT NOT NULL,
+    limit_tokens INTEGER, granted INTEGER NOT NULL DEFAULT 0, used INTEGER NOT NULL DEFAULT 0,
+    reserved INTEGER NOT NULL DEFAULT 0, estimated INTEGER NOT NULL DEFAULT 0, cost INTEGER NOT NULL DEFAULT 0,
+    unpriced INTEGER NOT NULL DEFAULT 0, warned INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (kind, key, timezone, window)) STRICT;
+CREATE TABLE calls (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, lines TEXT NOT NULL, state TEXT NOT NULL,
+    held_prompt INTEGER NOT NULL, held_output INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0,
+    estimated INTEGER NOT NULL DEFAULT 0, cost INTEGER NOT NULL DEFAULT 0, unpriced INTEGER NOT NULL DEFAULT 0,
+    price_prompt INTEGER, price_completion INTEGER) STRICT, WITHOUT ROWID;
+CREATE INDEX open_calls ON calls (owner) WHERE state IN ('reserved', 'dispatched');
+CREATE TABLE waiters (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
+    request TEXT NOT NULL) STRICT;
+CREATE TABLE served (
+    tenant TEXT NOT NULL, user TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (tenant, user)) STRICT, WITHOUT ROWID;
+CREATE TABLE journal (
+    number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, body TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
+"""
+
+
+def connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+    """Opens the file with our settings. The caller serialises its use; `timeout=0`: we wait for locks ourselves."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection.execute(f"PRAGMA synchronous={synchronous}")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+    connection.execute("PRAGMA journal_size_limit=67108864")
+    connection.execute("PRAGMA cell_size_check=ON")
+    connection.execute("PRAGMA trusted_schema=OFF")
+    return connection
+
+
+def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
+    """Makes the file and its tables where there are none; private from the first moment."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    connection = connect(path, "FULL")
+    try:
+        _retry(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), lock_wait_s)
+        begin_immediate(connection, lock_wait_s)
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            _fill(connection, now_ms)
+        connection.execute("COMMIT")
+        _check_layout(connection, path)
+    finally:
+        connection.close()
+
+
+def _fill(connection: sqlite3.Connection, now_ms: int) -> None:
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise StoreError("The file is a database of something else.", hint="Name another file in [budget] path.")
+    for statement in _TABLES.split(";"):
+        if statement.strip():
+            connection.execute(statement)
+    ledger_id = secrets.token_hex(16)
+    connection.execute("INSERT INTO meta VALUES ('ledger_id', ?)", (ledger_id,))
+    text = journal.encode(Entry(now_ms, "open", "", "", (), note=ledger_id))
+    connection.execute("INSERT INTO journal VALUES (1, ?, ?, ?)", (now_ms, text, journal.chain(GENESIS, text)))
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={_LAYOUT}")
+
+
+def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    layout = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != _APPLICATION_ID or layout != _LAYOUT:
+        raise StoreError(
+            f"{path} is no token ledger of this version (application {application:#x}, layout {layout}).",
+            hint="Name another file in [budget] path, or use the agentao-gov that wrote it.",
+        )
+
+
+def begin_immediate(connection: sqlite3.Connection, lock_wait_s: float) -> None:
+    """Takes the write lock, waiting for it; SQLite's own waiting sleeps up to 100 ms at a time."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not _is_busy(error):
+            raise
+        _retry(lambda: connection.execute("BEGIN IMMEDIATE"), lock_wait_s)
+
+
+def _retry(action: Callable[[], object], lock_wait_s: float) -> None:
+    give_up = time.monotonic() + lock_wait_s
+    pause_s = 0.0002
+    while True:
+        try:
+            action()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() >= give_up:
+                raise
+        else:
+            return
+        # Another process is writing; it holds the lock for about 0.1 ms.
+        time.sleep(pause_s)
+        pause_s = min(0.004, pause_s * 1.4)
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+_HINTS = {
+    sqlite3.SQLITE_BUSY: "Another program holds the file's lock; find it with `fuser`.",
+    sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
+    sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and belongs to this user.",
+    sqlite3.SQLITE_PERM: "Make the file and its directory accessible to this user.",
+    sqlite3.SQLITE_FULL: "Free some space on the disk.",
+    sqlite3.SQLITE_CORRUPT: "Run `agentao-gov budget verify`, and put a sound copy back.",
+    sqlite3.SQLITE_NOTADB: "Run `agentao-gov budget verify`, and put a sound copy back.",
+}
+
+
+def store_error(path: Path, error: Exception) -> StoreError:
+    """What a failure of the file means to the operator."""
+    code = getattr(error, "sqlite_errorcode", None)
+    hint = _HINTS.get(code & 0xFF) if isinstance(code, int) else None
+    return StoreError(f"The token ledger {path} cannot be used: {error}.", hint=hint)

@@ -1,0 +1,117 @@
+"""One write transaction on a ledger file: lock, checks that the file is the right one, journal, commit, notice."""
+
+from __future__ import annotations
+
+import sqlite3
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from agentao_gov.budget import failpoints, journal
+from agentao_gov.budget.book import LineKey
+from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.sqlite_schema import begin_immediate, store_error
+
+if TYPE_CHECKING:
+    from agentao_gov.budget.sqlite import SqliteStore
+
+__all__ = ["Transaction"]
+
+_HEAD = """
+SELECT number, hash, at_ms, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?)
+FROM journal ORDER BY number DESC LIMIT 1
+"""
+_APPEND = "INSERT INTO journal VALUES (?, ?, ?, ?)"
+
+
+class Transaction:
+    """`with Transaction(store, "settle") as tx`: all of it happens, or nothing. Holds the store's lock meanwhile."""
+
+    __slots__ = (
+        "_checked",
+        "_hash",
+        "_name",
+        "_store",
+        "answered",
+        "at_ms",
+        "known_owner",
+        "last",
+        "opened",
+        "sql",
+        "waiting",
+    )
+
+    def __init__(self, store: SqliteStore, name: str = "", *, checked: bool = True) -> None:
+        self._store = store
+        #: False only before the mark has been admitted.
+        self._checked = checked
+        #: Names the failure points around the commit; empty where there are none.
+        self._name = name
+        self.sql = store.connection
+        #: Ids that left the queue in this transaction.
+        self.answered: list[str] = []
+        #: Lines made in this transaction: remembered by the store only once it is committed.
+        self.opened: dict[LineKey, int] = {}
+
+    def __enter__(self) -> Transaction:
+        store = self._store
+        store.lock.acquire()
+        try:
+            store.check_file()
+            begin_immediate(self.sql, store.lock_wait_s)
+            self.last, self._hash, seen_ms, waiting, known = self.sql.execute(_HEAD, (store.owner.id,)).fetchone()
+            if self._checked:
+                store.mark.check(self.last)
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, sqlite3.Error | TypeError):
+                raise store_error(store.path, error) from error
+            raise
+        #: The ledger's time: never earlier than the last entry's.
+        self.at_ms = max(int(store.clock.time() * 1000), seen_ms)
+        self.waiting = bool(waiting)
+        self.known_owner = bool(known)
+        return self
+
+    def append(self, entry: Entry) -> None:
+        """Adds to the journal."""
+        text = journal.encode(entry)
+        self.last += 1
+        self._hash = journal.chain(self._hash, text)
+        self.sql.execute(_APPEND, (self.last, entry.at_ms, text, self._hash))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        store = self._store
+        if error is not None:
+            self._abandon()
+            if isinstance(error, sqlite3.Error):
+                raise store_error(store.path, error) from error
+            return
+        try:
+            if self._name:
+                failpoints.reach(f"before_{self._name}_commit")
+            self.sql.execute("COMMIT")
+            store.mark.advance(self.last)
+            if self.opened:
+                store.lines.remember(self.opened)
+        except BaseException as failure:
+            self._abandon()
+            if isinstance(failure, sqlite3.Error):
+                raise store_error(store.path, failure) from failure
+            raise
+        store.lock.release()
+        if self._name:
+            failpoints.reach(f"after_{self._name}_commit")
+        if self.answered:
+            store.settings.notice(self.answered)
+
+    def _abandon(self) -> None:
+        try:
+            if self.sql.in_transaction:
+                self.sql.execute("ROLLBACK")
+        except sqlite3.Error:
+            # The file is beyond even that; what led here is raised by the caller.
+            return
+        finally:
+            self._store.lock.release()
