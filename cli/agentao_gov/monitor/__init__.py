@@ -1,1 +1,19 @@
+"""Watches the service: metrics, measurements from /proc, the capacity plan's alerts, logs, audit, traces."""
 
+from agentao_gov.monitor.alerts import Alert, AlertBook, AlertRule, plan_rules
+from agentao_gov.monitor.measure import Measurement, Measurer
+from agentao_gov.monitor.metrics import Metrics
+from agentao_gov.monitor.monitor import Monitor
+from agentao_gov.monitor.observed import Observed
+
+__all__ = [
+    "Alert",
+    "AlertBook",
+    "AlertRule",
+    "Measurement",
+    "Measurer",
+    "Metrics",
+    "Monitor",
+    "Observed",
+    "plan_rules",
+]

@@ -113,7 +113,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """`POST /v1/chat/completions`. `model` is the profile; sampling settings are the profile's, so those sent are ignored."""
+    """`POST /v1/chat/completions`. `model` is the profile; sampling is the profile's, whatever a client sends."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -115,9 +115,7 @@ class NativeWriter:
         if isinstance(event, TextEvent) and event.delta:
             return _data({"delta": event.delta}, "text")
         if isinstance(event, ToolEvent):
-            return _data(
-                {"name": event.name, "outcome": event.outcome, "duration_ms": event.duration_ms}, "tool"
-            )
+            return _data({"name": event.name, "outcome": event.outcome, "duration_ms": event.duration_ms}, "tool")
         return b""
 
     def report(self, report: TurnReport) -> bytes:

@@ -1,0 +1,122 @@
+"""Builds the Starlette application: routes, error answers, the page, and the door that bounds requests in flight."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from agentao_gov.errors import GovError, InternalError, NotFoundError, QueueFullError
+from agentao_gov.service.endpoints import Endpoints
+from agentao_gov.service.errors import Failure, failure_of_error
+from agentao_gov.service.openapi import openapi_document
+from agentao_gov.service.page import PAGE_HEADERS, page_html
+
+if TYPE_CHECKING:
+    from agentao_gov.service.gateway import Gateway
+
+__all__ = ["create_app"]
+
+#: Requests beside the turns that run and wait: bodies being read, lists, scrapes.
+SPARE_REQUESTS = 512
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
+    """The whole HTTP surface over one gateway."""
+    at = Endpoints(gateway)
+    document = openapi_document()
+    page = page_html()
+
+    async def openapi(request: Request) -> Response:
+        del request
+        return JSONResponse(document)
+
+    async def live_page(request: Request) -> Response:
+        del request
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    routes = [
+        Route("/v1/chat/completions", at.chat_completions, methods=["POST"]),
+        Route("/v1/models", at.models, methods=["GET"]),
+        Route("/v1/models/{model_id}", at.model, methods=["GET"]),
+        Route("/v1/sessions", at.sessions, methods=["GET"]),
+        Route("/v1/sessions/{session_id}/turns", at.turn, methods=["POST"]),
+        Route("/v1/sessions/{session_id}/cancel", at.cancel, methods=["POST"]),
+        Route("/v1/sessions/{session_id}", at.session, methods=["GET"]),
+        Route("/v1/sessions/{session_id}", at.delete, methods=["DELETE"]),
+        Route("/v1/status", at.status, methods=["GET"]),
+        Route("/healthz", at.healthz, methods=["GET"]),
+        Route("/readyz", at.readyz, methods=["GET"]),
+        Route("/metrics", at.metrics, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/", live_page, methods=["GET"]),
+    ]
+    limits = gateway.deployment.pool
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(_Door, requests_max=limits.max_busy + limits.queue_limit + SPARE_REQUESTS)],
+        exception_handlers={GovError: _gov_error, HTTPException: _http_error, Exception: _bug},  # type: ignore[dict-item]
+    )
+    # Starlette keeps the handler of `Exception` outside all middleware, and raises again after answering.
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _gov_error(request: Request, error: GovError) -> Response:
+    del request
+    return failure_of_error(error).response()
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        return failure_of_error(NotFoundError(f"Nothing lives at {request.url.path}.")).response()
+    failure = Failure(
+        status=error.status_code,
+        code="method_not_allowed" if error.status_code == 405 else "invalid_request",
+        type="invalid_request_error",
+        message=str(error.detail),
+        headers=dict(error.headers or {}),
+    )
+    return failure.response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=400)
+    logging.getLogger(__name__).error("request failed: %s", request.url.path, exc_info=error)
+    return failure_of_error(
+        InternalError(f"The request failed inside the service ({type(error).__name__}).")
+    ).response()
+
+
+class _Door:
+    """Lets so many requests in at once. Probes and metrics always pass: they are how one sees that it is full."""
+
+    def __init__(self, app: ASGIApp, *, requests_max: int) -> None:
+        self._app = app
+        self._requests_max = requests_max
+        #: Requests inside now; changed on the event loop alone.
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        if self._inside >= self._requests_max:
+            error = QueueFullError(f"{self._inside} requests are open already.", retry_after_s=1.0)
+            await failure_of_error(error).response()(scope, receive, send)
+            return
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            return
+        finally:
+            self._inside -= 1

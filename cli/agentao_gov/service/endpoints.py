@@ -1,0 +1,177 @@
+"""The endpoints: each reads one request, asks the gateway, and answers. No decisions are made here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from agentao_gov.errors import BadRequestError, TooLargeError
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.service.requests import ChatBody, TurnBody, parse_body, require_session_id
+from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
+from agentao_gov.service.status import session_json, status_json
+from agentao_gov.service.turns import TurnResponse
+
+if TYPE_CHECKING:
+    from agentao_gov.service.gateway import Gateway
+
+__all__ = ["Endpoints"]
+
+#: A body that is not there after this long is not coming: a trickle must not hold a connection for ever.
+BODY_S_MAX = 30.0
+#: Sessions of one list answer.
+LIST_MAX = 1_000
+
+
+class Endpoints:
+    """The handlers, bound to one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def _tenant(self, request: Request) -> str:
+        return self._gateway.tenants.tenant_of(request.headers.get("authorization"))
+
+    def _key(self, request: Request) -> SessionKey:
+        tenant = self._tenant(request)
+        return SessionKey(tenant, require_session_id(request.path_params["session_id"]))
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._gateway.deployment.server.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > limit:
+            raise TooLargeError(f"The body has {int(announced):,} bytes; the limit is {limit:,}.")
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_S_MAX):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > limit:
+                        raise TooLargeError(f"The body is larger than the limit of {limit:,} bytes.")
+                    parts.append(chunk)
+        except TimeoutError:
+            raise BadRequestError(f"The body was not complete after {BODY_S_MAX:.0f} s.") from None
+        return b"".join(parts)
+
+    async def chat_completions(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        tenant = self._tenant(request)
+        header = request.headers.get("x-session-id")
+        session = None if header is None else require_session_id(header)
+        raw = await self._body(request)
+        body = parse_body(ChatBody, raw, message_bytes_max=self._gateway.deployment.server.max_message_bytes)
+        offer = self._gateway.profiles.resolve(tenant, body.model)
+        conversation = Conversation(messages=body.history()) if session is None and body.history() else None
+        order = self._gateway.order(tenant, session, offer, body.question, body.user, conversation)
+        created = int(time.time())
+
+        def answer(report: TurnReport) -> Response:
+            return JSONResponse(completion(report, created=created))
+
+        writer = None
+        if body.stream:
+            writer = ChatWriter(order.turn_id, offer.name, created=created, usage_chunk=body.usage_chunk)
+        return TurnResponse(self._gateway, order, answer=answer, writer=writer)
+
+    async def turn(self, request: Request) -> Response:
+        """`POST /v1/sessions/{id}/turns`."""
+        key = self._key(request)
+        raw = await self._body(request)
+        body = parse_body(TurnBody, raw, message_bytes_max=self._gateway.deployment.server.max_message_bytes)
+        name = body.profile
+        if name is None:
+            known = await asyncio.to_thread(self._gateway.pool.session, key)
+            name = known.profile if known is not None else None
+        offer = self._gateway.profiles.resolve(key.tenant, name)
+        order = self._gateway.order(key.tenant, key.session, offer, body.message, body.user)
+        streams = "text/event-stream" in request.headers.get("accept", "")
+        return TurnResponse(self._gateway, order, answer=_report_json, writer=NativeWriter() if streams else None)
+
+    async def cancel(self, request: Request) -> Response:
+        """`POST /v1/sessions/{id}/cancel`."""
+        key = self._key(request)
+        await asyncio.to_thread(self._gateway.session, key)
+        cancelled = await asyncio.to_thread(self._gateway.pool.cancel, key, "cancelled")
+        return JSONResponse({"id": key.session, "object": "session", "cancelled": cancelled})
+
+    async def sessions(self, request: Request) -> Response:
+        """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
+        tenant = self._tenant(request)
+        found = await asyncio.to_thread(self._gateway.pool.sessions, tenant)
+        mine = [info for info in found if info.key.tenant == tenant]
+        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in mine[:LIST_MAX]]
+        return JSONResponse({"object": "list", "data": rows, "total": len(mine), "has_more": len(mine) > LIST_MAX})
+
+    async def session(self, request: Request) -> Response:
+        """`GET /v1/sessions/{id}`."""
+        key = self._key(request)
+        info = await asyncio.to_thread(self._gateway.session, key)
+        return JSONResponse(session_json(info, self._gateway.monitor.session_bytes(key)))
+
+    async def delete(self, request: Request) -> Response:
+        """`DELETE /v1/sessions/{id}`: memory, archive and working directory."""
+        key = self._key(request)
+        await asyncio.to_thread(self._gateway.session, key)
+        deleted = await asyncio.to_thread(self._gateway.pool.delete, key)
+        return JSONResponse({"id": key.session, "object": "session.deleted", "deleted": deleted})
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`: the profiles this tenant may use."""
+        tenant = self._tenant(request)
+        created = int(self._gateway.started_at)
+        data = [
+            {
+                "id": offer.name,
+                "object": "model",
+                "created": created,
+                "owned_by": "agentao-gov",
+                "description": offer.resolved.profile.description,
+            }
+            for offer in self._gateway.profiles.of_tenant(tenant)
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`."""
+        tenant = self._tenant(request)
+        offer = self._gateway.profiles.resolve(tenant, request.path_params["model_id"])
+        created = int(self._gateway.started_at)
+        return JSONResponse({"id": offer.name, "object": "model", "created": created, "owned_by": "agentao-gov"})
+
+    async def status(self, request: Request) -> Response:
+        """`GET /v1/status`."""
+        tenant = self._tenant(request)
+        document = await asyncio.to_thread(status_json, self._gateway, tenant)
+        return JSONResponse(document, headers={"Cache-Control": "no-store"})
+
+    async def healthz(self, request: Request) -> Response:
+        """`GET /healthz`: the loop answers, so the process lives."""
+        del request
+        return JSONResponse({"alive": True})
+
+    async def readyz(self, request: Request) -> Response:
+        """`GET /readyz`: 503 while the instance should get no traffic, with the reasons."""
+        del request
+        reasons = self._gateway.not_ready_because()
+        rung = self._gateway.pool.stats().rung
+        return JSONResponse(
+            {"ready": not reasons, "rung": rung, "not_ready_because": reasons},
+            status_code=503 if reasons else 200,
+            headers={"Retry-After": "5"} if reasons else None,
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`: Prometheus text."""
+        del request
+        text = await asyncio.to_thread(self._gateway.metrics.render)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _report_json(report: TurnReport) -> Response:
+    return Response(report.to_json(), media_type="application/json")

@@ -1,0 +1,202 @@
+"""`GET /v1/status`: how the instance is, as JSON. A tenant sees the whole's figures and its own, never another's."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from agentao_gov.governor.report import BudgetLine
+from agentao_gov.monitor.alerts import Alert
+from agentao_gov.monitor.measure import quantile
+from agentao_gov.monitor.monitor import RUNGS
+from agentao_gov.monitor.observed import Observed
+
+if TYPE_CHECKING:
+    from agentao_gov.pool.types import SessionInfo
+    from agentao_gov.service.gateway import Gateway
+
+__all__ = ["session_json", "status_json"]
+
+#: Turns and budget lines shown: a page for a person, not an export.
+ROWS_MAX = 100
+
+
+def status_json(gateway: Gateway, tenant: str) -> dict[str, Any]:
+    """The document for one tenant. Measures when the last picture is stale: call it on a worker thread."""
+    seen = gateway.monitor.observe()
+    everything = gateway.tenants.open
+    reasons = gateway.not_ready_because()
+    return {
+        "schema": "agentao-gov/status/1",
+        "instance": _instance(gateway),
+        "ready": not reasons,
+        "not_ready_because": reasons,
+        "shutdown_rung": {"name": RUNGS[seen.rung], "number": seen.rung},
+        "pool": _pool(gateway, seen),
+        "busy": seen.pool.busy,
+        "queue": {"length": seen.pool.queue_length, "limit": seen.pool.queue_limit},
+        "hibernated": _by_state(seen).get("hibernated", 0),
+        "tenants": {
+            name: {
+                "resident": stats.resident,
+                "busy": stats.busy,
+                "waiting": stats.waiting,
+                "max_sessions": stats.max_sessions,
+            }
+            for name, stats in seen.pool.tenants.items()
+            if everything or name == tenant
+        },
+        "turns": _turns(gateway, None if everything else tenant),
+        "processes": _processes(seen),
+        "memory": _memory(gateway, seen),
+        "budgets": [
+            line.model_dump(mode="json") for line in _visible(seen.budgets, None if everything else tenant)[:ROWS_MAX]
+        ],
+        "alerts": [_alert(alert) for alert in seen.alerts],
+        "capacity": _capacity(gateway),
+    }
+
+
+def _instance(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "version": version("agentao-gov"),
+        "pid": os.getpid(),
+        "worker": gateway.worker,
+        "workers": gateway.workers,
+        "uptime_s": round(time.time() - gateway.started_at, 1),
+        "profiles": [offer.name for offer in gateway.profiles.all()],
+    }
+
+
+def _by_state(seen: Observed) -> dict[str, int]:
+    return {str(state): count for state, count in seen.pool.sessions.items() if str(state) != "gone"}
+
+
+def _pool(gateway: Gateway, seen: Observed) -> dict[str, Any]:
+    stats = seen.pool
+    return {
+        "mode": gateway.deployment.pool.mode,
+        "sessions": _by_state(seen),
+        "resident": stats.resident,
+        "max_sessions": stats.max_sessions,
+        "busy": stats.busy,
+        "max_busy": stats.max_busy,
+        "evictions": dict(stats.evictions),
+        "rehydrations": stats.rehydrations,
+        "refusals": dict(stats.refusals),
+        "wait_ms": {
+            "p50": round(stats.wait_s_p50 * 1000, 2),
+            "p95": round(stats.wait_s_p95 * 1000, 2),
+            "p99": round(stats.wait_s_p99 * 1000, 2),
+        },
+    }
+
+
+def _turns(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
+    now = time.time()
+    flying = [turn for turn in list(gateway.in_flight.values()) if tenant is None or turn.order.key.tenant == tenant]
+    flying.sort(key=lambda turn: turn.since)
+    return {
+        "ended": gateway.pool.stats().turns,
+        "in_flight": [
+            {
+                "turn_id": turn.order.turn_id,
+                "tenant": turn.order.key.tenant,
+                "session": turn.order.key.session,
+                "profile": turn.order.profile.profile.name,
+                "age_s": round(now - turn.since, 2),
+                "limit_s": gateway.turn_s_max(turn.order),
+            }
+            for turn in flying[:ROWS_MAX]
+        ],
+    }
+
+
+def _processes(seen: Observed) -> dict[str, Any]:
+    m = seen.measurement
+    return {
+        "children": dict(m.children),
+        "mcp": m.mcp_processes,
+        "open_fds": m.open_fds,
+        "threads": m.threads,
+        "threads_abandoned": seen.threads_abandoned,
+        "cpu_s": round(m.cpu_s, 2),
+    }
+
+
+def _memory(gateway: Gateway, seen: Observed) -> dict[str, Any]:
+    m = seen.measurement
+    sizes = list(m.session_bytes.values())
+    return {
+        "process_bytes": m.rss_bytes,
+        "children_bytes": sum(m.children_rss_bytes.values()),
+        "total_bytes": m.total_bytes,
+        "baseline_bytes": gateway.monitor.measurer.baseline_bytes,
+        "session_bytes": {
+            "p50": int(quantile(sizes, 0.5)),
+            "p95": int(quantile(sizes, 0.95)),
+            "max": int(quantile(sizes, 1.0)),
+            "sum": sum(sizes),
+        },
+    }
+
+
+def _visible(lines: tuple[BudgetLine, ...], tenant: str | None) -> list[BudgetLine]:
+    mine = [line for line in lines if tenant is None or line.key.partition("/")[0] == tenant]
+    rank = {"tenant": 0, "user": 1, "session": 2, "turn": 3}
+    return sorted(mine, key=lambda line: (rank[line.scope], -(line.used / line.limit if line.limit else 0.0)))
+
+
+def _alert(alert: Alert) -> dict[str, Any]:
+    rule = alert.rule
+    return {
+        "alert": rule.name,
+        "active": alert.active,
+        "since": alert.since,
+        "value": alert.value,
+        "line": rule.line,
+        "limit": rule.limit,
+        "unit": rule.unit,
+        "message": alert.message,
+        "remedy": rule.remedy,
+    }
+
+
+def _capacity(gateway: Gateway) -> dict[str, Any] | None:
+    plan = gateway.deployment.capacity
+    if plan is None:
+        return None
+    return {
+        "sessions": plan.sessions,
+        "mcp_processes": plan.mcp_processes,
+        "memory_bytes": plan.memory_bytes,
+        "alert_at": plan.alert_at,
+    }
+
+
+def session_json(info: SessionInfo, memory_bytes: int | None) -> dict[str, Any]:
+    """One session for its owner."""
+    return {
+        "id": info.key.session,
+        "object": "session",
+        "state": str(info.state),
+        "user": info.user,
+        "profile": info.profile,
+        "mode": info.mode,
+        "model": info.model,
+        "created_at": info.created_at,
+        "last_turn_at": info.last_turn_at,
+        "idle_s": None if info.idle_s is None else round(info.idle_s, 3),
+        "turn_id": info.turn_id,
+        "waiting": info.waiting,
+        "memory_bytes": memory_bytes,
+        "usage": {
+            "turns": info.usage.turns,
+            "prompt_tokens": info.usage.prompt_tokens,
+            "completion_tokens": info.usage.completion_tokens,
+            "total_tokens": info.usage.total_tokens,
+            "llm_calls": info.usage.llm_calls,
+        },
+    }

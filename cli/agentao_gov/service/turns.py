@@ -1,0 +1,238 @@
+"""Runs one turn for one HTTP request: its stream, its deadline, and its end when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from agentao_gov.errors import GovError, TurnTimeoutError
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import TurnEvent
+from agentao_gov.monitor.logs import log_event
+from agentao_gov.service.errors import Failure, failure_of_error, failure_of_report
+from agentao_gov.service.feed import EventFeed
+from agentao_gov.service.sse import KEEP_ALIVE
+
+if TYPE_CHECKING:
+    from agentao_gov.pool.types import TurnOrder
+    from agentao_gov.service.gateway import Gateway
+
+__all__ = ["StreamWriter", "TurnResponse"]
+
+#: Silence after which a stream says that it lives; proxies cut idle connections at 30-60 s.
+KEEP_ALIVE_S = 15.0
+#: How long one write to a reader that does not read may wait before the turn is given up.
+WRITE_S_MAX = 30.0
+#: Past wait, turn and grace together the pool itself must be hung; the client is answered all the same.
+GUARD_S = 10.0
+
+
+class StreamWriter(Protocol):
+    """Writes one kind of event stream."""
+
+    def event(self, event: TurnEvent) -> bytes: ...
+
+    def report(self, report: TurnReport) -> bytes: ...
+
+    def failure(self, failure: Failure) -> bytes: ...
+
+
+class _Gone(Exception):
+    """The client left, or reads so slowly that it might as well have."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class TurnResponse(Response):
+    """The answer of a turn. Submits it when the answer is asked for, and cancels it when the client leaves."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        order: TurnOrder,
+        *,
+        answer: Callable[[TurnReport], Response],
+        writer: StreamWriter | None = None,
+    ) -> None:
+        """`answer` makes the response of a turn with text; with a `writer` the turn is streamed instead."""
+        super().__init__()
+        self._gateway = gateway
+        self._order = order
+        self._answer = answer
+        self._writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        feed = EventFeed(loop)
+        try:
+            future = self._gateway.submit(self._order, feed.push if self._writer else _ignore)
+        except GovError as error:
+            await self._refuse(error)(scope, receive, send)
+            return
+        future.add_done_callback(lambda _: feed.wake())
+        work = asyncio.wrap_future(future)
+        leaving = asyncio.create_task(_disconnected(receive))
+        run = self._stream(work, feed, send) if self._writer else self._whole(work, scope, receive, send)
+        running = asyncio.create_task(run)
+        try:
+            await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            else:
+                self._give_up(future, "disconnected")
+        except _Gone as gone:
+            self._give_up(future, gone.why)
+        except asyncio.CancelledError:
+            self._give_up(future, "connection ended")
+            raise
+        finally:
+            for task in (running, leaving):
+                task.cancel()
+            await asyncio.gather(running, leaving, return_exceptions=True)
+            if work.done() and not work.cancelled():
+                work.exception()  # seen, so that the loop does not complain about it
+
+    def _give_up(self, future: Future[TurnReport], why: str) -> None:
+        log_event(
+            "client gone, turn cancelled", tenant=self._order.key.tenant, session=self._order.key.session,
+            turn_id=self._order.turn_id, why=why,
+        )  # fmt: skip
+        self._gateway.abandon(self._order, future)
+
+    def _refuse(self, error: GovError) -> Response:
+        self._gateway.refused(error)
+        return self._with_ids(failure_of_error(error).response())
+
+    def _with_ids(self, response: Response) -> Response:
+        response.headers["X-Turn-Id"] = self._order.turn_id
+        response.headers["X-Session-Id"] = self._order.key.session
+        return response
+
+    async def _outcome(self, work: asyncio.Future[TurnReport]) -> TurnReport | GovError:
+        """The turn's end, whichever it is."""
+        guard_s = self._gateway.turn_s_max(self._order) + GUARD_S
+        try:
+            async with asyncio.timeout(guard_s):
+                return await asyncio.shield(work)
+        except TimeoutError:
+            return TurnTimeoutError(f"The turn gave no sign of life for {guard_s:.0f} s and was given up.")
+        except GovError as error:
+            return error
+        except asyncio.CancelledError:
+            if work.cancelled():
+                return GovError("The turn was cancelled before it began.")
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("turn failed")
+            return GovError(f"The turn failed inside the service ({type(error).__name__}).")
+
+    async def _whole(self, work: asyncio.Future[TurnReport], scope: Scope, receive: Receive, send: Send) -> None:
+        end = await self._outcome(work)
+        if isinstance(end, GovError):
+            response = self._refuse(end)
+        elif end.has_answer:
+            response = self._with_ids(self._answer(end))
+        else:
+            response = self._with_ids(failure_of_report(end).response())
+        await _bounded(response(scope, receive, send))
+
+    async def _stream(self, work: asyncio.Future[TurnReport], feed: EventFeed, send: Send) -> None:
+        """Sends events as they come. Headers wait for the first of them, so that a refusal keeps its status."""
+        assert self._writer is not None
+        end = asyncio.ensure_future(self._outcome(work))
+        end.add_done_callback(lambda _: feed.wake())
+        stream = _EventStream(send, self._order)
+        try:
+            while not end.done():
+                events = await feed.take(KEEP_ALIVE_S)
+                if feed.overflowed:
+                    raise _Gone("reads too slowly")
+                data = b"".join(self._writer.event(event) for event in events)
+                if data or (not events and not end.done()):
+                    await stream.write(data or KEEP_ALIVE)
+            await self._finish(stream, end.result(), feed)
+        finally:
+            end.cancel()
+
+    async def _finish(self, stream: _EventStream, end: TurnReport | GovError, feed: EventFeed) -> None:
+        assert self._writer is not None
+        rest = b"".join(self._writer.event(event) for event in feed.drain())
+        if rest:
+            await stream.write(rest)
+        failure: Failure | None = None
+        if isinstance(end, GovError):
+            self._gateway.refused(end)
+            failure = failure_of_error(end)
+        elif not end.has_answer and end.outcome is not Outcome.ANSWERED:
+            failure = failure_of_report(end)
+        if failure is not None and not stream.started:
+            await stream.answer(self._with_ids(failure.response()))
+            return
+        if failure is not None:
+            await stream.write(self._writer.failure(failure))
+        else:
+            assert isinstance(end, TurnReport)
+            await stream.write(self._writer.report(end))
+        await stream.close()
+
+
+class _EventStream:
+    """The sending half of one `text/event-stream` response."""
+
+    def __init__(self, send: Send, order: TurnOrder) -> None:
+        self._send = send
+        self._order = order
+        self.started = False
+
+    async def write(self, data: bytes) -> None:
+        """Sends, starting the response with the first bytes."""
+        if not self.started:
+            self.started = True
+            headers = {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-store",
+                "x-accel-buffering": "no",
+                "x-turn-id": self._order.turn_id,
+                "x-session-id": self._order.key.session,
+            }
+            raw = [(key.encode(), value.encode()) for key, value in headers.items()]
+            await _bounded(self._send({"type": "http.response.start", "status": 200, "headers": raw}))
+        await _bounded(self._send({"type": "http.response.body", "body": data, "more_body": True}))
+
+    async def close(self) -> None:
+        """Ends the body."""
+        await _bounded(self._send({"type": "http.response.body", "body": b"", "more_body": False}))
+
+    async def answer(self, response: Response) -> None:
+        """Sends an ordinary response instead of a stream."""
+
+        async def nothing() -> Message:
+            return {"type": "http.disconnect"}
+
+        await _bounded(response({"type": "http"}, nothing, self._send))
+
+
+async def _bounded(sending: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(WRITE_S_MAX):
+            await sending
+    except TimeoutError:
+        raise _Gone("does not read") from None
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _ignore(event: TurnEvent) -> None:
+    del event
