@@ -1,1 +1,65 @@
+"""One turn under its limits: model client, tools, deadline, outcome."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
+from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.requests import (
+    Conversation,
+    EventSink,
+    IterationEvent,
+    SessionKey,
+    SessionSpec,
+    TextEvent,
+    ToolEvent,
+    TurnEvent,
+    TurnRequest,
+)
+
+if TYPE_CHECKING:
+    from agentao_gov.governor.governor import Governor
+    from agentao_gov.governor.observe import NullObserver, TurnObserver
+    from agentao_gov.governor.session import GovernedSession
+
+__all__ = [
+    "BudgetLine",
+    "Conversation",
+    "EventSink",
+    "GovernedSession",
+    "Governor",
+    "IterationEvent",
+    "LimitLine",
+    "Mode",
+    "NullObserver",
+    "Outcome",
+    "SessionKey",
+    "SessionSpec",
+    "TextEvent",
+    "Timing",
+    "ToolCall",
+    "ToolEvent",
+    "ToolOutcome",
+    "TurnEvent",
+    "TurnObserver",
+    "TurnReport",
+    "TurnRequest",
+    "Usage",
+]
+
+#: Loaded at first use: they import agentao and the OpenAI SDK, which takes a second, and `--help` must not.
+_LAZY = {
+    "GovernedSession": "session",
+    "Governor": "governor",
+    "NullObserver": "observe",
+    "TurnObserver": "observe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(f"agentao_gov.governor.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

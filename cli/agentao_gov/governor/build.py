@@ -1,0 +1,199 @@
+"""Builds one session's agent: everything agentao would find or create for itself is given to it instead.
+
+Nothing is written, nothing outside the session's directory is read, no log handler is installed, no name is looked up.
+With the shared HTTP client this takes 1-2 ms and about 30 KB (a plain `Agentao(api_key=...)`: 36 ms and 850 KB).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import agentao.context_manager
+from agentao import Agentao
+from agentao.embedding.sessions import restore_agent_skills
+from agentao.mcp import InMemoryMCPRegistry
+from agentao.memory import MemoryManager, SQLiteMemoryStore
+from agentao.skills import SkillManager
+
+from agentao_gov.errors import ConfigError, InternalError
+from agentao_gov.governor.confine import ConfinedFileSystem
+from agentao_gov.governor.model_client import GovernedModel
+from agentao_gov.governor.requests import Conversation, SessionSpec
+from agentao_gov.governor.shell import TrackedShell
+from agentao_gov.governor.subagents import govern_sub_agents, is_sub_agent_tool
+from agentao_gov.governor.tools import ToolGuard
+from agentao_gov.governor.transport import GovernedTransport
+from agentao_gov.process.tree import SessionTree
+
+__all__ = ["AgentParts", "build_agent", "restore"]
+
+# agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
+# constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
+# decides when to compact; the ledger counts by `tokens`, not by it.
+agentao.context_manager._TIKTOKEN_AVAILABLE = False
+
+#: Share of a model's window that the conversation may fill: the summariser needs the rest.
+WINDOW_SHARE = 0.8
+#: The MCP client's own limit comes this much after the guard's, which knows how to name a time-out.
+_MCP_BACKSTOP_S = 1.0
+_NOWHERE = "/nonexistent/agentao-gov"
+
+
+@dataclass(slots=True)
+class AgentParts:
+    """An agent and what the session needs to govern it."""
+
+    agent: Any
+    model: GovernedModel
+    transport: GovernedTransport
+    guard: ToolGuard
+    shell: TrackedShell
+    tree: SessionTree
+    warnings: list[str] = field(default_factory=list)
+
+
+@functools.lru_cache(maxsize=1)
+def _no_memory() -> Any:
+    """A memory that nobody writes to, shared: one of its own costs each session 100 KB."""
+    return MemoryManager(project_store=SQLiteMemoryStore.open_or_memory(":memory:"))
+
+
+_NO_MEMORY_LOCK = threading.Lock()
+
+
+def _memory(spec: SessionSpec) -> Any:
+    if "save_memory" in spec.profile.profile.tools.allow:
+        return MemoryManager(project_store=SQLiteMemoryStore.open_or_memory(spec.workdir / ".agentao" / "memory.db"))
+    with _NO_MEMORY_LOCK:
+        return _no_memory()
+
+
+def _skills(spec: SessionSpec) -> Any:
+    allowed = "activate_skill" in spec.profile.profile.tools.allow
+    # An explicit directory also keeps agentao from copying its bundled skills into the user's home.
+    where = spec.workdir / ".agentao" / "skills" if allowed else Path(_NOWHERE)
+    return SkillManager(skills_dir=str(where), working_directory=spec.workdir)
+
+
+def mcp_config(spec: SessionSpec, tree: SessionTree) -> dict[str, dict[str, Any]]:
+    """The profile's MCP servers in agentao's form, both time limits set, each child marked."""
+    servers: dict[str, dict[str, Any]] = {}
+    for name, server in spec.profile.profile.mcp.servers.items():
+        servers[name] = {
+            "command": server.command,
+            "args": list(server.args),
+            # The MCP SDK passes on a handful of variables only, so the mark must stand here.
+            "env": {**server.env, **tree.env("mcp")},
+            "cwd": str(server.cwd) if server.cwd else str(spec.workdir),
+            "trust": True,
+            "timeout": {"startup": server.startup_timeout_s, "request": server.request_timeout_s + _MCP_BACKSTOP_S},
+        }
+    return servers
+
+
+def context_tokens(spec: SessionSpec) -> int:
+    """The context cap: the profile's, but never more than a known window leaves beside the summariser."""
+    cap = int(spec.profile.profile.limits.max_context_tokens)
+    window = spec.model.context_window
+    return min(cap, int(window * WINDOW_SHARE)) if window else cap
+
+
+def build_agent(
+    spec: SessionSpec,
+    *,
+    model: GovernedModel,
+    sub_model: Callable[[], GovernedModel],
+    transport: GovernedTransport,
+    guard: ToolGuard,
+    tree: SessionTree,
+    extra_tools: Sequence[Any] = (),
+) -> AgentParts:
+    """Builds the agent. Blocks while MCP servers start. Raises ConfigError or InternalError."""
+    profile = spec.profile.profile
+    shell = TrackedShell(
+        tree, profile.limits.tool_timeouts_s.get("run_shell_command", profile.limits.tool_timeout_s), model.secrets
+    )
+    try:
+        agent = Agentao(
+            working_directory=spec.workdir,
+            llm_client=model,
+            transport=transport,
+            permission_mode=profile.tools.permission_mode,
+            skill_manager=_skills(spec),
+            memory_manager=_memory(spec),
+            mcp_registry=InMemoryMCPRegistry(),
+            extra_mcp_servers=mcp_config(spec, tree) or None,
+            max_context_tokens=context_tokens(spec),
+            filesystem=ConfinedFileSystem(spec.workdir),
+            shell=shell,
+            extra_tools=list(extra_tools),
+            enable_builtin_agents=profile.tools.sub_agents,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"The session's agent could not be built: {error}") from error
+    except OSError as error:
+        raise InternalError(f"The session's agent could not be built: {error}") from error
+    parts = AgentParts(agent, model, transport, guard, shell, tree)
+    transport.agent = agent
+    _prune(parts, spec)
+    if profile.tools.sub_agents:
+        govern_sub_agents(agent, sub_model, guard, profile.limits.max_iterations)
+    else:
+        # It lists project agents in the system prompt, which the model could not call.
+        agent.agent_manager = None  # type: ignore[assignment]
+    guard.guard_all(agent.tools.tools.values())
+    _check_mcp(parts)
+    return parts
+
+
+def _prune(parts: AgentParts, spec: SessionSpec) -> None:
+    """Leaves the tools that are allowed: by name, by being an MCP server's, or by starting a permitted sub-agent."""
+    tools = spec.profile.profile.tools
+    allow = set(tools.allow)
+    registry = parts.agent.tools
+    read_only = tools.permission_mode == "read-only"
+    for name, tool in list(registry.tools.items()):
+        if registry.origin(name) == "mcp":
+            if read_only:
+                _admit(tool)
+        elif name not in allow and not (tools.sub_agents and is_sub_agent_tool(tool)):
+            registry.unregister(name)
+    missing = sorted(allow - set(registry.tools))
+    if missing:
+        parts.warnings.append(f"tools.allow names tools that do not exist here: {', '.join(missing)}")
+
+
+def _admit(tool: Any) -> None:
+    """Lets an MCP tool run in read-only mode: the operator configured its server, which is the permission.
+
+    agentao asks the tool, whose answer is a property of its class, so this one instance gets a class that says yes.
+    """
+    if not tool.is_read_only:
+        tool.__class__ = type(
+            f"Admitted{type(tool).__name__}", (type(tool),), {"is_read_only": True, "requires_confirmation": False}
+        )
+
+
+def _check_mcp(parts: AgentParts) -> None:
+    manager = parts.agent.mcp_manager
+    if manager is None:
+        return
+    for status in manager.get_server_status():
+        if status.get("status") != "connected":
+            why = status.get("error") or status.get("status")
+            parts.warnings.append(f"MCP server {status.get('name')} is not available: {why}")
+
+
+def restore(parts: AgentParts, conversation: Conversation) -> None:
+    """Lets a new agent go on where another stopped."""
+    agent = parts.agent
+    agent.messages = [dict(message) for message in conversation.messages]
+    agent.todo_tool.todos = [dict(todo) for todo in conversation.todos]
+    if conversation.active_skills:
+        restore_agent_skills(agent, list(conversation.active_skills))
+    parts.model.saved_anchor = dict(conversation.anchor) if conversation.anchor else None

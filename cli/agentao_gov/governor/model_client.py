@@ -1,0 +1,452 @@
+"""agentao's model client, governed: no request leaves without a reservation, none outlives the turn.
+
+Every request of a session comes through here: the loop's, a retry, the summariser's (`chat`), the wrap-up, and those of
+sub-agents (which get a client of this class). It overrides the two entry points of agentao's `LLMClient` with one loop
+of attempts of our own, because agentao's retries are bounded by neither the profile nor the deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agentao.llm import LLMClient
+from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
+from agentao.llm._usage import cache_token_counts, reasoning_token_count
+
+from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
+from agentao_gov.governor.http import AbortScope, HttpClient, abortable, timeout_for
+from agentao_gov.governor.meter import CallUsage
+from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
+from agentao_gov.governor.redact import RedactingFilter, redact
+from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
+from agentao_gov.governor.spend import Refused, Spend
+from agentao_gov.governor.tokens import Anchor, prompt_bound, text_bound
+from agentao_gov.governor.turn import Turn
+
+__all__ = ["AGENT_LOG", "GovernedModel", "NoTurnError"]
+
+#: What agentao writes to. It carries no handler of ours; agentao's own package-global file handler is never installed,
+#: because the newest client's file would receive every tenant's prompts.
+AGENT_LOG = logging.getLogger("agentao_gov.agent")
+AGENT_LOG.addFilter(RedactingFilter())
+AGENT_LOG.setLevel(logging.ERROR)
+
+Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
+#: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
+_AFTER_DEADLINE_S = 1.0
+_DETAIL_CHARS_MAX = 400
+
+
+class NoTurnError(RuntimeError):
+    """A model call outside a governed turn: there is no budget to take it from."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """What agentao asked for; it may take several attempts."""
+
+    turn: Turn
+    token: Any
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    kwargs: dict[str, Any]
+    purpose: Purpose
+    on_retry: Callable[[dict[str, Any]], None] | None
+    send: Callable[[_Attempt], Any]
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.kwargs.get("stream"))
+
+
+class _Attempt:
+    """One request on its way, and what became of it."""
+
+    def __init__(self, call: _Call, spend: Spend, meter: StreamMeter, accumulator: Any) -> None:
+        self.call = call
+        self.spend = spend
+        self.meter = meter
+        self.accumulator = accumulator
+        self.scope = AbortScope()
+        self.started = time.monotonic()
+        self.first_token_s: float | None = None
+        self.response: Any = None
+        self.failure: BaseException | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer came to its end by itself."""
+        return self.failure is None and not self.meter.cut and not self.scope.aborted.is_set()
+
+
+class GovernedModel(LLMClient):
+    """One per session or sub-agent. Not thread-safe: a session makes one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        http: HttpClient,
+        base_url: str,
+        api_key: str,
+        model: str,
+        max_output_tokens: int,
+        turn: Callable[[], Turn | None],
+        subtree: bool = False,
+        on_tool_calls: Callable[[Turn, Sequence[str]], None] | None = None,
+    ) -> None:
+        self._http = http
+        self._turn = turn
+        self._subtree = subtree
+        self._on_tool_calls = on_tool_calls
+        self.anchor = Anchor()
+        # What the last reservation granted for output.
+        self._granted = max_output_tokens
+        #: An anchor from the archive, tried at the first call.
+        self.saved_anchor: Mapping[str, int] | None = None
+        super().__init__(
+            # Endpoints on this machine often want no key; the SDK insists on one.
+            api_key=api_key or "none",
+            base_url=base_url,
+            model=model,
+            max_tokens=max_output_tokens,
+            logger=AGENT_LOG,
+            log_file=None,
+        )
+
+    def _make_adapter(self) -> GovernedAdapter:
+        return GovernedAdapter(self, self._http)
+
+    def secrets(self) -> tuple[str, ...]:
+        """What must not reach a child's environment."""
+        return (self.api_key,)
+
+    # ── agentao's two entry points ────────────────────────────────────────────────────────────────
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        max_tokens: int | None = None,
+        *,
+        cache_boundary: int | None = None,  # noqa: ARG002 - agentao's signature
+        on_retry: Callable[[dict[str, Any]], None] | None = None,
+        cancellation_token: Any = None,
+    ) -> Any:
+        """A request answered in one piece, which is the summariser's."""
+        turn = self._current()
+        token = cancellation_token if cancellation_token is not None else turn.token
+        purpose: Purpose = "sub_agent" if self._subtree else "summary"
+        return self._attempts(self._whole(turn, token, messages, tools, max_tokens, purpose, on_retry))
+
+    def chat_stream(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        max_tokens: int | None = None,
+        on_text_chunk: Callable[[str], None] | None = None,
+        cancellation_token: Any = None,
+        *,
+        cache_boundary: int | None = None,
+        on_retry: Callable[[dict[str, Any]], None] | None = None,
+        on_reasoning_chunk: Callable[[str], None] | None = None,
+    ) -> Any:
+        """A request of the tool loop."""
+        turn = self._current()
+        token = cancellation_token if cancellation_token is not None else turn.token
+        wrapping = not self._subtree and turn.wrapping_up
+        purpose: Purpose = "sub_agent" if self._subtree else "wrap_up" if wrapping else "loop"
+        if wrapping:
+            tools = None
+        if not self._subtree:
+            turn.call_begins()
+        if turn.stopped or token.is_cancelled:
+            return self._nothing()
+        whole = self._whole(turn, token, messages, tools, max_tokens, purpose, on_retry)
+        if self._is_gemini():
+            # Its streamed tool calls lose a signature that it wants back.
+            return self._loop_call(whole, on_text_chunk)
+        kwargs = self._build_request_kwargs(
+            messages, tools, self._wanted(max_tokens), stream=True, cache_boundary=cache_boundary
+        )
+
+        def send(attempt: _Attempt) -> Any:
+            attempt.accumulator.on_reasoning_chunk = on_reasoning_chunk
+            show = self._text_callback(attempt, on_text_chunk)
+            return self._adapter.consume_stream(kwargs, attempt.accumulator, show, token)
+
+        call = _Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        return self._loop_call(call, None, instead=whole, show=on_text_chunk)
+
+    def _whole(
+        self,
+        turn: Turn,
+        token: Any,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        max_tokens: int | None,
+        purpose: Purpose,
+        on_retry: Callable[[dict[str, Any]], None] | None,
+    ) -> _Call:
+        """A call whose answer comes in one piece."""
+        kwargs = self._build_request_kwargs(messages, tools, self._wanted(max_tokens), stream=False)
+
+        def send(attempt: _Attempt) -> Any:
+            return self._adapter.send(kwargs, attempt.accumulator)
+
+        return _Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+
+    def _loop_call(
+        self,
+        call: _Call,
+        show_whole: Callable[[str], None] | None,
+        *,
+        instead: _Call | None = None,
+        show: Callable[[str], None] | None = None,
+    ) -> Any:
+        """A call of the tool loop: a stopped turn gets an empty response, by which agentao ends it in order.
+
+        `instead` is sent where the provider refuses to stream; its text then goes to `show` at once.
+        """
+        turn = call.turn
+        try:
+            response = self._attempts(call)
+        except Refused:
+            return self._nothing()
+        except Exception as error:
+            if call.token.is_cancelled or turn.stopped:
+                return self._nothing()
+            if instead is not None and _is_streaming_unsupported(str(error).lower()):
+                return self._loop_call(instead, show)
+            if not self._subtree:
+                turn.model_failed(self._describe(error))
+            raise
+        text = response.choices[0].message.content
+        if show_whole is not None and text:
+            show_whole(text)
+        self._note_response(turn, response, wrapping=call.purpose == "wrap_up")
+        return response
+
+    # ── attempts ──────────────────────────────────────────────────────────────────────────────────
+
+    def _attempts(self, call: _Call) -> Any:
+        retries = 0
+        while True:
+            accumulator = self._adapter.new_accumulator()
+            try:
+                return self._attempt(call, accumulator, retries)
+            except Refused:
+                raise
+            except Exception as error:
+                streamed = accumulator.progress_made
+                _mark_streamed(error, streamed)
+                if streamed or call.token.is_cancelled:
+                    # Text has been shown: sending again would show it twice.
+                    raise
+                if self._adapter.repair_request(str(error).lower(), call.kwargs, stream=call.stream):
+                    continue
+                decision = self._decide(call.turn, error, retries)
+                if not decision.again:
+                    error.add_note(decision.reason)
+                    raise
+                retries += 1
+                self._tell_retry(call, retries, decision.delay_s, error)
+                if not _pause(decision.delay_s, call.token):
+                    raise
+
+    def _attempt(self, call: _Call, accumulator: Any, retries: int) -> Any:
+        """One request: reserve, send, account. Accounts on every way out."""
+        turn, kwargs = call.turn, call.kwargs
+        spend = self._reserve(call)
+        self._granted = spend.granted_tokens
+        attempt = _Attempt(call, spend, StreamMeter(spend, self.model, self.max_tokens), accumulator)
+        kwargs["max_completion_tokens" if "max_completion_tokens" in kwargs else "max_tokens"] = spend.granted_tokens
+        kwargs["timeout"] = timeout_for(turn.deadline.remaining_s() + _AFTER_DEADLINE_S)
+        self.client.chat.completions.meter = attempt.meter
+        forget = call.token.add_done_callback(attempt.scope.abort)
+        try:
+            if call.token.is_cancelled:
+                attempt.response = accumulator.build()
+            else:
+                spend.dispatch()
+                if call.purpose == "loop":
+                    turn.round_sent()
+                with abortable(attempt.scope):
+                    attempt.response = call.send(attempt)
+        except BaseException as error:
+            attempt.failure = error
+            raise
+        finally:
+            forget()
+            self.client.chat.completions.meter = None
+            turn.meter.model_time(time.monotonic() - attempt.started)
+            self._account(attempt)
+            self._tell_end(attempt, retries)
+        return attempt.response
+
+    def _reserve(self, call: _Call) -> Spend:
+        if self.saved_anchor is not None and call.purpose != "summary":
+            self.anchor.restore(self.saved_anchor, call.messages, call.tools)
+            self.saved_anchor = None
+        bound = prompt_bound(call.messages, call.tools, self.model, self.anchor)
+        try:
+            return Spend.reserve(call.turn, bound, self.max_tokens, subtree=self._subtree)
+        except Refused as refused:
+            end = LlmCallEnd("refused", 0.0, None, 0, 0, 0, call.purpose, error_type=type(refused.error).__name__)
+            call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
+            raise
+
+    def _account(self, attempt: _Attempt) -> None:
+        """Ends the reservation by what is known of the request."""
+        call, spend, meter = attempt.call, attempt.spend, attempt.meter
+        reported = _reported(attempt.accumulator.usage_data)
+        prompt, granted = spend.bound
+        if reported is not None and attempt.whole:
+            spend.settle(reported)
+            # agentao's own totals, which its sub-agents roll up from.
+            self._count_response_usage(attempt.accumulator.usage_data)
+            if call.purpose != "summary":
+                self.anchor.record(call.messages, call.tools, reported.prompt_tokens, reported.completion_tokens)
+        elif not attempt.scope.sent or _status(attempt.failure) is not None:
+            # It never left, or the provider answered that it will not serve it.
+            spend.refuse()
+        elif call.stream and not meter.begun:
+            spend.charge(prompt, 0)
+        elif attempt.whole:
+            text = meter.text if call.stream else _response_text(attempt.response)
+            spend.charge(prompt, min(granted, text_bound(text, self.model)))
+        else:
+            # Cut on the way: the provider may have produced all it was granted before it noticed.
+            spend.charge(reported.prompt_tokens if reported is not None else prompt, granted)
+
+    def _decide(self, turn: Turn, error: Exception, retries: int) -> RetryDecision:
+        retryable, _, header = self._adapter.classify_retry(error)
+        return decide_retry(
+            retryable=retryable,
+            retries_done=retries,
+            retries_max=turn.limits.retries_max,
+            retry_after_s=parse_retry_after_s(header, turn.clock.time()),
+            remaining_s=turn.deadline.remaining_s(),
+            jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
+        )
+
+    # ── small things ──────────────────────────────────────────────────────────────────────────────
+
+    def _current(self) -> Turn:
+        turn = self._turn()
+        if turn is None:
+            raise NoTurnError("A model call outside a governed turn is not made: no budget covers it.")
+        return turn
+
+    def _wanted(self, max_tokens: int | None) -> int:
+        return min(max_tokens or self.max_tokens, self.max_tokens)
+
+    def _nothing(self) -> Any:
+        return self._adapter.new_accumulator().build()
+
+    def _text_callback(
+        self, attempt: _Attempt, on_text_chunk: Callable[[str], None] | None
+    ) -> Callable[[str], None] | None:
+        def show(text: str) -> None:
+            if attempt.first_token_s is None:
+                attempt.first_token_s = time.monotonic() - attempt.started
+                if not self._subtree:
+                    attempt.call.turn.meter.first_token(attempt.call.turn.elapsed_s())
+            if on_text_chunk is not None:
+                on_text_chunk(text)
+
+        return show
+
+    def _note_response(self, turn: Turn, response: Any, *, wrapping: bool) -> None:
+        """Tells the turn what came: whether it is final, and which tools it wants."""
+        if self._subtree:
+            return
+        choice = response.choices[0]
+        message = choice.message
+        if wrapping and message.tool_calls:
+            # It was given no tools and asks for some all the same: that is not an answer.
+            message.tool_calls = None
+            choice.finish_reason = "stop"
+        if message.tool_calls and self._on_tool_calls is not None:
+            self._on_tool_calls(turn, [call.function.name or "" for call in message.tool_calls])
+        text = message.content or ""
+        ended = choice.finish_reason == "stop" and getattr(response, "finish_reason_reported", True)
+        final = text if ended and not message.tool_calls and text.strip() else None
+        cut = choice.finish_reason == "length" and self._granted < self.max_tokens
+        turn.call_ended(final_text=final, cut_by_budget=cut)
+
+    def _tell_retry(self, call: _Call, retry: int, delay_s: float, error: Exception) -> None:
+        if call.on_retry is None:
+            return
+        status = _status(error)
+        call.on_retry(
+            {
+                "retry": retry,
+                "max_retries": call.turn.limits.retries_max,
+                "delay_s": round(delay_s, 2),
+                "reason": f"status={status}" if status is not None else type(error).__name__,
+            }
+        )
+
+    def _tell_end(self, attempt: _Attempt, retries: int) -> None:
+        call, failure, usage = attempt.call, attempt.failure, attempt.spend.usage
+        cut = attempt.scope.aborted.is_set() or attempt.meter.cut
+        outcome: LlmCallOutcome = "cut" if cut else "ok" if failure is None else "error"
+        end = LlmCallEnd(
+            outcome=outcome,
+            duration_s=time.monotonic() - attempt.started,
+            first_token_s=attempt.first_token_s,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            estimated_tokens=usage.estimated_tokens,
+            purpose=call.purpose,
+            status=_status(failure),
+            error_type=type(failure).__name__ if failure is not None else None,
+            retries=retries,
+        )
+        call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
+
+    def _describe(self, error: Exception) -> str:
+        """The failure in a sentence fit for a report."""
+        status = _status(error)
+        text = redact(str(error), self.api_key).strip() or type(error).__name__
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        head = f"HTTP {status}: " if status is not None and str(status) not in text else ""
+        return f"{head}{text[:_DETAIL_CHARS_MAX]}{f' ({notes})' if notes else ''}"
+
+
+def _pause(delay_s: float, token: Any) -> bool:
+    """Waits; False if the token was cancelled meanwhile."""
+    woken = threading.Event()
+    forget = token.add_done_callback(woken.set)
+    try:
+        return not woken.wait(delay_s)
+    finally:
+        forget()
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status a provider answered with instead of an answer."""
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and not isinstance(status, bool) else None
+
+
+def _reported(usage: Any) -> CallUsage | None:
+    """What the provider reports, or None where it reports nothing that can be true: no prompt has zero tokens."""
+    prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt <= 0 or completion < 0:
+        return None
+    cached, _ = cache_token_counts(usage)
+    return CallUsage(prompt, completion, cached_tokens=cached, reasoning_tokens=reasoning_token_count(usage))
+
+
+def _response_text(response: Any) -> str:
+    """All that a whole answer holds."""
+    message = response.choices[0].message
+    calls = "".join((call.function.name or "") + (call.function.arguments or "") for call in message.tool_calls or ())
+    return (message.content or "") + (getattr(message, "reasoning_content", None) or "") + calls

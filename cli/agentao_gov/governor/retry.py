@@ -1,0 +1,70 @@
+"""Whether and when a failed model call is sent again: pure, bounded by a count and by the turn's deadline."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+from dataclasses import dataclass
+
+__all__ = ["RetryDecision", "decide_retry", "parse_retry_after_s"]
+
+#: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
+BACKOFF_S = 0.5
+BACKOFF_S_MAX = 8.0
+#: Share of the pause that is random, so that many sessions do not come back at once.
+JITTER = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """Send again after `delay_s`, or give up for `reason`."""
+
+    again: bool
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+def parse_retry_after_s(header: str | None, now: float) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date. None where it says nothing usable."""
+    if not header:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        at = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=datetime.UTC)
+    return max(0.0, at.timestamp() - now)
+
+
+def decide_retry(
+    *,
+    retryable: bool,
+    retries_done: int,
+    retries_max: int,
+    retry_after_s: float | None,
+    remaining_s: float,
+    jitter: float,
+) -> RetryDecision:
+    """Decides after a failed attempt. `jitter` in 0..1 is drawn by the caller.
+
+    A pause the deadline would cut is not begun: waiting for a time-out helps nobody, and the reason would be lost.
+    """
+    if not retryable:
+        return RetryDecision(False, reason="the error is not one that passes")
+    if retries_done >= retries_max:
+        tries = retries_done + 1
+        return RetryDecision(False, reason=f"{tries} attempt{'s' if tries > 1 else ''} (llm_retries = {retries_max})")
+    if retry_after_s is not None:
+        delay_s = retry_after_s
+    else:
+        delay_s = min(BACKOFF_S * 2**retries_done, BACKOFF_S_MAX) * (1 + JITTER * jitter)
+    if delay_s >= remaining_s:
+        return RetryDecision(
+            False, reason=f"the provider asks to wait {delay_s:.0f} s and the turn has {remaining_s:.0f} s left"
+        )
+    return RetryDecision(True, delay_s=delay_s)

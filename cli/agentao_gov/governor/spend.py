@@ -1,0 +1,158 @@
+"""One model request in the ledger: reserved, dispatched, and then settled, charged or released, exactly once."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+
+from agentao_gov.budget import CancelledWait
+from agentao_gov.budget.types import Reservation, ReserveRequest
+from agentao_gov.errors import BudgetExhaustedError, BudgetImpossibleError, GovError, StoreError, TurnTimeoutError
+from agentao_gov.governor.classify import StopCause
+from agentao_gov.governor.meter import CallUsage
+from agentao_gov.governor.turn import Turn
+
+__all__ = ["Refused", "Spend"]
+
+
+class Refused(Exception):
+    """The ledger says no. The turn is already stopped when this is raised."""
+
+    def __init__(self, error: GovError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Spend:
+    """The reservation of one request. Owned by the thread that makes the call."""
+
+    def __init__(self, turn: Turn, reservation: Reservation, *, subtree: bool) -> None:
+        self._turn = turn
+        self._reservation = reservation
+        self._subtree = subtree
+        self._granted = reservation.output_tokens
+        self._dispatched = False
+        self._ended = False
+        #: What was charged, once it ended.
+        self.usage = CallUsage(0, 0)
+
+    @classmethod
+    def reserve(cls, turn: Turn, prompt_tokens: int, output_tokens_max: int, *, subtree: bool) -> Spend:
+        """Holds tokens for a request, waiting until they are there, the deadline comes or the turn is stopped.
+
+        Raises Refused, with the turn stopped for the reason.
+        """
+        if turn.stopped:
+            raise Refused(CancelledWait("The turn was stopped."))
+        cancelled = threading.Event()
+        forget = turn.token.add_done_callback(cancelled.set)
+        request = ReserveRequest(
+            id=uuid.uuid4().hex,
+            scopes=turn.scopes,
+            prompt_tokens=prompt_tokens,
+            output_tokens_min=min(turn.limits.output_tokens_min, output_tokens_max),
+            output_tokens_max=output_tokens_max,
+            tenant=turn.labels.key.tenant,
+            user=turn.labels.user,
+        )
+        try:
+            reservation = turn.ledger.reserve(request, deadline=turn.deadline, cancelled=cancelled)
+        except GovError as error:
+            cls._refuse(turn, error)
+            raise Refused(error) from error
+        finally:
+            forget()
+        return cls(turn, reservation, subtree=subtree)
+
+    @staticmethod
+    def _refuse(turn: Turn, error: GovError) -> None:
+        match error:
+            case BudgetExhaustedError():
+                turn.stop(StopCause.BUDGET_EXHAUSTED, str(error))
+            case BudgetImpossibleError():
+                turn.stop(StopCause.BUDGET_IMPOSSIBLE, str(error))
+            case TurnTimeoutError():
+                turn.stop(StopCause.DEADLINE, "The turn waited for tokens until its deadline.")
+            case CancelledWait():
+                pass
+            case _:
+                turn.stop(StopCause.STORE, str(error))
+
+    @property
+    def granted_tokens(self) -> int:
+        """What the answer may be at most: the `max_tokens` to send."""
+        return self._granted
+
+    @property
+    def bound(self) -> tuple[int, int]:
+        """The most the request can cost: prompt, completion."""
+        return self._reservation.prompt_tokens, self._granted
+
+    def dispatch(self) -> None:
+        """Journals that the request goes out now. Raises Refused where the ledger cannot: then it must not."""
+        try:
+            self._turn.ledger.dispatch(self._reservation.id)
+        except GovError as error:
+            self._ended = True
+            self._turn.stop(StopCause.STORE, str(error))
+            raise Refused(error) from error
+        self._dispatched = True
+        self._turn.meter.sent()
+
+    def extend(self, tokens: int) -> bool:
+        """Asks for more output for a running stream."""
+        try:
+            more = self._turn.ledger.extend(self._reservation.id, tokens)
+        except StoreError:
+            return False
+        self._granted += more
+        return more > 0
+
+    def settle(self, usage: CallUsage) -> None:
+        """The provider reported what the request used."""
+        self._end(usage, exact=True)
+
+    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Nobody knows what the request used: this is the most it can have been."""
+        self._end(
+            CallUsage(prompt_tokens, completion_tokens, estimated_tokens=prompt_tokens + completion_tokens), exact=False
+        )
+
+    def refuse(self) -> None:
+        """The request cost nothing: it never left, or the provider answered that it will not serve it."""
+        if self._dispatched:
+            self._end(CallUsage(0, 0), exact=True)
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """The request was not made."""
+        if self._ended:
+            return
+        self._ended = True
+        self._record(lambda: self._turn.ledger.release(self._reservation.id))
+
+    def _end(self, usage: CallUsage, *, exact: bool) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self.usage = usage
+        self._turn.meter.charge(usage, subtree=self._subtree)
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        if exact:
+            self._record(
+                lambda: self._turn.ledger.settle(
+                    self._reservation.id, prompt, completion, estimated_tokens=usage.estimated_tokens
+                )
+            )
+        else:
+            self._record(lambda: self._turn.ledger.charge_estimate(self._reservation.id, prompt, completion))
+
+    def _record(self, act: Callable[[], None]) -> None:
+        """The call is over either way: a store that fails now is a warning, and fails the next reservation."""
+        try:
+            act()
+        except StoreError as error:
+            # The row stays `dispatched`, which recovery charges with its bound: nothing is given away.
+            self._turn.warn(f"The ledger could not record a call: {error}")

@@ -1,0 +1,169 @@
+"""A time limit around every tool, of whatever kind: built-in, custom, async, MCP, sub-agent.
+
+The tool runs on a thread of its own with a cancellation token of its own. At the limit the token is cancelled, which
+really ends a shell command, an MCP call and an async tool; a Python tool that does not listen is left behind on its
+daemon thread, and the session remembers it. The model is told and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from agentao.cancellation import (
+    AgentCancelledError,
+    CancellationToken,
+    bind_cancellation_token,
+    current_cancellation_token,
+)
+from agentao.tools.base import AsyncToolBase
+
+from agentao_gov.governor.toollog import current_record
+
+__all__ = ["ToolGuard", "ToolTimeoutError"]
+
+_GUARDED = "_agentao_gov_guarded"
+
+
+class ToolTimeoutError(TimeoutError):
+    """A tool exceeded its limit; its text is what the model reads."""
+
+
+@dataclass(slots=True)
+class _Box:
+    """What the tool's thread leaves behind."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+class ToolGuard:
+    """Guards the tools of one session. Thread-safe."""
+
+    def __init__(
+        self,
+        limit_s: Callable[[str], float],
+        remaining_s: Callable[[], float],
+        grace_s: float,
+    ) -> None:
+        """`limit_s` by tool name, `remaining_s` of the turn, `grace_s` for a cancelled tool to come back."""
+        self._limit_s = limit_s
+        self._remaining_s = remaining_s
+        self._grace_s = grace_s
+        self._lock = threading.Lock()
+        # Under `_lock`: threads of tools that did not come back.
+        self._left: list[threading.Thread] = []
+
+    def guard_all(self, tools: Iterable[Any]) -> None:
+        """Guards each, once."""
+        for tool in tools:
+            self.guard(tool)
+
+    def guard(self, tool: Any) -> None:
+        """Puts the limit around one tool instance. Does nothing the second time."""
+        if getattr(tool, _GUARDED, False):
+            return
+        name = tool.name
+        if isinstance(tool, AsyncToolBase):
+            inner_async = tool.async_execute
+
+            async def async_execute(**arguments: Any) -> Any:
+                # The loop this runs on is agentao's own for this one call; blocking it holds up nobody.
+                return self._run(name, lambda token: _run_async(inner_async(**arguments), token))
+
+            tool.async_execute = async_execute  # type: ignore[method-assign]
+        else:
+            inner = tool.execute
+
+            def execute(**arguments: Any) -> Any:
+                def call(token: CancellationToken) -> Any:
+                    # A sub-agent's tool takes the token by attribute, and must end at the limit too.
+                    if hasattr(tool, "_cancellation_token"):
+                        tool._cancellation_token = token
+                    return inner(**arguments)
+
+                return self._run(name, call)
+
+            tool.execute = execute
+        setattr(tool, _GUARDED, True)
+
+    def left_behind(self) -> tuple[threading.Thread, ...]:
+        """Threads of abandoned tools that still run."""
+        with self._lock:
+            self._left = [thread for thread in self._left if thread.is_alive()]
+            return tuple(self._left)
+
+    def _run(self, name: str, call: Callable[[CancellationToken], Any]) -> Any:
+        record = current_record()
+        if record is not None:
+            record.executed = True
+        limit_s = self._limit_s(name)
+        outer = current_cancellation_token() or CancellationToken()
+        child = CancellationToken()
+        done, wake, box = threading.Event(), threading.Event(), _Box()
+
+        def body() -> None:
+            try:
+                with bind_cancellation_token(child):
+                    box.result = call(child)
+            except BaseException as error:
+                box.error = error
+            finally:
+                done.set()
+                wake.set()
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(body,), name=f"tool-{name}", daemon=True)
+        forget = outer.add_done_callback(wake.set)
+        try:
+            thread.start()
+            wake.wait(min(limit_s, self._remaining_s()))
+            if done.is_set():
+                return _unpack(box)
+            timed_out = not outer.is_cancelled
+            child.cancel("tool-timeout" if timed_out else outer.reason)
+            if not done.wait(self._grace_s):
+                with self._lock:
+                    self._left.append(thread)
+        finally:
+            forget()
+        partial = getattr(box.error, "partial_output", "") or ""
+        if record is not None:
+            record.outcome = "timeout" if timed_out else "cancelled"
+        if not timed_out:
+            raise AgentCancelledError(outer.reason, partial_output=partial)
+        text = f"the tool {name} was stopped at its limit of {limit_s:g} s"
+        raise ToolTimeoutError(f"{text}\nPartial output:\n{partial}" if partial else text)
+
+
+def _unpack(box: _Box) -> Any:
+    if box.error is not None:
+        raise box.error
+    return box.result
+
+
+def _run_async(coroutine: Coroutine[Any, Any, Any], token: CancellationToken) -> Any:
+    """Runs an async tool on a loop of its own, cancelled with the token."""
+
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(coroutine)
+
+        def cancel() -> None:
+            # The loop may be closed by the time a late cancel arrives.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(task.cancel)
+
+        forget = token.add_done_callback(cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise AgentCancelledError(token.reason) from None
+        finally:
+            forget()
+
+    return asyncio.run(main())
