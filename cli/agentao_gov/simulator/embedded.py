@@ -136,10 +136,10 @@ def start_embedded(gguf: Path | None = None, *, on_progress: Callable[[str], Non
             line = process.stdout.readline()
         except BaseException:
             process.kill()
-            process.wait()
+            _give_up(process)
             raise
         if not line:
-            process.wait()
+            _give_up(process)
             log.seek(0)
             last = log.read().decode(errors="replace").strip().splitlines()[-1:]
             raise ModelError(
@@ -149,6 +149,14 @@ def start_embedded(gguf: Path | None = None, *, on_progress: Callable[[str], Non
     on_progress("ready")
     name = MODEL_NAME if gguf is None else path.stem
     return EmbeddedModel(process, json.loads(line)["port"], name)
+
+
+def _give_up(process: subprocess.Popen[bytes]) -> None:
+    """Reaps a process that will not serve, and its pipes."""
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _model_file(gguf: Path | None) -> Path:

@@ -136,6 +136,8 @@ def start_simulator(script: ScriptSource = None, *, seed: int | None = None, por
         line = process.stdout.readline()
         if not line:
             process.wait()
+            process.stdin.close()
+            process.stdout.close()
             errors.seek(0)
             raise InternalError(f"The simulator did not start: {errors.read().decode(errors='replace').strip()}")
     return Simulator(process, json.loads(line)["port"])
