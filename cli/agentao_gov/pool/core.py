@@ -199,7 +199,8 @@ class PoolCore(Scheduler):
         state = entry.state
         entry.doomed = CloseReason.DELETED
         self._refuse_all(entry, "deleted", out)
-        if state is SessionState.IDLE:
+        # Where somebody waited, the last one's refusal has closed it already.
+        if entry.state is SessionState.IDLE:
             self._close(entry, CloseReason.DELETED, out)
         elif state is SessionState.CLOSING:
             entry.close_reason = CloseReason.DELETED

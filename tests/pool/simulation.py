@@ -1,0 +1,315 @@
+"""A world of random callers, hosts and clocks around the core, with every rule checked after every step.
+
+Everything comes from the seed: `Simulation(seed).run(steps)` is the same run each time, which is how a failure is
+replayed. The world performs effects as the shell does, only later and in any order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from agentao_gov.governor.requests import SessionKey
+from agentao_gov.pool.core import PoolCore, Verdict
+from agentao_gov.pool.effects import Close, Effect, Grant, Leak, Open, Refuse
+from agentao_gov.pool.limits import PoolLimits, TenantCaps
+from agentao_gov.pool.types import CloseReason, SessionState
+
+TENANTS = ("a", "b", "c")
+KEYS = tuple(SessionKey(tenant, f"s{n}") for tenant in TENANTS for n in range(5))
+#: Cumulative weights of the events; a caller arrives about as often as a turn ends.
+EVENTS = (
+    ("acquire", 30),
+    ("release", 56),
+    ("opened", 72),
+    ("closed", 84),
+    ("tick", 92),
+    ("cancel", 95),
+    ("delete", 96),
+    ("unstuck", 97),
+    ("memory", 98),
+    ("resize", 99),
+    ("late_tick", 100),
+)
+
+
+class Violation(AssertionError):
+    """A rule was broken; the message says which, in which run and at which step."""
+
+
+class Simulation:
+    """One world. `outstanding_*` are what the shell would have in its hands."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = self.random.uniform(0, 1e6)
+        self.limits = self.some_limits()
+        self.core = PoolCore(self.limits)
+        self.step = 0
+        #: Waiters not answered yet -> the key they want; kept in the order of arrival.
+        self.unanswered: dict[int, SessionKey] = {}
+        #: Grants out: lease -> (waiter, key).
+        self.running: dict[int, tuple[int, SessionKey]] = {}
+        self.opening: dict[SessionKey, bool] = {}
+        self.closing: dict[SessionKey, CloseReason] = {}
+        #: Keys with an agent in memory.
+        self.alive: set[SessionKey] = set()
+        self.stuck: set[SessionKey] = set()
+        self.seen = Counter[str]()
+        self.past_leases: list[int] = []
+
+    def some_limits(self) -> PoolLimits:
+        """Small limits, so that every one of them is met often."""
+        pick = self.random
+        caps = {
+            tenant: TenantCaps(pick.choice((None, 1, 2, 3)), pick.choice((None, 1, 2)))
+            for tenant in TENANTS
+            if pick.random() < 0.6
+        }
+        return PoolLimits(
+            max_sessions=pick.randint(1, 7),
+            max_busy=pick.randint(1, 4),
+            max_opening=pick.randint(1, 3),
+            queue_limit=pick.choice((0, 1, 3, 8)),
+            queue_timeout_s=pick.choice((0.5, 5.0)),
+            session_ttl_s=pick.choice((1.0, 20.0)),
+            open_timeout_s=pick.choice((2.0, 30.0)),
+            caps=caps,
+            memory_batch=2,
+            pin_s=1.0,
+        )
+
+    def run(self, steps: int) -> Counter[str]:
+        """Takes the steps, checks after each, comes to rest, checks that nothing is left. Returns what happened."""
+        while self.step < steps:
+            self.step += 1
+            self.now += self.random.random() * 0.2
+            self.one_event()
+            self.check()
+        self.come_to_rest()
+        return self.seen
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def one_event(self) -> None:
+        roll = self.random.random() * 100
+        name = next(name for name, up_to in EVENTS if roll < up_to)
+        effects = getattr(self, name)()
+        if effects:
+            self.perform(effects)
+
+    def acquire(self) -> None:
+        pick = self.random
+        key = pick.choice(KEYS)
+        deadline_at = self.now + pick.choice((0.3, 3.0, 1e9))
+        once = pick.random() < 0.15
+        waiter, effects = self.core.acquire(
+            self.now, key, f"u{pick.randint(0, 1)}", deadline_at=deadline_at, once=once, leak_after_s=4.0
+        )
+        self.unanswered[waiter] = key
+        self.perform(effects)
+
+    def release(self) -> list[Effect] | None:
+        if not self.running:
+            return None
+        lease = self.random.choice(list(self.running))
+        return self.end_turn(lease)
+
+    def end_turn(self, lease: int) -> list[Effect]:
+        waiter, key = self.running.pop(lease)
+        roll = self.random.random()
+        verdict = Verdict.OK
+        if roll > 0.9:
+            verdict = Verdict.STUCK if roll > 0.98 else Verdict.STALE if roll > 0.94 else Verdict.BROKEN
+        self.seen[f"release {verdict.name}"] += 1
+        if verdict is Verdict.STUCK:
+            self.stuck.add(key)
+        elif verdict is Verdict.STALE:
+            # The grant is taken back: the waiter is to be answered anew, before all others of its session.
+            self.unanswered = {waiter: key, **self.unanswered}
+        self.past_leases.append(lease)
+        return self.core.release(self.now, lease, verdict)
+
+    def opened(self) -> list[Effect] | None:
+        if not self.opening:
+            return None
+        key = self.random.choice(list(self.opening))
+        del self.opening[key]
+        if self.random.random() < 0.1:
+            self.alive.discard(key)
+            self.stuck.discard(key)
+            return self.core.open_failed(self.now, key)
+        self.stuck.discard(key)
+        return self.core.opened(self.now, key)
+
+    def closed(self) -> list[Effect] | None:
+        if not self.closing:
+            return None
+        key = self.random.choice(list(self.closing))
+        reason = self.closing.pop(key)
+        may_refuse = reason not in (CloseReason.DELETED, CloseReason.BROKEN, CloseReason.STALE, CloseReason.UNSTUCK)
+        if may_refuse and self.random.random() < 0.1:
+            self.seen["close refused"] += 1
+            return self.core.close_refused(self.now, key)
+        self.alive.discard(key)
+        return self.core.closed(self.now, key)
+
+    def tick(self) -> list[Effect]:
+        return self.core.tick(self.now)
+
+    def late_tick(self) -> list[Effect]:
+        self.now += 10
+        return self.core.tick(self.now)
+
+    def cancel(self) -> list[Effect] | None:
+        pool = list(self.unanswered) + [waiter for waiter, _ in self.running.values()]
+        if not pool:
+            return None
+        waiter = self.random.choice(pool)
+        lease, effects = self.core.cancel(self.now, waiter)
+        if (lease is None) != (waiter in self.unanswered):
+            raise self.violation(f"cancel of waiter {waiter} answered with lease {lease}")
+        if lease is not None:
+            # Cancelled in the moment of its grant: the place comes back.
+            effects += self.end_turn(lease)
+        else:
+            del self.unanswered[waiter]
+            self.seen["cancelled"] += 1
+        return effects
+
+    def delete(self) -> list[Effect]:
+        return self.core.delete(self.now, self.random.choice(KEYS))[1]
+
+    def unstuck(self) -> list[Effect] | None:
+        candidates = [key for key in self.stuck if key not in self.opening]
+        if not candidates:
+            return None
+        key = self.random.choice(sorted(candidates))
+        self.stuck.discard(key)
+        return self.core.unstuck(self.now, key)
+
+    def memory(self) -> list[Effect]:
+        return self.core.memory(self.now, self.random.choice((0.5, 0.85, 0.95)))
+
+    def resize(self) -> list[Effect]:
+        self.limits = self.some_limits()
+        return self.core.resize(self.now, self.limits)
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Takes effects into the world's hands, and objects to those that must not be."""
+        for effect in effects:
+            if isinstance(effect, Grant):
+                self.take_grant(effect)
+            elif isinstance(effect, Refuse):
+                if self.unanswered.pop(effect.waiter_id, None) is None:
+                    raise self.violation(f"waiter {effect.waiter_id} refused, but it was answered before")
+                self.seen[f"refused {effect.reason}"] += 1
+            elif isinstance(effect, Open):
+                if effect.key in self.alive:
+                    raise self.violation(f"a second agent for {effect.key}")
+                self.alive.add(effect.key)
+                self.opening[effect.key] = True
+                self.seen["open"] += 1
+            elif isinstance(effect, Close):
+                if effect.key not in self.alive or effect.key in self.closing or effect.key in self.opening:
+                    raise self.violation(f"close of {effect.key}, which is not there to be closed")
+                if any(key == effect.key for _, key in self.running.values()):
+                    raise self.violation(f"close of the busy {effect.key}")
+                self.closing[effect.key] = effect.reason
+                self.seen[f"close {effect.reason}"] += 1
+            elif isinstance(effect, Leak):
+                self.seen["leak"] += 1
+
+    def take_grant(self, grant: Grant) -> None:
+        if self.unanswered.pop(grant.waiter_id, None) is None:
+            raise self.violation(f"waiter {grant.waiter_id} granted, but it was answered before")
+        if grant.key not in self.alive or grant.key in self.closing or grant.key in self.opening:
+            raise self.violation(f"grant on {grant.key}, which has no agent")
+        if any(key == grant.key for key in self.unanswered.values()):
+            first = next(waiter for waiter, key in self.unanswered.items() if key == grant.key)
+            if first < grant.waiter_id:
+                raise self.violation(f"{grant.waiter_id} overtook {first} within {grant.key}")
+        self.running[grant.lease_id] = (grant.waiter_id, grant.key)
+        self.seen["grant"] += 1
+
+    # -- rules -----------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Recounts everything the core counts, and asks whether it keeps its own rules."""
+        core, limits = self.core, self.limits
+        table = core.table
+        state: dict[SessionState, int] = {}
+        resident: dict[object, int] = {}
+        closing: dict[object, int] = {}
+        waiting = 0
+        idle = []
+        for entry in table.entries.values():
+            state[entry.state] = state.get(entry.state, 0) + 1
+            waiting += len(entry.waiters)
+            if entry.state is SessionState.GONE:
+                if not entry.waiters:
+                    raise self.violation(f"{entry.key} is kept for nobody")
+                continue
+            for group in entry.groups:
+                resident[group] = resident.get(group, 0) + 1
+                if entry.state is SessionState.CLOSING:
+                    closing[group] = closing.get(group, 0) + 1
+            if entry.state is SessionState.IDLE and not entry.waiters and entry not in core._pinned:
+                idle.append(entry)
+        if state != {key: n for key, n in table.count.items() if n}:
+            raise self.violation(f"states {state} are counted as {dict(table.count)}")
+        for group in table.groups():
+            if group.resident != resident.get(group, 0) or group.closing != closing.get(group, 0):
+                raise self.violation(f"group {group.id} counts {group.resident}, {group.closing}")
+        pool = table.pool
+        if len(pool.idle) != len(idle) or any(entry not in pool.idle for entry in idle):
+            raise self.violation("the list of those who may be evicted is wrong")
+        last = 0.0
+        for entry in pool.idle:
+            if entry.idle_since < last:
+                raise self.violation("the list of those who may be evicted is out of order")
+            last = entry.idle_since
+        if waiting != len(core.waiters) or len(core.waiters) != len(self.unanswered):
+            raise self.violation(f"{waiting} wait, {len(core.waiters)} known, {len(self.unanswered)} unanswered")
+        if core.busy != state.get(SessionState.BUSY, 0) + sum(1 for key in self.stuck if key not in self.opening):
+            raise self.violation(f"busy is {core.busy}, but the states are {state}")
+        if len(core.leases) != len(self.running):
+            raise self.violation("leases are not those that are out")
+        self.check_no_idle_hands(core, limits)
+
+    def check_no_idle_hands(self, core: PoolCore, limits: PoolLimits) -> None:
+        """Nobody waits for something that is free."""
+        if core._ready and core.busy < limits.max_busy:
+            raise self.violation("a turn waits while a place is free")
+        if len(core.openings) < limits.max_opening:
+            if core._cold:
+                raise self.violation("a session waits to be opened while a place is free")
+            for group in core._crowded:
+                if group.parked and group.has_room:
+                    raise self.violation(f"a turn is parked in {group.id}, which has room")
+        for group in core._crowded:
+            if group.shortage() > 0 and (group.idle or (group.kind != "pool" and group.parked)):
+                raise self.violation(f"{group.id} lacks room, and idle sessions stay")
+
+    def come_to_rest(self) -> None:
+        """Everything outstanding ends, the pool drains: each waiter answered once, all that was opened closed."""
+        self.perform(self.core.drain(self.now))
+        self.check()
+        for _ in range(200):
+            self.now += 2
+            for lease in list(self.running):
+                waiter, key = self.running.pop(lease)
+                self.perform(self.core.release(self.now, lease))
+            for event in (self.opened, self.closed, self.unstuck, self.tick):
+                self.perform(event() or [])
+            self.check()
+            if not (self.running or self.opening or self.closing or self.stuck or self.alive):
+                break
+        core = self.core
+        left = (self.unanswered, self.alive, core.waiters, core.table.entries, core.leases, core.openings, core._pinned)
+        if any(left) or core.busy or core.table.pool.resident or list(core.table.tenants()) or core._ready or core._cold:
+            raise self.violation(f"not at rest: {left}, busy {core.busy}")
+
+    def violation(self, message: str) -> Violation:
+        return Violation(f"seed {self.seed}, step {self.step}: {message}")
