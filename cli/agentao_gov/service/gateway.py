@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gateway", "TurnInFlight"]
 
-#: Stuck turns past which the instance asks to be replaced: each holds a thread and a slot for good.
-STUCK_MAX = 4
-
 
 @dataclass(frozen=True, slots=True)
 class TurnInFlight:
@@ -116,8 +113,10 @@ class Gateway:
         if stats.rung != "serving":
             reasons.append(f"shutting down: {stats.rung}")
         stuck = sum(count for state, count in stats.sessions.items() if str(state) == "stuck")
-        if stuck > STUCK_MAX:
-            reasons.append(f"{stuck} turns are stuck (more than {STUCK_MAX})")
+        stuck_max = self.deployment.pool.max_stuck
+        if stuck >= stuck_max:
+            # Each holds a thread and a slot for good: the instance asks to be replaced.
+            reasons.append(f"{stuck} turns are stuck (the cap is {stuck_max})")
         if not self.monitor.budgets.store_ok:
             reasons.append("the token ledger does not answer")
         return reasons

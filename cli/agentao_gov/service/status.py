@@ -166,7 +166,7 @@ def _alert(alert: Alert) -> dict[str, Any]:
 
 def _capacity(gateway: Gateway) -> dict[str, Any] | None:
     plan = gateway.deployment.capacity
-    if plan is None:
+    if plan.sessions is None and plan.mcp_processes is None and plan.memory_bytes is None:
         return None
     return {
         "sessions": plan.sessions,

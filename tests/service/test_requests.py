@@ -1,0 +1,147 @@
+"""What clients may send, and what is refused with which error."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentao_gov.errors import BadRequestError, TooLargeError
+from agentao_gov.service.requests import DEFAULT_USER, ChatBody, TurnBody, decode_json, parse_body, require_session_id
+
+USER = {"role": "user", "content": "hello"}
+
+
+def chat(**fields: Any) -> ChatBody:
+    body = {"model": "qa", "messages": [USER], **fields}
+    return parse_body(ChatBody, json.dumps(body).encode(), message_bytes_max=1000)
+
+
+@pytest.mark.parametrize("value", ["a", "A-b_c.d:9", "x" * 128])
+def test_a_session_id_of_the_rule_is_taken(value: str) -> None:
+    """1-128 characters of A-Za-z0-9._:-"""
+    assert require_session_id(value) == value
+
+
+@pytest.mark.parametrize("value", ["", "x" * 129, "a/b", "a b", "ä", "a\n", "../x", "a%2e", "\x00"])
+def test_any_other_session_id_is_refused(value: str) -> None:
+    """An id names a directory and a ledger key: nothing else may pass."""
+    with pytest.raises(BadRequestError) as caught:
+        require_session_id(value)
+
+    assert caught.value.param == "X-Session-Id"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"a": NaN}',
+        b'{"message": "\\ud800"}',
+        b'{"a":' * 100_000,
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 10_000 + b"}",
+    ],
+)
+def test_a_body_that_is_no_json_object_is_a_bad_request(raw: bytes) -> None:
+    """Neither a stack overflow nor a text that no store can write gets past the parser."""
+    with pytest.raises(BadRequestError):
+        decode_json(raw)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_parser(raw: bytes) -> None:
+    """Every body is understood or refused with an error of the contract."""
+    for kind in (ChatBody, TurnBody):
+        with suppress(BadRequestError):  # and TooLargeError, its child: anything else fails the test
+            parse_body(kind, raw, message_bytes_max=100)
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(model=_values, messages=_values, user=_values, stream=_values)
+def test_no_json_breaks_the_validation(**fields: Any) -> None:
+    """Any JSON in any field is understood or refused."""
+    with suppress(BadRequestError):
+        parse_body(ChatBody, json.dumps(fields).encode(), message_bytes_max=100)
+
+
+def test_a_chat_body_gives_question_and_history() -> None:
+    """The last message is the turn, what stands before it the conversation."""
+    body = chat(
+        messages=[
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "t1"}]},
+            {"role": "tool", "content": "out", "tool_call_id": "t1"},
+            USER,
+        ],
+        temperature=0.1,
+        unknown="ignored",
+    )
+
+    assert body.question == "hello"
+    assert [message["role"] for message in body.history()] == ["system", "user", "assistant", "tool"]
+    assert body.history()[1]["content"] == "one two"
+    assert body.history()[2]["tool_calls"] == [{"id": "t1"}]
+    assert body.user == DEFAULT_USER
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "  "}]}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}, USER]}, "messages.0"),
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"user": ""}, "user"),
+        ({"user": "x\n"}, "user"),
+        ({"user": "x" * 257}, "user"),
+    ],
+)
+def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None:
+    """The error says which field it is about."""
+    with pytest.raises(BadRequestError) as caught:
+        chat(**fields)
+
+    assert caught.value.param == param
+
+
+def test_an_image_is_refused_and_not_dropped() -> None:
+    """A turn that quietly ignored a part would answer another question."""
+    with pytest.raises(BadRequestError):
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}])
+
+
+def test_a_long_message_is_too_large_in_bytes() -> None:
+    """The limit is in bytes, as stores and tokens see them."""
+    with pytest.raises(TooLargeError):
+        chat(messages=[{"role": "user", "content": "ä" * 501}])
+
+    assert chat(messages=[{"role": "user", "content": "ä" * 500}]).question == "ä" * 500
+
+
+@pytest.mark.parametrize("body", [{}, {"message": ""}, {"message": " "}, {"message": 1}, {"message": "x", "extra": 1}])
+def test_a_wrong_native_body_is_refused(body: dict[str, Any]) -> None:
+    """The native body is ours alone, so an unknown field is a mistake."""
+    with pytest.raises(BadRequestError):
+        parse_body(TurnBody, json.dumps(body).encode(), message_bytes_max=100)
