@@ -1,0 +1,52 @@
+"""What the static checks look at: the configuration, the profiles it offers, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+
+from agentao_gov.config.deployment import Deployment, Tenant
+from agentao_gov.config.profile import Profile
+from agentao_gov.config.resolved import ResolvedProfile
+
+__all__ = ["Facts", "Machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is to share."""
+
+    memory_bytes: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, within its cgroup's limit where it has one."""
+        return cls(psutil.virtual_memory().total)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One configuration on one machine."""
+
+    deployment: Deployment
+    profiles: tuple[ResolvedProfile, ...]
+    machine: Machine
+
+    @property
+    def offered(self) -> tuple[Profile, ...]:
+        """The profiles themselves."""
+        return tuple(resolved.profile for resolved in self.profiles)
+
+    @property
+    def open_door(self) -> bool:
+        """No keys: everyone on loopback is tenant `default`."""
+        return not any(tenant.api_key_sha256 for tenant in self.deployment.tenants.values())
+
+    @property
+    def tenants(self) -> dict[str, Tenant]:
+        """Everyone who can get in. An open door lets `default` in, configured or not."""
+        named = dict(self.deployment.tenants)
+        if self.open_door:
+            named.setdefault("default", Tenant())
+        return named

@@ -1,0 +1,203 @@
+"""The checklist's result: checks make an item, items make a verdict. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentao_gov.checklist.items import ITEMS, Item, ItemId
+from agentao_gov.checklist.remedy import Remedy, render
+from agentao_gov.report.gate import GateCase, GateReport, GateTable
+
+__all__ = [
+    "CHECKLIST_SCHEMA",
+    "Check",
+    "ChecklistReport",
+    "ItemReport",
+    "Scaled",
+    "Status",
+    "assemble",
+    "gate_report",
+    "json_schema",
+    "judge",
+    "skipped",
+]
+
+CHECKLIST_SCHEMA: Literal["agentao-gov/checklist/1"] = "agentao-gov/checklist/1"
+Status = Literal["pass", "fail", "warn", "skip"]
+_RANK: dict[Status, int] = {"skip": 0, "pass": 1, "warn": 2, "fail": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at within an item."""
+
+    status: Status
+    #: What must hold.
+    expected: str
+    #: What was seen, with the figures.
+    observed: str
+    evidence: tuple[str, ...] = ()
+    remedy: Remedy | None = None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Scaled(_Record):
+    """A value that the probe ran with instead of the configured one: the same code path, sooner."""
+
+    key: str
+    configured: str
+    probed: str
+
+
+class ItemReport(_Record):
+    """One item of the report (`contract.md`, "Checklist report")."""
+
+    id: ItemId
+    number: int
+    title: str
+    status: Status
+    expected: str
+    observed: str
+    evidence: tuple[str, ...] = ()
+    #: The lines to put into the configuration; null where there is nothing to mend.
+    remedy: str | None = None
+    duration_ms: int = 0
+    scaled: tuple[Scaled, ...] = ()
+
+
+class ChecklistReport(_Record):
+    """The whole report."""
+
+    schema_: Literal["agentao-gov/checklist/1"] = Field(default=CHECKLIST_SCHEMA, alias="schema")
+    verdict: Literal["pass", "fail"]
+    config: str
+    #: The service that was walked: ours, started for the purpose, or a foreign one.
+    target: str | None = None
+    profile: str = ""
+    strict: bool = False
+    started_at: datetime | None = None
+    duration_ms: int = 0
+    items: tuple[ItemReport, ...]
+
+    def to_json(self) -> str:
+        """The report, indented: people read it in CI logs."""
+        return self.model_dump_json(by_alias=True, indent=2)
+
+    @property
+    def tried_nothing(self) -> bool:
+        """Whether every item was skipped, so that the verdict rests on nothing."""
+        return all(item.status == "skip" for item in self.items)
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1, or 11 where nothing was tried."""
+        if self.tried_nothing:
+            return 11
+        return 0 if self.verdict == "pass" else 1
+
+
+def assemble(item: Item, checks: Sequence[Check], *, duration_ms: int = 0, scaled: Iterable[Scaled] = ()) -> ItemReport:
+    """Makes an item of its checks: the worst one decides, and what is wrong is said first."""
+    if not checks:
+        return skipped(item, "nothing could be tried")
+    status = max((check.status for check in checks), key=_RANK.__getitem__)
+    ordered = sorted(checks, key=lambda check: -_RANK[check.status])
+    shown = [check for check in ordered if check.status == status]
+    evidence = [line for check in checks for line in _evidence(check)]
+    return ItemReport(
+        id=item.id,
+        number=item.number,
+        title=item.title,
+        status=status,
+        expected=_join(check.expected for check in shown),
+        observed=_join(check.observed for check in shown),
+        evidence=tuple(evidence),
+        remedy=render([check.remedy for check in ordered if check.remedy and check.status in ("fail", "warn")]),
+        duration_ms=duration_ms,
+        scaled=tuple(scaled),
+    )
+
+
+def skipped(item: Item, reason: str) -> ItemReport:
+    """An item that was not tried, and why."""
+    return ItemReport(
+        id=item.id, number=item.number, title=item.title, status="skip", expected="", observed=reason, remedy=None
+    )
+
+
+def judge(items: Iterable[ItemReport], *, strict: bool) -> Literal["pass", "fail"]:
+    """The verdict: no item failed, with `strict` none warned, and at least one was tried."""
+    statuses = [item.status for item in items]
+    bad = {"fail", "warn"} if strict else {"fail"}
+    return "fail" if bad & set(statuses) or set(statuses) <= {"skip"} else "pass"
+
+
+def gate_report(report: ChecklistReport) -> GateReport:
+    """The shape that the JUnit, Markdown and GitHub writers read."""
+    counts = {status: sum(1 for item in report.items if item.status == status) for status in _RANK}
+    words = ", ".join(f"{counts[s]} {w}" for s, w in _WORDS if counts[s])
+    cases = tuple(_case(item, report) for item in report.items)
+    scaled = tuple((s.key, s.configured, s.probed) for item in report.items for s in item.scaled)
+    tables = (GateTable("Scaled for the probes", ("setting", "configured", "probed"), _unique(scaled)),)
+    return GateReport(
+        name="checklist",
+        headline=f"{report.verdict}: {words}",
+        conclusion="inconclusive" if report.tried_nothing else report.verdict,
+        cases=cases,
+        facts=(("configuration", report.config), ("profile", report.profile), ("target", report.target or "own")),
+        tables=tables if scaled else (),
+        duration_s=report.duration_ms / 1000,
+        properties={"config": report.config, "profile": report.profile},
+    )
+
+
+_WORDS: tuple[tuple[Status, str], ...] = (
+    ("fail", "failed"),
+    ("warn", "warned"),
+    ("pass", "passed"),
+    ("skip", "skipped"),
+)
+
+
+def _case(item: ItemReport, report: ChecklistReport) -> GateCase:
+    status = "fail" if report.strict and item.status == "warn" else item.status
+    config = report.config if report.config.endswith(".toml") else None
+    return GateCase(
+        id=item.id,
+        title=f"{item.number}. {item.title}",
+        status=status,
+        expected=item.expected,
+        observed=item.observed,
+        evidence=item.evidence,
+        remedy=item.remedy or "",
+        duration_ms=item.duration_ms,
+        file=config,
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The report's JSON Schema, for those who read it by machine."""
+    return ChecklistReport.model_json_schema(by_alias=True, mode="serialization")
+
+
+def _evidence(check: Check) -> list[str]:
+    return [f"[{check.status}] {check.expected}: {check.observed}", *(f"  {line}" for line in check.evidence)]
+
+
+def _join(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _unique(rows: tuple[tuple[str, str, str], ...]) -> tuple[tuple[str, str, str], ...]:
+    return tuple(dict.fromkeys(rows))
+
+
+assert [item.number for item in ITEMS] == list(range(1, len(ITEMS) + 1))
