@@ -1,0 +1,46 @@
+"""What is wrong or unwise in a configuration: findings with key, file and line, and how they become an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentao_gov.errors import ConfigError
+
+__all__ = ["Finding", "raise_errors"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One remark. An `error` cannot be run with; a `warning` can, and says what is recommended."""
+
+    level: Literal["error", "warning"]
+    #: Dotted TOML key, `limits.turn_timeout`.
+    key: str
+    message: str
+    #: The file it stands in; None for a flag, the environment or a default.
+    file: Path | None = None
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """`qa.toml:12`, or nothing."""
+        if self.file is None:
+            return ""
+        return f"{self.file}:{self.line}" if self.line else str(self.file)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.key}: {self.message}" if self.file else f"{self.key}: {self.message}"
+
+
+def raise_errors(findings: Iterable[Finding], *, what: str, hint: str | None = None) -> None:
+    """Raises one ConfigError that lists every error finding; warnings pass."""
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    if len(errors) == 1:
+        raise ConfigError(f"{errors[0]}.", hint=hint)
+    listing = "\n".join(f"  {finding}" for finding in errors)
+    raise ConfigError(f"{what} has {len(errors)} errors:\n{listing}", hint=hint)

@@ -1,0 +1,134 @@
+"""Merges the layers a setting can come from, lowest first, and remembers which one won.
+
+Lowest to highest: shipped default, file (a profile's `extends` below the profile), environment, `--set`, flag.
+"""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import BaseModel
+
+from agentao_gov.config.keys import flatten, type_at
+from agentao_gov.errors import UsageError
+
+__all__ = ["ENV_PREFIX", "Layer", "Layers", "Overrides", "environment_layers", "flag_layers", "set_layers"]
+
+ENV_PREFIX = "AGENTAO_GOV__"
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a command line says about the configuration.
+
+    `flags` maps a dotted key to the flag's name and value, `sets` are the `K=V` of `--set`, in order.
+    """
+
+    flags: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values from one place. `source` is the text shown to people; None: the source is made from the key."""
+
+    values: dict[str, Any]
+    source: str
+    rank: int
+    file: Path | None = None
+    text: str = ""
+
+
+#: Ranks: what is stronger may clamp what is weaker. Files of an `extends` chain take 10, 11, 12 …
+RANK_DEFAULT, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 10, 100, 200, 300
+
+
+class Layers:
+    """Layers in rising order, merged. Tables merge key by key; lists and values replace."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self.layers = list(layers)
+        self.values: dict[str, Any] = {}
+        #: The layer that each leaf's value came from, by dotted key.
+        self.origin: dict[str, Layer] = {}
+        for layer in self.layers:
+            _merge(self.values, layer.values)
+            for key, _ in flatten(layer.values, empty_tables=True):
+                self.origin[key] = layer
+
+    def rank(self, key: str) -> int:
+        """How strong the layer is that a key's value came from."""
+        layer = self.layer_of(key)
+        return layer.rank if layer else RANK_DEFAULT
+
+    def layer_of(self, key: str) -> Layer | None:
+        """The layer of a key, or of the table it names."""
+        if key in self.origin:
+            return self.origin[key]
+        inside = [layer for leaf, layer in self.origin.items() if leaf.startswith(key + ".")]
+        return max(inside, key=lambda layer: layer.rank) if inside else None
+
+    def source(self, key: str) -> str:
+        """Where a key's value came from, as `limits` and `show` print it."""
+        layer = self.layer_of(key)
+        return layer.source if layer else "default"
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b.c` and a value as nested tables."""
+    *path, leaf = key.split(".")
+    table: dict[str, Any] = {leaf: value}
+    for name in reversed(path):
+        table = {name: table}
+    return table
+
+
+def environment_layers(environ: Mapping[str, str], model: type[BaseModel]) -> Iterator[Layer]:
+    """One layer per `AGENTAO_GOV__TABLE__KEY` that belongs to this model."""
+    for name in sorted(environ):
+        if name.startswith(ENV_PREFIX):
+            key = ".".join(name[len(ENV_PREFIX) :].lower().split("__"))
+            value = from_text(environ[name], type_at(model, key))
+            yield Layer(nested(key, value), f"environment {name}", RANK_ENVIRONMENT)
+
+
+def set_layers(sets: Iterable[str], model: type[BaseModel]) -> Iterator[Layer]:
+    """One layer per `--set K=V`. Raises UsageError where there is no `=`."""
+    for item in sets:
+        key, equals, text = item.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UsageError(f"--set {item!r} is not KEY=VALUE.", hint="Write it like --set limits.turn_timeout=30s.")
+        yield Layer(nested(key, from_text(text.strip(), type_at(model, key))), f"--set {key}", RANK_SET)
+
+
+def flag_layers(flags: Mapping[str, tuple[str, Any]]) -> Iterator[Layer]:
+    """One layer per flag that was given."""
+    for key, (flag, value) in flags.items():
+        yield Layer(nested(key, value), f"flag {flag}", RANK_FLAG)
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """A value written on a command line or in a variable, as the key's type wants it."""
+    if kind is str:
+        return text
+    if get_origin(kind) is list and not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        # `30s`, `wrap_up`, `in-process`: a bare word is a string.
+        return text

@@ -1,0 +1,178 @@
+"""Which model a turn runs on: flags, the profile, the deployment, OPENAI_*, else the embedded one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from agentao_gov.config.findings import Finding
+from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.config.profile import ModelSettings
+from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
+from agentao_gov.errors import ConfigError
+
+__all__ = ["ModelChoice", "ModelFlags", "fit_to_model", "resolve_model"]
+
+_OPENAI_URL = "https://api.openai.com/v1"
+_DEFAULT_NAME = "gpt-4.1"
+# OpenAI's SDK refuses an empty key; servers on one's own machine ask for none.
+_NO_KEY = "not-needed"
+_LOCAL: dict[str, Literal["embedded", "simulated"]] = {"embedded": "embedded", "simulated": "simulated"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """One model and how to reach it. `base_url` of a local kind is empty until its process is started."""
+
+    kind: Literal["remote", "embedded", "simulated"]
+    name: str
+    base_url: str
+    api_key: SecretStr
+    #: Tokens; None where nobody knows.
+    context_window: int | None
+    #: Where the choice came from, `flag --model`.
+    source: str
+    #: Whether a flag chose it: then a profile's context cap is fitted to it instead of refused.
+    from_flag: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlags:
+    """`--model`, `--base-url`, `--api-key-env`."""
+
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+
+
+def resolve_model(
+    flags: ModelFlags | None = None,
+    *,
+    profile: ResolvedProfile | None = None,
+    deployment: ResolvedDeployment | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ModelChoice:
+    """The model to use; each of name, address and key comes from the first place that states it.
+
+    Raises ConfigError where a key is named but not set, an address is no address, or nothing is configured in CI.
+    """
+    environ = os.environ if environ is None else environ
+    places = list(_places(flags or ModelFlags(), profile, deployment, environ))
+    if not places:
+        if environ.get("CI", "").lower() in {"1", "true"}:
+            raise ConfigError(
+                "No model is configured, and CI is set: a gate must not rest on a model chosen by default.",
+                hint="Give --model simulated, --model embedded, or --model with --base-url.",
+            )
+        return ModelChoice("embedded", "embedded", "", SecretStr(_NO_KEY), None, "default")
+    named = next(((source, place) for source, place in places if place.name), None)
+    source, settings = named or places[0]
+    name = settings.name or _DEFAULT_NAME
+    from_flag = source.startswith("flag")
+    if name in _LOCAL:
+        return ModelChoice(_LOCAL[name], name, "", SecretStr(_NO_KEY), settings.context_window, source, from_flag)
+    base_url = _valid_url(*next(((p.base_url, s) for s, p in places if p.base_url), (_OPENAI_URL, "default")))
+    known = known_model(name)
+    window = settings.context_window or (known.window if known else None)
+    return ModelChoice("remote", name, base_url, _key(places, base_url, environ), window, source, from_flag)
+
+
+def _places(
+    flags: ModelFlags,
+    profile: ResolvedProfile | None,
+    deployment: ResolvedDeployment | None,
+    environ: Mapping[str, str],
+) -> Iterator[tuple[str, ModelSettings]]:
+    """Every place that says something about the model, strongest first."""
+    given = [f"--{n.replace('_', '-')}" for n in ("model", "base_url", "api_key_env") if getattr(flags, n)]
+    if given:
+        yield (
+            f"flag {given[0]}",
+            ModelSettings(name=flags.model, base_url=flags.base_url, api_key_env=flags.api_key_env),
+        )
+    if profile is not None and (settings := profile.profile.model) is not None:
+        yield _source(profile.sources, f"profile {profile.profile.name}"), settings
+    if deployment is not None and (settings := deployment.deployment.model) is not None:
+        yield _source(deployment.sources, "file agentao-gov.toml"), settings
+    variables = [v for v in ("OPENAI_MODEL", "OPENAI_BASE_URL", "OPENAI_API_KEY") if environ.get(v)]
+    if variables:
+        yield (
+            f"environment {variables[0]}",
+            ModelSettings(
+                name=environ.get("OPENAI_MODEL") or None,
+                base_url=environ.get("OPENAI_BASE_URL") or None,
+                api_key_env="OPENAI_API_KEY" if environ.get("OPENAI_API_KEY") else None,
+            ),
+        )
+
+
+def _source(sources: Mapping[str, str], otherwise: str) -> str:
+    for key in ("model.name", "model.base_url"):
+        if sources.get(key, "default") != "default":
+            return sources[key]
+    return otherwise
+
+
+def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mapping[str, str]) -> SecretStr:
+    variable, source = next(((p.api_key_env, s) for s, p in places if p.api_key_env), (None, ""))
+    if variable is not None:
+        if key := environ.get(variable):
+            return SecretStr(key)
+        raise ConfigError(
+            f"The environment variable {variable}, which should hold the model's API key, is not set ({source}).",
+            hint=f"Set it: export {variable}=...",
+        )
+    if base_url == _OPENAI_URL:
+        raise ConfigError(
+            "OpenAI's models need an API key.",
+            hint="Set OPENAI_API_KEY, or give --base-url for another provider, or --model embedded.",
+        )
+    return SecretStr(_NO_KEY)
+
+
+def _valid_url(url: str, source: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        port_ok, parts = False, urlsplit("")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_ok:
+        raise ConfigError(
+            f"The model's base_url {url!r} is not an http(s) address ({source}).",
+            hint="It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1.",
+        )
+    return url.rstrip("/")
+
+
+def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:
+    """The profile with its context cap and output cap inside the model's window.
+
+    A model chosen by a flag, and a local one, is fitted to with a warning; where the files disagree with each other
+    it is a ConfigError, because somebody expects what cannot be had.
+    """
+    if model.context_window is None:
+        return profile
+    limits, cap = profile.profile.limits, context_cap(model.context_window)
+    if limits.max_context_tokens <= cap:
+        return profile
+    key = "limits.max_context_tokens"
+    said = f"{limits.max_context_tokens:,} is above {cap:,}, 80 % of the window of {model.context_window:,} of"
+    source = profile.source(key)
+    if source.startswith(("flag", "--set", "environment")) or not (model.from_flag or model.kind != "remote"):
+        raise ConfigError(f"{key}: {said} {model.name!r} ({source}).", hint="Lower it, or choose a larger model.")
+    # A quarter of the window for the answer leaves the prompt most of it.
+    output = min(limits.max_output_tokens, max(1, model.context_window // 4))
+    fitted = limits.model_copy(update={"max_context_tokens": cap, "max_output_tokens": output})
+    warning = Finding("warning", key, f"{said} {model.name!r}; lowered to {cap:,}")
+    return ResolvedProfile(
+        profile.profile.model_copy(update={"limits": fitted}),
+        profile.sources,
+        (*profile.findings, warning),
+        profile.path,
+        profile.ranks,
+    )

@@ -1,0 +1,98 @@
+"""A profile: the limits, tools and model of one task type (`contract.md`, "Profiles")."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from agentao_gov.config.base import Count, PositiveDuration, PositiveTokens, Settings
+
+__all__ = ["Limits", "McpServer", "ModelSettings", "OnLimit", "Profile", "Task", "Tier", "Tools"]
+
+Task = Literal["qa", "code", "research", "custom"]
+Tier = Literal["interactive", "background", "batch"]
+
+
+class Limits(Settings):
+    """`[limits]`: what one turn may use."""
+
+    max_context_tokens: PositiveTokens = Field(
+        default=64_000, description="Past this the history is summarised. Leave 20 % of the model's window."
+    )
+    max_output_tokens: PositiveTokens = Field(default=4_096, description="Output of one LLM call.")
+    max_iterations: Count = Field(default=25, description="LLM calls per turn.")
+    turn_timeout_s: PositiveDuration = Field(default=90.0, alias="turn_timeout", description="Time limit of a turn.")
+    cancel_grace_s: PositiveDuration = Field(
+        default=2.0, alias="cancel_grace", description="From the deadline to the end of the turn, whatever hangs."
+    )
+    tool_timeout_s: PositiveDuration = Field(
+        default=20.0, alias="tool_timeout", description="Time limit of every tool call."
+    )
+    tool_timeouts_s: dict[str, PositiveDuration] = Field(
+        default={}, alias="tool_timeouts", description="Time limits by tool name."
+    )
+    turn_tokens: PositiveTokens = Field(default=100_000, description="Token budget of a turn, prompt + completion.")
+    llm_retries: Annotated[int, Field(ge=0)] = Field(default=2, description="Retries of a failed LLM call.")
+
+
+class OnLimit(Settings):
+    """`[on_limit]`: what happens at a cap."""
+
+    max_iterations: Literal["wrap_up", "stop"] = Field(
+        default="wrap_up", description="wrap_up: one last call without tools asks for the best answer so far."
+    )
+
+
+class Tools(Settings):
+    """`[tools]`: what the agent may do."""
+
+    permission_mode: Literal["read-only", "workspace-write", "full-access"] = "read-only"
+    allow: list[str] = Field(
+        default=["read_file", "glob", "search_file_content", "list_directory"],
+        description="Names of the built-in and custom tools it may call.",
+    )
+    sub_agents: bool = Field(default=False, description="Whether it may start sub-agents; metered like the rest.")
+
+
+class McpServer(Settings):
+    """`[mcp.servers.NAME]`: one MCP server over stdio. Both time limits are always set."""
+
+    command: Annotated[str, Field(min_length=1)]
+    args: list[str] = Field(default=[])
+    env: dict[str, str] = Field(default={})
+    cwd: str | None = None
+    startup_timeout_s: PositiveDuration = Field(default=10.0, alias="startup_timeout")
+    request_timeout_s: PositiveDuration = Field(default=30.0, alias="request_timeout")
+    share: Literal["session", "tenant", "process"] = Field(
+        default="session", description="Who shares one server process. It costs 50-200 MB each."
+    )
+
+
+class Mcp(Settings):
+    """`[mcp]`."""
+
+    servers: dict[str, McpServer] = Field(default={})
+
+
+class ModelSettings(Settings):
+    """`[model]`: an OpenAI-compatible model. `embedded` and `simulated` need nothing else."""
+
+    name: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = Field(default=None, description="Name of the environment variable that holds the key.")
+    context_window: PositiveTokens | None = Field(default=None, description="Window of a model that is not known.")
+
+
+class Profile(Settings):
+    """A task type. `name` defaults to the file's name."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    task: Task = "custom"
+    tier: Tier = "interactive"
+    limits: Limits = Limits()
+    on_limit: OnLimit = OnLimit()
+    tools: Tools = Tools()
+    mcp: Mcp = Mcp()
+    model: ModelSettings | None = None
