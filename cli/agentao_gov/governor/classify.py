@@ -46,6 +46,8 @@ class TurnFacts:
     model_failure: str | None = None
     #: The last output was cut because the budget granted less than `max_output_tokens`.
     output_cut_by_budget: bool = False
+    #: The last stream ended without the provider saying that it was the end.
+    unfinished: bool = False
     #: The turn's thread, or one of its tools, did not come back within the grace.
     abandoned: bool = False
     #: An exception that should not happen.
@@ -113,6 +115,8 @@ def _capped(facts: TurnFacts) -> Verdict:
 
 def _ended_by_itself(facts: TurnFacts) -> Verdict:
     match facts.incomplete_reason:
+        case None if facts.unfinished:
+            return Verdict(Outcome.INCOMPLETE, facts.text, "The stream broke off: neither a reason nor usage came.")
         case None:
             return Verdict(Outcome.ANSWERED, facts.text)
         case "max_iterations":

@@ -378,7 +378,9 @@ class GovernedModel(LLMClient):
         ended = choice.finish_reason == "stop" and getattr(response, "finish_reason_reported", True)
         final = text if ended and not message.tool_calls and text.strip() else None
         cut = choice.finish_reason == "length" and self._granted < self.max_tokens
-        turn.call_ended(final_text=final, cut_by_budget=cut)
+        # Neither a reason nor usage: a proxy closed the stream. A provider that never gives reasons still counts.
+        unfinished = not ended and choice.finish_reason == "stop" and getattr(response, "usage", None) is None
+        turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 
     def _tell_retry(self, call: _Call, retry: int, delay_s: float, error: Exception) -> None:
         if call.on_retry is None:

@@ -104,5 +104,5 @@ def write_report(
         tool_calls=turn.meter.tool_calls(),
         limits=limits,
         budget=budget,
-        warnings=tuple(redact(text, api_key) for text in (*warnings, *turn.notes[4])),
+        warnings=tuple(redact(text, api_key) for text in (*warnings, *turn.warnings)),
     )

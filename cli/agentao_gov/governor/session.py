@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -189,27 +190,21 @@ class GovernedSession:
         return classify(facts)
 
     def _facts(self, turn: Turn, run: TurnRun) -> TurnFacts:
-        stop, stop_detail = turn.stop_cause
-        final_answer, model_failure, cap_reached, output_cut, _ = turn.notes
+        facts = turn.facts()
         outcome = self._parts.agent.last_turn if run.returned and run.crash is None else None
         left = self._parts.guard.left_behind()
         if not run.returned:
             self._abandoned = True
         if left:
             self._report_left(turn, left)
-        if run.crash is not None and stop is None:
+        if run.crash is not None and facts.stop is None:
             _log.error("Turn %s failed", turn.labels.turn_id, exc_info=run.crash)
-        return TurnFacts(
+        return dataclasses.replace(
+            facts,
             status=outcome.status if outcome is not None else None,
             incomplete_reason=outcome.incomplete_reason if outcome is not None else None,
-            stop=stop,
-            stop_detail=stop_detail,
-            final_answer=final_answer,
             text=run.text,
-            cap_reached=cap_reached,
-            model_failure=model_failure,
-            output_cut_by_budget=output_cut,
-            abandoned=not run.returned or (bool(left) and stop is not None),
+            abandoned=not run.returned or (bool(left) and facts.stop is not None),
             crash=f"{type(run.crash).__name__}: {run.crash}" if run.crash is not None else None,
         )
 

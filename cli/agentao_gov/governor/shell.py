@@ -156,7 +156,7 @@ class TrackedShell(LocalShellExecutor):
         inherited: Mapping[str, str] = options["env"]
         kept = {name: value for name, value in inherited.items() if value not in secrets}
         options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - running the model's command is this tool's purpose; permissions decide
             target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
         )
 

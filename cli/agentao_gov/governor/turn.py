@@ -11,7 +11,7 @@ from agentao.cancellation import CancellationToken
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
-from agentao_gov.governor.classify import StopCause
+from agentao_gov.governor.classify import StopCause, TurnFacts
 from agentao_gov.governor.meter import TurnMeter
 from agentao_gov.governor.observe import Observers, TurnLabels
 from agentao_gov.governor.requests import EventSink, IterationEvent, TurnEvent
@@ -68,6 +68,7 @@ class Turn:
         self._model_failure: str | None = None
         self._cap_reached = False
         self._output_cut = False
+        self._unfinished = False
         self._warnings: list[str] = []
         # A round of the loop has begun and its request has not gone out yet.
         self._round_pending = False
@@ -111,13 +112,18 @@ class Turn:
             self._final_answer = None
             self._model_failure = None
             self._output_cut = False
+            self._unfinished = False
 
-    def call_ended(self, *, final_text: str | None, cut_by_budget: bool) -> None:
-        """A model call of the main loop ended well. `final_text` if it is a whole answer without tool calls."""
+    def call_ended(self, *, final_text: str | None, cut_by_budget: bool, unfinished: bool) -> None:
+        """A model call of the main loop ended well. `final_text` if it is a whole answer without tool calls.
+
+        `unfinished`: the stream ended without the provider saying that it was the end.
+        """
         with self._lock:
             if self._stop is None:
                 self._final_answer = final_text
                 self._output_cut = cut_by_budget
+                self._unfinished = unfinished
 
     def model_failed(self, what: str) -> None:
         """The last model call failed for good."""
@@ -154,17 +160,24 @@ class Turn:
             if text not in self._warnings:
                 self._warnings.append(text)
 
-    @property
-    def notes(self) -> tuple[str | None, str | None, bool, bool, tuple[str, ...]]:
-        """Final answer, model failure, cap reached, output cut, warnings."""
+    def facts(self) -> TurnFacts:
+        """What was noted, for the classification; what agentao says is still missing."""
         with self._lock:
-            return (
-                self._final_answer,
-                self._model_failure,
-                self._cap_reached,
-                self._output_cut,
-                tuple(self._warnings),
+            return TurnFacts(
+                stop=self._stop,
+                stop_detail=self._stop_detail,
+                final_answer=self._final_answer,
+                cap_reached=self._cap_reached,
+                model_failure=self._model_failure,
+                output_cut_by_budget=self._output_cut,
+                unfinished=self._unfinished,
             )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences for the report."""
+        with self._lock:
+            return tuple(self._warnings)
 
     # ── telling ───────────────────────────────────────────────────────────────────────────────────
 
