@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 __all__ = ["Admission", "Answer", "Level", "admit", "extendable"]
 
@@ -21,8 +21,7 @@ class Answer(StrEnum):
     IMPOSSIBLE = "impossible"
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """One scope in one window. `limit` includes grants; None is unlimited."""
 
     limit: int | None
@@ -35,8 +34,7 @@ class Level:
         return None if self.limit is None else self.limit - self.used - self.reserved
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """The answer. `blocking` are positions of the scopes that said no, the first of them the one to name."""
 
     answer: Answer

@@ -67,6 +67,14 @@ class Line:
         """What admission looks at."""
         return Level(self.effective_limit, self.used, self.reserved)
 
+    def add(self, posting: Posting) -> None:
+        """One step of one call."""
+        self.used += posting.used
+        self.reserved += posting.reserved
+        self.estimated += posting.estimated
+        self.cost += posting.cost
+        self.unpriced += posting.unpriced
+
     @property
     def balance(self) -> Balance:
         """The line as users see it."""
@@ -281,11 +289,7 @@ class Book:
         crossings = []
         for key in call.lines:
             line = self.lines[key]
-            line.used += posting.used
-            line.reserved += posting.reserved
-            line.estimated += posting.estimated
-            line.cost += posting.cost
-            line.unpriced += posting.unpriced
+            line.add(posting)
             if posting.used and (crossing := crossed(line, self.warn_at)) is not None:
                 crossings.append(crossing)
         call.holding = after(call.holding, posting, extends=kind == "extend")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
@@ -84,5 +84,5 @@ def _tenant_limit(config: Deployment, tenant: str) -> int | None:
 
 
 def _plain(deployment: ResolvedDeployment | Deployment) -> Deployment:
-    inner: Deployment = getattr(deployment, "deployment", deployment)
-    return inner
+    inner = getattr(deployment, "deployment", None)
+    return cast("Deployment", deployment if inner is None else inner)

@@ -1,14 +1,13 @@
 """The ledger in a SQLite file, shared by all processes of one machine: the default."""
-# ruff: noqa: S608 - statements are put together from constant column lists and placeholders only
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from agentao_gov.budget import failpoints, states
 from agentao_gov.budget.admission import Answer, extendable
@@ -18,10 +17,11 @@ from agentao_gov.budget.journal import Entry, Kind
 from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.queue import Attempted
+from agentao_gov.budget.sqlite_cache import Cache, StoredCall
+from agentao_gov.budget.sqlite_calls import CallTable
 from agentao_gov.budget.sqlite_lines import LineTable
 from agentao_gov.budget.sqlite_owners import OwnerTable
 from agentao_gov.budget.sqlite_queue import WaitingTable
-from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, holding_of, line_of, placeholders
 from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, store_error
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
@@ -40,6 +40,9 @@ from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 
 __all__ = ["SqliteStore"]
+
+#: How often the path is compared with the open file: often enough to stop within a call, rare enough to cost nothing.
+_LOOK_S = 0.05
 
 
 class SqliteStore:
@@ -65,13 +68,17 @@ class SqliteStore:
         self.lock_wait_s = lock_wait_s
         #: One thread in the file at a time; everything below is under it.
         self.lock = threading.Lock()
+        self.cache = Cache()
         self.owner = this_process()
+        self._owner_id = self.owner.id
         self.lines = LineTable(self.owner.id)
         self._owners = OwnerTable(self.owner, lease_s)
         self._queue = WaitingTable()
         #: What the file looked like when `answered` was asked last.
         self._seen_version = -1
         self._closed = False
+        #: When the path is looked at again, on the monotonic clock.
+        self._look_again_s = 0.0
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
             self.connection = connect(path, synchronous)
@@ -93,9 +100,9 @@ class SqliteStore:
         """See Store."""
         failpoints.reach("before_reserve")
         with Transaction(self, "reserve") as tx:
-            if not tx.known_owner:
+            if not tx.cache.known_owner:
                 self._owners.beat(tx)
-            if tx.waiting:
+            if tx.cache.waiting:
                 return self._reserve_behind(tx, request)
             return self._attempt(tx, request)
 
@@ -109,14 +116,12 @@ class SqliteStore:
                 pass
         if (known := self._find(tx, request.id)) is not None:
             return known
-        position = admission.blocking[0]
-        line = list(lines.values())[position]
+        line = list(lines.values())[admission.blocking[0]]
         if admission.answer is Answer.WAIT:
             self._queue.add(tx, request, self.owner.id)
             return Waiting(line.key[0])
-        return refusal(
-            admission.answer, line.balance, request, within_window(self.lines.calendar, line.key, tx.at_ms / 1000)
-        )
+        left_s = within_window(self.lines.calendar, line.key, tx.at_ms / 1000)
+        return refusal(admission.answer, line.balance, request, left_s)
 
     def _reserve_behind(self, tx: Transaction, request: ReserveRequest) -> Reservation | Refused | Waiting:
         if (known := self._find(tx, request.id)) is not None:
@@ -135,148 +140,117 @@ class SqliteStore:
     ) -> Reservation:
         price = self.settings.price(request.model)
         held = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=price)
-        ids = tuple(map(str, lines))
-        tx.sql.execute(
-            "INSERT INTO calls (id, owner, lines, state, held_prompt, held_output, price_prompt, price_completion)"
-            " VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)",
-            (
-                request.id,
-                owner,
-                ",".join(ids),
-                held.held_prompt,
-                output,
-                price.prompt if price else None,
-                price.completion if price else None,
-            ),
-        )
-        tx.sql.execute(
-            f"UPDATE lines SET reserved = reserved + ? WHERE id IN ({placeholders(len(ids))})", (held.held, *lines)
-        )
+        ids = tuple(lines)
+        CallTable.add(tx, request.id, StoredCall(ids, held, owner))
         posting = Posting(ReservationState.RESERVED, reserved=held.held)
-        note = reserve_note(held)
-        tx.append(Entry.of(posting, at_ms=tx.at_ms, kind="reserve", id=request.id, owner=owner, lines=ids, note=note))
-        windows = tuple(line.key[2] for line in lines.values())
+        self.lines.post(tx, ids, posting)
+        self._journal(tx, "reserve", request.id, ids, posting, note=reserve_note(held))
+        windows = tuple([line.key[2] for line in lines.values()])
         return Reservation(request.id, held.held_prompt, output, windows)
 
     def dispatch(self, reservation_id: str) -> None:
         """See Store."""
         with Transaction(self, "dispatch") as tx:
-            ids, held, _ = self._call(tx, reservation_id)
-            if held.state is ReservationState.DISPATCHED:
+            call = self._call(tx, reservation_id)
+            state = call.holding.state
+            if state is ReservationState.DISPATCHED:
                 return
-            if held.state is not ReservationState.RESERVED:
-                raise ReservationLostError(f"Reservation {reservation_id} is {held.state} and cannot be sent.")
-            self._post(tx, reservation_id, ids, held, "dispatch", Posting(ReservationState.DISPATCHED))
+            if state is not ReservationState.RESERVED:
+                raise ReservationLostError(f"Reservation {reservation_id} is {state} and cannot be sent.")
+            self._post(tx, "dispatch", reservation_id, call, Posting(ReservationState.DISPATCHED))
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
         """See Store."""
         with Transaction(self) as tx:
-            ids, held, _ = self._call(tx, reservation_id)
-            if held.state not in states.OPEN_STATES or output_tokens <= 0:
+            call = self._call(tx, reservation_id)
+            state = call.holding.state
+            if state not in states.OPEN_STATES or output_tokens <= 0:
                 return 0
-            lines = self.lines.load(tx, ids)
+            lines = self.lines.load(tx, call.lines)
             more = extendable([line.level for line in lines.values()], output_tokens)
             if more:
-                self._post(tx, reservation_id, ids, held, "extend", Posting(held.state, reserved=more))
+                self._post(tx, "extend", reservation_id, call, Posting(state, reserved=more))
             return more
 
     def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
         """See Store."""
         failpoints.reach("before_settle")
         with Transaction(self, "settle") as tx:
-            ids, held, _ = self._call(tx, reservation_id)
-            kind: Kind = "settle" if held.state in states.OPEN_STATES else "correct"
-            posting = states.settle(held, prompt, completion, estimated)
-            return self._finish(tx, reservation_id, ids, held, kind, posting)
+            call = self._call(tx, reservation_id)
+            kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
+            posting = states.settle(call.holding, prompt, completion, estimated)
+            return self._finish(tx, kind, reservation_id, call, posting)
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
         """See Store."""
         with Transaction(self) as tx:
-            ids, held, _ = self._call(tx, reservation_id)
-            return self._finish(tx, reservation_id, ids, held, "charge", states.charge(held, prompt, completion))
+            call = self._call(tx, reservation_id)
+            return self._finish(tx, "charge", reservation_id, call, states.charge(call.holding, prompt, completion))
 
     def release(self, reservation_id: str) -> None:
         """See Store."""
         with Transaction(self) as tx:
-            ids, held, _ = self._call(tx, reservation_id)
-            self._finish(tx, reservation_id, ids, held, "release", states.release(held))
+            call = self._call(tx, reservation_id)
+            self._finish(tx, "release", reservation_id, call, states.release(call.holding))
 
     def withdraw(self, reservation_id: str) -> None:
         """See Store."""
         with Transaction(self) as tx:
-            gone = tx.sql.execute("DELETE FROM waiters WHERE id = ?", (reservation_id,)).rowcount
-            if gone:
+            if self._queue.remove(tx, reservation_id):
                 self._serve_waiting(tx)
                 return
-            row = self._row(tx, reservation_id)
-            if row is not None and (held := holding_of(row)).state is ReservationState.RESERVED:
-                self._finish(tx, reservation_id, _ids(row), held, "release", states.release(held))
+            call = CallTable.find(tx, reservation_id)
+            if call is not None and call.holding.state is ReservationState.RESERVED:
+                self._finish(tx, "release", reservation_id, call, states.release(call.holding))
 
     def _finish(
-        self,
-        tx: Transaction,
-        call_id: str,
-        ids: tuple[int, ...],
-        held: Holding,
-        kind: Kind,
-        posting: Posting | None,
+        self, tx: Transaction, kind: Kind, call_id: str, call: StoredCall, posting: Posting | None
     ) -> Settlement:
         if posting is None:
             return Settlement(posted=False)
-        crossings = self._post(tx, call_id, ids, held, kind, posting)
-        if tx.waiting and posting.used + posting.reserved < 0:
+        crossings = self._post(tx, kind, call_id, call, posting)
+        if tx.cache.waiting and posting.used + posting.reserved < 0:
             self._serve_waiting(tx)
         return Settlement(posted=True, crossings=crossings)
 
     def _post(
-        self, tx: Transaction, call_id: str, ids: tuple[int, ...], held: Holding, kind: Kind, posting: Posting
+        self, tx: Transaction, kind: Kind, call_id: str, call: StoredCall, posting: Posting
     ) -> tuple[Crossing, ...]:
-        now = after(held, posting, extends=kind == "extend")
-        tx.sql.execute(
-            "UPDATE calls SET state = ?, held_output = ?, used = ?, estimated = ?, cost = ?, unpriced = ? WHERE id = ?",
-            (now.state, now.held_output, now.used, now.estimated, now.cost, now.unpriced, call_id),
-        )
-        rows: list[tuple[Any, ...]] = []
-        if posting.used or posting.reserved or posting.estimated:
-            rows = tx.sql.execute(
-                "UPDATE lines SET used = used + ?, reserved = reserved + ?, estimated = estimated + ?,"
-                f" cost = cost + ?, unpriced = unpriced + ? WHERE id IN ({placeholders(len(ids))})"
-                f" RETURNING {LINE_COLUMNS}",
-                (posting.used, posting.reserved, posting.estimated, posting.cost, posting.unpriced, *ids),
-            ).fetchall()
-        names = tuple(map(str, ids))
-        tx.append(Entry.of(posting, at_ms=tx.at_ms, kind=kind, id=call_id, owner=self.owner.id, lines=names))
-        return self._crossings(tx, rows) if posting.used else ()
-
-    def _crossings(self, tx: Transaction, rows: list[tuple[Any, ...]]) -> tuple[Crossing, ...]:
-        found = []
-        for row in rows:
-            line = line_of(row)
+        CallTable.move(tx, call_id, call, after(call.holding, posting, extends=kind == "extend"))
+        lines = self.lines.post(tx, call.lines, posting)
+        self._journal(tx, kind, call_id, call.lines, posting)
+        if not posting.used:
+            return ()
+        crossings = []
+        for line_id, line in lines.items():
             if (crossing := crossed(line, self.settings.warn_at)) is not None:
-                found.append(crossing)
-                self.lines.set_warned(tx, row[0], line)
-        return tuple(found)
+                crossings.append(crossing)
+                self.lines.set_warned(tx, line_id, line)
+        return tuple(crossings)
+
+    def _journal(
+        self, tx: Transaction, kind: Kind, call_id: str, ids: tuple[int, ...], posting: Posting, note: str = ""
+    ) -> None:
+        _, used, reserved, estimated, cost, unpriced = posting
+        lines = tuple(map(str, ids))
+        tx.append(
+            Entry(tx.at_ms, kind, call_id, self._owner_id, lines, used, reserved, estimated, 0, cost, unpriced, note)
+        )
 
     def _find(self, tx: Transaction, call_id: str) -> Reservation | None:
-        row = self._row(tx, call_id)
-        if row is None:
+        call = CallTable.find(tx, call_id)
+        if call is None:
             return None
-        held = holding_of(row)
-        windows = tuple(line.key[2] for line in self.lines.load(tx, _ids(row)).values())
+        held = call.holding
+        windows = tuple(line.key[2] for line in self.lines.load(tx, call.lines).values())
         return Reservation(call_id, held.held_prompt, held.held_output, windows, held.state)
 
-    def _call(self, tx: Transaction, call_id: str) -> tuple[tuple[int, ...], Holding, str]:
-        row = self._row(tx, call_id)
-        if row is None:
-            raise ReservationLostError(f"There is no reservation {call_id}.")
-        return _ids(row), holding_of(row), row[-1]
-
     @staticmethod
-    def _row(tx: Transaction, call_id: str) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = tx.sql.execute(
-            f"SELECT {CALL_COLUMNS} FROM calls WHERE id = ?", (call_id,)
-        ).fetchone()
-        return row
+    def _call(tx: Transaction, call_id: str) -> StoredCall:
+        call = CallTable.find(tx, call_id)
+        if call is None:
+            raise ReservationLostError(f"There is no reservation {call_id}.")
+        return call
 
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────
 
@@ -309,7 +283,7 @@ class SqliteStore:
     def serve_waiting(self) -> None:
         """See Store."""
         with Transaction(self) as tx:
-            if tx.waiting:
+            if tx.cache.waiting:
                 self._serve_waiting(tx)
 
     # ── owners ────────────────────────────────────────────────────────────────────────────────────
@@ -322,6 +296,9 @@ class SqliteStore:
 
     def heartbeat(self) -> None:
         """See Store. Then syncs what was written, so that the mark may rely on it."""
+        with self.lock:
+            # Once per beat nothing is taken from memory, so that the mark is compared with the file itself.
+            self.cache.forget()
         with Transaction(self) as tx:
             self._owners.beat(tx)
             for owner_id in self._owners.dead(tx):
@@ -331,21 +308,16 @@ class SqliteStore:
     def _resolve(self, tx: Transaction, owner_id: str) -> None:
         """What a dead owner had not sent is given back; what it had sent is charged its bound."""
         failpoints.reach("during_recovery")
-        tx.sql.execute("DELETE FROM waiters WHERE owner = ?", (owner_id,))
-        rows = tx.sql.execute(
-            f"SELECT {CALL_COLUMNS}, id FROM calls WHERE owner = ? AND state IN ('reserved', 'dispatched')",
-            (owner_id,),
-        ).fetchall()
-        for *columns, call_id in rows:
-            row = tuple(columns)
-            held = holding_of(row)
+        self._queue.remove_owner(tx, owner_id)
+        for call_id, call in CallTable.held_by(tx, owner_id).items():
+            held = call.holding
             if held.state is ReservationState.RESERVED:
-                self._finish(tx, call_id, _ids(row), held, "release", states.release(held))
+                self._finish(tx, "release", call_id, call, states.release(held))
             else:
                 posting = states.charge(held, held.held_prompt, held.held_output)
-                self._finish(tx, call_id, _ids(row), held, "charge", posting)
+                self._finish(tx, "charge", call_id, call, posting)
         self._owners.forget(tx, owner_id)
-        if tx.waiting:
+        if tx.cache.waiting:
             self._serve_waiting(tx)
 
     def _sync(self) -> None:
@@ -363,8 +335,12 @@ class SqliteStore:
         """Raises StoreError when the path no longer leads to the file that is open, or after a fork."""
         if os.getpid() != self.owner.pid:
             raise StoreError("The token ledger was opened before a fork.", hint="Open it in the child process.")
+        now_s = time.monotonic()
+        if now_s < self._look_again_s:
+            return
+        self._look_again_s = now_s + _LOOK_S
         try:
-            status = os.stat(self.path)  # noqa: PTH116 - twice as fast, in every transaction
+            status = self.path.stat()
         except OSError as error:
             raise store_error(self.path, error) from error
         if (status.st_dev, status.st_ino) != self._file:
@@ -383,7 +359,7 @@ class SqliteStore:
             tx.sql.execute("UPDATE lines SET granted = granted + ? WHERE id = ?", (tokens, line_id))
             self.lines.set_warned(tx, line_id, line)
             tx.append(Entry(tx.at_ms, "grant", "", self.owner.id, (str(line_id),), granted=tokens))
-            if tx.waiting:
+            if tx.cache.waiting:
                 self._serve_waiting(tx)
             return line.balance
 
@@ -433,8 +409,3 @@ class SqliteStore:
             self._closed = True
             self.connection.close()
             self.mark.close()
-
-
-def _ids(row: tuple[Any, ...]) -> tuple[int, ...]:
-    """The lines a call posts to, in the order of its scopes."""
-    return tuple(map(int, row[0].split(",")))

@@ -11,6 +11,7 @@ from agentao_gov.budget.book import Line, LineKey, line_name
 from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.sqlite_rows import LINE_COLUMNS, THOUSANDTHS, line_of, placeholders
 from agentao_gov.budget.sqlite_tx import Transaction
+from agentao_gov.budget.states import Posting
 from agentao_gov.budget.types import Balance, ReserveRequest, ScopeLimit
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
@@ -69,12 +70,32 @@ class LineTable:
         return line_id, line
 
     def load(self, tx: Transaction, ids: Sequence[int]) -> dict[int, Line]:
-        """Lines by id, in the order of `ids`."""
-        rows = tx.sql.execute(
-            f"SELECT {LINE_COLUMNS} FROM lines WHERE id IN ({placeholders(len(ids))})", tuple(ids)
-        ).fetchall()
-        found = {row[0]: line_of(row) for row in rows}
-        return {line_id: found[line_id] for line_id in ids}
+        """Lines by id, in the order of `ids`. The caller changes them together with their rows."""
+        known = tx.cache.lines
+        missing = [line_id for line_id in ids if line_id not in known]
+        if missing:
+            rows = tx.sql.execute(
+                f"SELECT {LINE_COLUMNS} FROM lines WHERE id IN ({placeholders(len(missing))})", missing
+            )
+            for row in rows.fetchall():
+                known[row[0]] = line_of(row)
+        return {line_id: known[line_id] for line_id in ids}
+
+    def post(self, tx: Transaction, ids: Sequence[int], posting: Posting) -> dict[int, Line]:
+        """Adds a posting to each line; returns the lines as they are now."""
+        lines = self.load(tx, ids)
+        marks = placeholders(len(ids))
+        if posting.used or posting.estimated or posting.cost or posting.unpriced:
+            tx.sql.execute(
+                f"UPDATE lines SET used = used + ?, reserved = reserved + ?, estimated = estimated + ?,"
+                f" cost = cost + ?, unpriced = unpriced + ? WHERE id IN ({marks})",
+                (posting.used, posting.reserved, posting.estimated, posting.cost, posting.unpriced, *ids),
+            )
+        elif posting.reserved:
+            tx.sql.execute(f"UPDATE lines SET reserved = reserved + ? WHERE id IN ({marks})", (posting.reserved, *ids))
+        for line in lines.values():
+            line.add(posting)
+        return lines
 
     def set_limit(self, tx: Transaction, line_id: int, line: Line, limit: int | None) -> None:
         """Notes a changed limit; the journal tells later which limit a call was admitted under."""

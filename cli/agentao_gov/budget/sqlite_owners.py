@@ -25,7 +25,7 @@ class OwnerTable:
             " ON CONFLICT (id) DO UPDATE SET heartbeat = excluded.heartbeat",
             (owner.id, owner.pid, owner.started, owner.boot, owner.pid_namespace, self._beats),
         )
-        tx.known_owner = True
+        tx.cache.known_owner = True
 
     def dead(self, tx: Transaction) -> list[str]:
         """Owners whose calls and waits have to be resolved, registered or not."""

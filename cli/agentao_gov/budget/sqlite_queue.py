@@ -28,16 +28,27 @@ class WaitingTable:
             "INSERT INTO waiters (id, owner, request) VALUES (?, ?, ?)",
             (request.id, owner_id, encode_request(request)),
         )
-        tx.waiting = True
+        tx.cache.waiting = True
 
-    def has(self, tx: Transaction, call_id: str) -> bool:
+    @staticmethod
+    def has(tx: Transaction, call_id: str) -> bool:
         """Whether the call waits."""
         return tx.sql.execute("SELECT 1 FROM waiters WHERE id = ?", (call_id,)).fetchone() is not None
+
+    @staticmethod
+    def remove(tx: Transaction, call_id: str) -> bool:
+        """Takes a call out; False when it does not wait."""
+        return tx.sql.execute("DELETE FROM waiters WHERE id = ?", (call_id,)).rowcount > 0
+
+    @staticmethod
+    def remove_owner(tx: Transaction, owner_id: str) -> None:
+        """Takes out whatever a dead owner waits for."""
+        tx.sql.execute("DELETE FROM waiters WHERE owner = ?", (owner_id,))
 
     def serve(self, tx: Transaction, attempt: Callable[[ReserveRequest, str], Attempted]) -> None:
         """Lets everyone try in fair order; takes out who was answered."""
         rows = tx.sql.execute("SELECT number, id, owner FROM waiters ORDER BY number").fetchall()
-        self._read(tx, [number for number, _, _ in rows])
+        self._read(tx, {number: call_id for number, call_id, _ in rows})
         owners = {call_id: owner for _, call_id, owner in rows}
         tickets = [self._ticket(number, call_id) for number, call_id, _ in rows]
         served = {
@@ -58,18 +69,20 @@ class WaitingTable:
         for ticket in answered:
             tx.sql.execute("DELETE FROM waiters WHERE number = ?", (ticket.number,))
             tx.answered.append(ticket.id)
-        if answered and len(answered) == len(rows):
+        if len(answered) == len(rows):
             # Nobody waits any more, so nobody's turn has to be remembered.
             tx.sql.execute("DELETE FROM served")
-            tx.waiting = False
+            tx.cache.waiting = False
 
-    def _read(self, tx: Transaction, numbers: list[int]) -> None:
-        wanted = set(numbers)
-        for gone in self._requests.keys() - wanted:
+    def _read(self, tx: Transaction, wanted: dict[int, str]) -> None:
+        for gone in self._requests.keys() - wanted.keys():
             del self._requests[gone]
-        for number in wanted - self._requests.keys():
-            (text,) = tx.sql.execute("SELECT request FROM waiters WHERE number = ?", (number,)).fetchone()
-            self._requests[number] = decode_request(text)
+        for number, call_id in wanted.items():
+            known = self._requests.get(number)
+            # A number given in a transaction that was rolled back is given again.
+            if known is None or known.id != call_id:
+                (text,) = tx.sql.execute("SELECT request FROM waiters WHERE number = ?", (number,)).fetchone()
+                self._requests[number] = decode_request(text)
 
     def _ticket(self, number: int, call_id: str) -> Ticket:
         request = self._requests[number]

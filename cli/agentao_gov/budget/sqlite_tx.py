@@ -31,13 +31,13 @@ class Transaction:
         "_hash",
         "_name",
         "_store",
+        "_written_ms",
         "answered",
         "at_ms",
-        "known_owner",
+        "cache",
         "last",
         "opened",
         "sql",
-        "waiting",
     )
 
     def __init__(self, store: SqliteStore, name: str = "", *, checked: bool = True) -> None:
@@ -47,8 +47,11 @@ class Transaction:
         #: Names the failure points around the commit; empty where there are none.
         self._name = name
         self.sql = store.connection
+        self.cache = store.cache
         #: Ids that left the queue in this transaction.
         self.answered: list[str] = []
+        #: Time of the last entry written, 0 before the first.
+        self._written_ms = 0
         #: Lines made in this transaction: remembered by the store only once it is committed.
         self.opened: dict[LineKey, int] = {}
 
@@ -58,7 +61,7 @@ class Transaction:
         try:
             store.check_file()
             begin_immediate(self.sql, store.lock_wait_s)
-            self.last, self._hash, seen_ms, waiting, known = self.sql.execute(_HEAD, (store.owner.id,)).fetchone()
+            self._look()
             if self._checked:
                 store.mark.check(self.last)
         except BaseException as error:
@@ -66,17 +69,29 @@ class Transaction:
             if isinstance(error, sqlite3.Error | TypeError):
                 raise store_error(store.path, error) from error
             raise
-        #: The ledger's time: never earlier than the last entry's.
-        self.at_ms = max(int(store.clock.time() * 1000), seen_ms)
-        self.waiting = bool(waiting)
-        self.known_owner = bool(known)
         return self
+
+    def _look(self) -> None:
+        """Finds the journal's end, from memory where nobody else has written since."""
+        cache = self.cache
+        (version,) = self.sql.execute("PRAGMA data_version").fetchone()
+        if version != cache.version:
+            cache.forget()
+            row = self.sql.execute(_HEAD, (self._store.owner.id,)).fetchone()
+            cache.last, cache.hash, cache.at_ms, waiting, known = row
+            cache.waiting, cache.known_owner = bool(waiting), bool(known)
+            cache.version = version
+        cache.trim()
+        self.last, self._hash = cache.last, cache.hash
+        #: The ledger's time: never earlier than the last entry's.
+        self.at_ms = max(int(self._store.clock.time() * 1000), cache.at_ms)
 
     def append(self, entry: Entry) -> None:
         """Adds to the journal."""
         text = journal.encode(entry)
         self.last += 1
         self._hash = journal.chain(self._hash, text)
+        self._written_ms = entry.at_ms
         self.sql.execute(_APPEND, (self.last, entry.at_ms, text, self._hash))
 
     def __exit__(
@@ -92,6 +107,8 @@ class Transaction:
             if self._name:
                 failpoints.reach(f"before_{self._name}_commit")
             self.sql.execute("COMMIT")
+            self.cache.last, self.cache.hash = self.last, self._hash
+            self.cache.at_ms = max(self.cache.at_ms, self._written_ms)
             store.mark.advance(self.last)
             if self.opened:
                 store.lines.remember(self.opened)
@@ -107,6 +124,7 @@ class Transaction:
             store.settings.notice(self.answered)
 
     def _abandon(self) -> None:
+        self.cache.forget()
         try:
             if self.sql.in_transaction:
                 self.sql.execute("ROLLBACK")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentao_gov.budget.types import ReservationState
 
@@ -12,16 +12,14 @@ __all__ = ["OPEN_STATES", "Holding", "Posting", "Price", "charge", "release", "s
 OPEN_STATES = frozenset({ReservationState.RESERVED, ReservationState.DISPATCHED})
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(NamedTuple):
     """Billionths of a US dollar per token, pinned when the call was reserved."""
 
     prompt: int
     completion: int
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(NamedTuple):
     """What is known of one call: what it holds, and what was posted for it so far."""
 
     state: ReservationState
@@ -39,8 +37,7 @@ class Holding:
         return self.held_prompt + self.held_output if self.state in OPEN_STATES else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """One step: the new state, and what it adds to every balance of the call (negative takes away)."""
 
     state: ReservationState
