@@ -1,0 +1,239 @@
+"""Sessions on disk: each turn's end is written, so that a session goes on after eviction, restart or crash.
+
+    SESSIONS/t-TENANT/s-SESSION/session    head (a JSON line) and conversation (zlib over JSON), replaced whole
+                               /lock       held by whoever runs a turn on the session, in any process
+                               /work/      the session's private working directory
+
+The head carries a version that grows with each save. A worker process with a copy in memory compares versions before
+a turn: another worker may have gone on with the session meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.errors import StoreError
+from agentao_gov.governor.outcome import Mode
+from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.pool.files import SessionDir, Step, as_store_error, nothing, private_dir
+from agentao_gov.pool.types import SessionUsage
+
+__all__ = ["SessionArchive", "SessionHead"]
+
+_SCHEMA = "agentao-gov/session/1"
+_FILE = "session"
+_WORK = "work"
+#: Directories on their way out; never a session's name, since those begin with `s-`.
+_TRASH = "deleted-"
+#: Longer names are replaced by their hash: file systems end at 255 bytes.
+_NAME_MAX = 200
+#: Pauses between looks at a lock that another process holds.
+_LOCK_PAUSE_S = (0.001, 0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHead:
+    """What is known of a session without reading its conversation."""
+
+    key: SessionKey
+    version: int
+    user: str
+    profile: str
+    mode: Mode
+    model: str
+    #: Seconds since the epoch.
+    created_at: float
+    last_turn_at: float
+    usage: SessionUsage
+
+
+class SessionArchive:
+    """The sessions of one state directory. Thread-safe, and shared by all worker processes.
+
+    Every method blocks for file access and raises StoreError when the disk refuses.
+    """
+
+    def __init__(self, root: Path, *, clock: Clock = SYSTEM_CLOCK, step: Step = nothing) -> None:
+        """`root` is made private. `step` hears each step of a write."""
+        self.root = root
+        self._clock = clock
+        self._step = step
+        self._lock = threading.Lock()
+        #: Sessions on disk as this process knows them, under `_lock`; None: not counted yet.
+        self._known: set[Path] | None = None
+        with as_store_error(f"The session directory {root} cannot be made"):
+            private_dir(root)
+            root.chmod(0o700)
+
+    # -- one session -----------------------------------------------------------------------------------------------
+
+    def hold(
+        self, key: SessionKey, deadline: Deadline, given_up: Callable[[], bool] = lambda: False
+    ) -> SessionDir | None:
+        """Takes the session for one turn, waiting while another process has it. None: deadline passed or given up."""
+        path = self._path(key)
+        pause_s, pause_s_max = _LOCK_PAUSE_S
+        while True:
+            with as_store_error(f"Session {key} cannot be locked"):
+                held = SessionDir.try_hold(path)
+            if held is not None or deadline.passed or given_up():
+                return held
+            time.sleep(min(pause_s, deadline.remaining_s()))
+            pause_s = min(pause_s * 2, pause_s_max)
+
+    def version(self, held: SessionDir) -> int:
+        """The version on disk, 0 where nothing was saved yet."""
+        with as_store_error("A session cannot be read"):
+            line = held.read_head(_FILE)
+        return 0 if line is None else int(json.loads(line)["version"])
+
+    def load(self, key: SessionKey) -> tuple[SessionHead, Conversation] | None:
+        """A session as it was after its last turn, None where there is none. Needs no lock: files change whole."""
+        try:
+            with as_store_error(f"Session {key} cannot be read"):
+                content = self._file(key).read_bytes()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        line, _, body = content.partition(b"\n")
+        try:
+            return _read_head(line), Conversation(**json.loads(zlib.decompress(body)))
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            raise StoreError(
+                f"The archive of session {key} is damaged: {error}.",
+                hint=f"Restore {self._file(key)} from a backup, or delete the session.",
+            ) from error
+
+    def head(self, key: SessionKey) -> SessionHead | None:
+        """What is known of a session without its conversation; None where there is none."""
+        return self._head_at(self._file(key))
+
+    def save(self, held: SessionDir, head: SessionHead, conversation: Conversation) -> SessionHead:
+        """Writes the session under the lock; returns the head with its new version."""
+        saved = SessionHead(**{**_fields(head), "version": self.version(held) + 1})
+        line = json.dumps({"schema": _SCHEMA, **asdict(saved)}, separators=(",", ":"))
+        body = json.dumps(asdict(conversation), separators=(",", ":"), ensure_ascii=False)
+        # Level 1: 0.9 ms for 200 messages, a third of level 6, and 15 % larger.
+        content = line.encode() + b"\n" + zlib.compress(body.encode("utf-8", "surrogatepass"), 1)
+        with as_store_error(f"Session {head.key} cannot be saved"):
+            held.replace(_FILE, content, self._step)
+        with self._lock:
+            if self._known is not None:
+                self._known.add(self._path(head.key))
+        return saved
+
+    def delete(self, key: SessionKey) -> bool:
+        """Removes the session with all its files, at once for every process. False: there was none."""
+        path = self._path(key)
+        had_session = self._file(key).exists()
+        trash = path.with_name(f"{_TRASH}{uuid.uuid4().hex}")
+        with as_store_error(f"Session {key} cannot be deleted"):
+            try:
+                path.rename(trash)
+            except FileNotFoundError:
+                return False
+        with self._lock:
+            if self._known is not None:
+                self._known.discard(path)
+        shutil.rmtree(trash, ignore_errors=True)
+        return had_session
+
+    def workdir(self, key: SessionKey) -> Path:
+        """The session's private working directory, made if there is none."""
+        with as_store_error(f"The working directory of session {key} cannot be made"):
+            return private_dir(self._path(key) / _WORK)
+
+    # -- all sessions ----------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """How many sessions are on disk; what other processes did shows after the next `sweep`."""
+        with self._lock:
+            if self._known is None:
+                self._known = {file.parent for file in self._files("*")}
+            return len(self._known)
+
+    def heads(self, tenant: str, limit: int = 1000) -> list[SessionHead]:
+        """A tenant's sessions, the latest first."""
+        files = sorted(self._files(_name("t", tenant)), key=_modified_at, reverse=True)
+        return [head for file in files[:limit] if (head := self._head_at(file)) is not None]
+
+    def sweep(self, retain_s: float, in_use: Callable[[SessionKey], bool] = lambda _: False) -> int:
+        """Deletes sessions whose last turn is longer ago than `retain_s`, and what crashes left. Returns how many."""
+        for trash in self.root.glob(f"*/{_TRASH}*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        oldest = self._clock.time() - retain_s
+        deleted = 0
+        for file in list(self._files("*")):
+            head = self._head_at(file) if _modified_at(file) < oldest else None
+            if head is not None and head.last_turn_at < oldest and not in_use(head.key):
+                deleted += self._delete_unused(head.key)
+        with self._lock:
+            self._known = None
+        return deleted
+
+    def _delete_unused(self, key: SessionKey) -> bool:
+        held = self.hold(key, Deadline.after(0, self._clock))
+        if held is None:
+            return False
+        try:
+            return self.delete(key)
+        finally:
+            held.release()
+
+    def _files(self, tenant_dir: str) -> Iterator[Path]:
+        return self.root.glob(f"{tenant_dir}/s-*/{_FILE}")
+
+    def _path(self, key: SessionKey) -> Path:
+        return self.root / _name("t", key.tenant) / _name("s", key.session)
+
+    def _file(self, key: SessionKey) -> Path:
+        return self._path(key) / _FILE
+
+    def _head_at(self, file: Path) -> SessionHead | None:
+        try:
+            with file.open("rb") as opened:
+                return _read_head(opened.readline())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError):
+            # `load` says what is wrong with it to whoever wants to go on with it.
+            return None
+
+
+def _name(kind: str, id: str) -> str:
+    """A file name that cannot be a path, nor `.` or `..`, nor two ids' at once."""
+    name = quote(id, safe=":")
+    if len(name) > _NAME_MAX:
+        return f"{kind}-%{hashlib.sha256(id.encode()).hexdigest()}"
+    return f"{kind}-{name}"
+
+
+def _modified_at(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _fields(head: SessionHead) -> dict[str, Any]:
+    return {name: getattr(head, name) for name in SessionHead.__dataclass_fields__}
+
+
+def _read_head(line: bytes) -> SessionHead:
+    fields = json.loads(line)
+    if fields.pop("schema") != _SCHEMA:
+        raise ValueError("its schema is another version's")
+    return SessionHead(**{**fields, "key": SessionKey(**fields["key"]), "usage": SessionUsage(**fields["usage"])})

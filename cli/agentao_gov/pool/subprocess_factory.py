@@ -1,0 +1,219 @@
+"""Opens sessions in processes of their own: from a stock of ready ones, forked from a zygote, or cold."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentao_gov.budget import scope_limits
+from agentao_gov.budget.types import Ledger, Scope, ScopeLimit
+from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.errors import GovError
+from agentao_gov.governor.observe import Observers, TurnObserver
+from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
+from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
+from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
+
+if TYPE_CHECKING:
+    from agentao_gov.config import ResolvedDeployment
+
+__all__ = ["SubprocessFactory", "SubprocessSettings"]
+
+_log = logging.getLogger(__name__)
+_START_S_MAX = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubprocessSettings:
+    """How session processes are started and limited."""
+
+    limits: OsLimits = field(default_factory=OsLimits)
+    #: Processes kept ready beyond those in use; each costs some MiB until a session takes it.
+    ready: int = 2
+    #: Whether each session gets a pid namespace of its own where the system allows it.
+    pid_namespace: bool = True
+    #: tenant -> Python of its own, for other dependencies; such sessions start cold.
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    #: False: every session starts cold, from nothing.
+    zygote: bool = True
+
+    @classmethod
+    def of(cls, deployment: ResolvedDeployment) -> SubprocessSettings:
+        """What the deployment file says."""
+        pool = deployment.deployment.pool
+        given = {
+            name: getattr(pool, attribute)
+            for name, attribute in (
+                ("memory_bytes", "session_memory_bytes"),
+                ("processes", "session_processes"),
+                ("cpu_s", "session_cpu_s"),
+                ("files", "session_files"),
+                ("file_bytes", "session_file_bytes"),
+            )
+            if hasattr(pool, attribute)
+        }
+        pythons = {
+            name: python
+            for name, tenant in deployment.deployment.tenants.items()
+            if (python := getattr(tenant, "python", None)) is not None
+        }
+        return cls(limits=replace(OsLimits(), **given), ready=getattr(pool, "ready_workers", 2), pythons=pythons)
+
+
+class SubprocessFactory:
+    """Satisfies `HostFactory`. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        deployment: ResolvedDeployment | None = None,
+        settings: SubprocessSettings | None = None,
+        homes: Path | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        observers: Sequence[TurnObserver] = (),
+    ) -> None:
+        """`homes`: where the processes' private HOME directories are made; None: beside each session's directory."""
+        if settings is None:
+            settings = SubprocessSettings.of(deployment) if deployment is not None else SubprocessSettings()
+        self._settings = settings
+        self._deployment = deployment
+        self._homes = homes
+        self._observers = Observers(observers)
+        # The zygote serves all sessions, so its own tag names none; its children's children carry their session's.
+        owner_tag = session_tag(SessionKey("", "zygote"))
+        self._zygote = ZygoteSpawner(child_env(owner_tag, "session"), pid_namespace=settings.pid_namespace)
+        self._parts = HostParts(
+            ledger=ledger,
+            clock=clock,
+            observers=self._observers,
+            scopes=self._scopes,
+            limits=settings.limits,
+            spawn=self._spawn,
+            home=self._home,
+        )
+        self._lock = threading.Lock()
+        # All below under `_lock`.
+        self._ready: deque[SessionProcess] = deque()
+        self._filling = False
+        self._closed = False
+
+    def observe(self, observer: TurnObserver) -> None:
+        """Adds an observer of turns."""
+        self._observers.add(observer)
+
+    def warm_up(self) -> None:
+        """Starts the zygote and the stock of ready processes in the background."""
+        if self._settings.zygote:
+            self._refill()
+
+    def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> SubprocessHost:
+        """See HostFactory. Milliseconds from the stock, tens of them by fork, a second cold."""
+        if TAG_VARIABLE not in spec.child_env:
+            spec = replace(spec, child_env={**spec.child_env, **child_env(session_tag(spec.key))})
+        host = SubprocessHost(spec, self._parts, conversation)
+        host.start(deadline)
+        return host
+
+    def shutdown(self, deadline: Deadline) -> None:
+        """Ends the zygote and the processes that no session took."""
+        with self._lock:
+            self._closed = True
+            spare = list(self._ready)
+            self._ready.clear()
+        for process in spare:
+            process.kill()
+        self._zygote.close()
+        for process in spare:
+            process.wait_gone(max(0.1, min(deadline.remaining_s(), 2.0)))
+            _discard(process)
+
+    def ready_count(self) -> int:
+        """Processes in stock."""
+        with self._lock:
+            return len(self._ready)
+
+    def process_ids(self) -> tuple[int, ...]:
+        """Roots of what no session owns: the zygote and the stock."""
+        zygote = self._zygote.process_id()
+        with self._lock:
+            stock = tuple(process.root.pid for process in self._ready)
+        return stock if zygote is None else (zygote, *stock)
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────
+
+    def _spawn(self, spec: SessionSpec, deadline: Deadline) -> SessionProcess:
+        python = self._settings.pythons.get(spec.key.tenant)
+        if python is not None or not self._settings.zygote:
+            start = ColdSpawner(*(() if python is None else (python,)), pid_namespace=self._settings.pid_namespace)
+            env = {**spec.child_env, **child_env(spec.child_env[TAG_VARIABLE], "session")}
+            return start.spawn(env, self._settings.limits)
+        with self._lock:
+            process = self._ready.popleft() if self._ready else None
+        self._refill()
+        if process is not None and process.alive:
+            return process
+        if process is not None:
+            _discard(process)
+        return self._zygote.spawn({}, self._settings.limits, deadline)
+
+    def _refill(self) -> None:
+        with self._lock:
+            if self._filling or self._closed or len(self._ready) >= self._settings.ready:
+                return
+            self._filling = True
+        threading.Thread(target=self._fill, name="gov-ready", daemon=True).start()
+
+    def _fill(self) -> None:
+        """Brings the stock up to its size; one thread at a time, so that it never forks more than are missing."""
+        while True:
+            with self._lock:
+                if self._closed or len(self._ready) >= self._settings.ready:
+                    self._filling = False
+                    return
+            try:
+                process = self._zygote.spawn({}, self._settings.limits, Deadline.after(_START_S_MAX))
+            except GovError:
+                _log.exception("No session process could be kept ready")
+                with self._lock:
+                    self._filling = False
+                return
+            with self._lock:
+                keep = not self._closed
+                if keep:
+                    self._ready.append(process)
+            if not keep:
+                process.kill()
+                process.wait_gone(1.0)
+                _discard(process)
+
+    def _home(self, spec: SessionSpec) -> Path:
+        name = hashlib.sha256(f"{spec.key.tenant}\0{spec.key.session}".encode()).hexdigest()[:24]
+        return (self._homes if self._homes is not None else spec.workdir.parent / ".homes") / name
+
+    def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:
+        tenant, session = spec.key.tenant, spec.key.session
+        tokens = spec.profile.profile.limits.turn_tokens
+        if self._deployment is not None:
+            return scope_limits(self._deployment, tenant, request.user, session, request.turn_id, tokens)
+        return (
+            ScopeLimit(Scope("tenant", tenant), None),
+            ScopeLimit(Scope("user", f"{tenant}/{request.user}"), None),
+            ScopeLimit(Scope("session", f"{tenant}/{session}"), None),
+            ScopeLimit(Scope("turn", request.turn_id), tokens),
+        )
+
+
+def _discard(process: SessionProcess) -> None:
+    """Closes what connects to a process that no session uses."""
+    process.let_go()
+    process.wire.close()
+    process.last_words(0)

@@ -1,0 +1,369 @@
+"""One session in a process of its own, behind the same seam as any other session.
+
+The process may hang, die or lie; the host always answers: it keeps the deadline on its side too, kills what does not
+keep it, books what the process held, and starts a new process from the conversation of the last turn that ended well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.budget.types import Ledger, ScopeLimit
+from agentao_gov.clock import Clock, Deadline
+from agentao_gov.errors import GovError, InternalError
+from agentao_gov.governor.observe import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
+from agentao_gov.pool.subprocess_ledger import LedgerDesk
+from agentao_gov.pool.subprocess_report import TurnWitness
+from agentao_gov.process import worker_wire as wire
+from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.spawn import SessionProcess
+from agentao_gov.process.tree import SessionTree
+from agentao_gov.process.wire import WireClosed, WireError, WirePeer
+
+__all__ = ["HostParts", "SubprocessHost"]
+
+_log = logging.getLogger(__name__)
+#: Kept from the grace for killing and for writing the report.
+_REPORT_S = 0.15
+#: From the death of a process to the warden's last word about it.
+_LAST_WORDS_S = 1.0
+_KILL_S = 1.0
+_CANCELS = {
+    "shutdown": (Outcome.SHUTDOWN, "The service is shutting down."),
+    "client_gone": (Outcome.CANCELLED, "The client went away."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostParts:
+    """What a factory gives to each of its hosts."""
+
+    ledger: Ledger
+    clock: Clock
+    observers: Observers
+    scopes: Callable[[SessionSpec, TurnRequest], tuple[ScopeLimit, ...]]
+    limits: OsLimits
+    #: Gets a process, ready-made where there is one; raises GovError.
+    spawn: Callable[[SessionSpec, Deadline], SessionProcess]
+    #: Private home of the session's processes.
+    home: Callable[[SessionSpec], Path]
+
+
+@dataclass(slots=True)
+class _Live:
+    """The process that serves now, and the wire to it."""
+
+    process: SessionProcess
+    peer: WirePeer
+    gone: threading.Event
+
+
+class SubprocessHost:
+    """Satisfies `SessionHost`. `cancel`, `kill` and the properties are safe from any thread."""
+
+    def __init__(self, spec: SessionSpec, parts: HostParts, conversation: Conversation | None) -> None:
+        self._spec = spec
+        self._parts = parts
+        self._desk = LedgerDesk(parts.ledger, spec.key.tenant, parts.clock)
+        #: The conversation after the last turn that ended well: what a new process starts from.
+        self._conversation = conversation if conversation is not None else Conversation()
+        self._one_turn = threading.Lock()
+        self._lock = threading.Lock()
+        # All below under `_lock`.
+        self._live: _Live | None = None
+        self._closed = False
+        self._cancelled: str | None = None
+        self._witness: TurnWitness | None = None
+        self._survivors = False
+
+    # ── SessionHost ───────────────────────────────────────────────────────────────────────────────
+
+    def start(self, deadline: Deadline) -> None:
+        """Gets a process and opens the session in it. Raises GovError."""
+        gone = threading.Event()
+        process = self._parts.spawn(self._spec, deadline)
+        peer = WirePeer(
+            process.wire,
+            notifications={wire.EVENT: self._on_event, wire.OBSERVE: self._on_observe, wire.LEDGER: self._desk.notice},
+            requests={wire.LEDGER: self._desk.handle},
+            on_close=gone.set,
+            name=self._spec.key.session,
+        )
+        live = _Live(process, peer, gone)
+        peer.start()
+        with self._lock:
+            refused = self._closed
+            if not refused:
+                self._live = live
+        if refused:
+            self._bury(live)
+            raise InternalError(f"Session {self._spec.key} was closed while it opened.")
+        try:
+            within_s = min(deadline.remaining_s(), 1e6)
+            opening = peer.call(
+                wire.OPEN,
+                {
+                    "spec": wire.encode_spec(self._spec),
+                    "conversation": wire.encode_conversation(self._conversation),
+                    "home": str(self._parts.home(self._spec)),
+                    "within_s": within_s,
+                },
+            )
+            opening.result(within_s)
+        except WireClosed:
+            raise InternalError(f"The session process ended while it opened. {self._obituary(live)}".strip()) from None
+        except WireError as error:
+            self._bury(live)
+            raise wire.decode_error(error.data, error.message) from error
+        except TimeoutError:
+            self._bury(live)
+            raise InternalError(f"The session process did not open within {within_s:.1f} s.") from None
+
+    def turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
+        """Runs one turn; see SessionHost. Raises InternalError for a second turn beside the first, or after close."""
+        if not self._one_turn.acquire(blocking=False):
+            raise InternalError(f"Session {self._spec.key} already runs a turn.")
+        try:
+            with self._lock:
+                if self._closed:
+                    raise InternalError(f"Session {self._spec.key} is closed.")
+                self._cancelled = None
+            return self._observed_turn(request, on_event)
+        finally:
+            self._one_turn.release()
+
+    def cancel(self, reason: str) -> None:
+        """Cancels the turn in flight, if any."""
+        with self._lock:
+            live = self._live
+            if self._witness is None or self._cancelled is not None:
+                return
+            self._cancelled = reason
+            self._witness.wake.set()
+        if live is not None:
+            live.peer.notify(wire.CANCEL, {"reason": reason})
+
+    def snapshot(self) -> Conversation:
+        """What has to be kept to go on later; answers also when the process is dead."""
+        return self._conversation
+
+    def close(self, deadline: Deadline) -> None:
+        """Asks the process to end in order; by force at the deadline."""
+        with self._lock:
+            self._closed = True
+            live = self._live
+        self.cancel("shutdown")
+        if live is None:
+            return
+        # The kill needs some of the time too.
+        within_s = max(0.0, min(deadline.remaining_s(), 3600.0) - 0.3)
+        with contextlib.suppress(WireClosed, WireError, TimeoutError):
+            live.peer.call(wire.CLOSE, {"within_s": within_s * 0.8}).result(within_s)
+        live.peer.close()
+        live.gone.wait(min(0.5, within_s))
+        self._bury(live)
+
+    def kill(self) -> None:
+        """Ends the session's processes by force, at once."""
+        with self._lock:
+            self._closed = True
+            live = self._live
+        self.cancel("shutdown")
+        if live is not None:
+            self._bury(live)
+
+    @property
+    def stuck(self) -> bool:
+        """Only if the system refuses to kill the process: whatever else hangs in it ends with it."""
+        with self._lock:
+            return self._survivors
+
+    def process_ids(self) -> tuple[int, ...]:
+        """Root of the session's process tree: its warden."""
+        with self._lock:
+            return (self._live.process.root.pid,) if self._live is not None else ()
+
+    # ── one turn ──────────────────────────────────────────────────────────────────────────────────
+
+    def _observed_turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
+        spec, parts = self._spec, self._parts
+        labels = TurnLabels(
+            spec.key, request.user, spec.profile.profile.name, spec.mode, request.turn_id, spec.model.name
+        )
+        limits = spec.profile.profile.limits
+        deadline = request.deadline or Deadline.after(limits.turn_timeout_s, parts.clock)
+        scopes = parts.scopes(spec, request)
+        witness = TurnWitness(spec, request, scopes, on_event, parts.clock)
+        self._desk.begin(request.user, scopes)
+        parts.observers.tell(lambda observer: observer.turn_started(labels))
+        with self._lock:
+            self._witness = witness
+        try:
+            report = self._run(request, witness, deadline)
+        finally:
+            with self._lock:
+                self._witness = None
+        parts.observers.tell(lambda observer: observer.turn_ended(labels, report))
+        return report
+
+    def _run(self, request: TurnRequest, witness: TurnWitness, deadline: Deadline) -> TurnReport:
+        try:
+            live = self._living(deadline)
+        except GovError as error:
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, str(error))
+        answer = live.peer.call(
+            wire.TURN,
+            {
+                "turn_id": request.turn_id,
+                "message": request.message,
+                "user": request.user,
+                "remaining_s": min(deadline.remaining_s(), 1e9),
+                "queued_ms": request.queued_ms,
+                "id": request.id,
+            },
+        )
+        answer.add_done_callback(lambda _: witness.wake.set())
+        if self._cancelled is not None:  # cancelled while a process was being started
+            live.peer.notify(wire.CANCEL, {"reason": self._cancelled})
+        grace_s = float(self._spec.profile.profile.limits.cancel_grace_s)
+        if not self._await(answer, witness, deadline, grace_s):
+            self._bury(live)
+            outcome, why = self._why_stopped(witness)
+            return self._own_report(
+                witness, outcome, f"{why} The session process did not stop within {grace_s:g} s and was killed."
+            )
+        return self._report(answer, witness, live)
+
+    def _await(self, answer: Future[Any], witness: TurnWitness, deadline: Deadline, grace_s: float) -> bool:
+        """Waits for the answer, but not longer than the grace after the deadline or a cancel."""
+        while not answer.done() and self._cancelled is None and not deadline.passed:
+            witness.wake.wait(min(deadline.remaining_s(), 3600.0))
+            if self._cancelled is None and not answer.done():
+                witness.wake.clear()
+        until = time.monotonic() + max(0.0, grace_s - _REPORT_S)
+        with contextlib.suppress(TimeoutError, WireClosed, WireError):
+            answer.result(max(0.0, until - time.monotonic()))
+        return answer.done()
+
+    def _report(self, answer: Future[Any], witness: TurnWitness, live: _Live) -> TurnReport:
+        try:
+            data = answer.result()
+            report = TurnReport.model_validate(data["report"])
+        except WireClosed:
+            outcome, why = self._why_stopped(witness) if self._cancelled else (Outcome.INTERNAL_ERROR, "")
+            return self._own_report(
+                witness, outcome, f"{why} The session process ended during the turn. {self._obituary(live)}".strip()
+            )
+        except WireError as error:
+            failure = wire.decode_error(error.data, error.message)
+            self._bury(live)
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, str(failure))
+        except (KeyError, ValueError, TypeError) as error:
+            self._bury(live)
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, f"The session process answered nonsense: {error}")
+        self._take_over(data)
+        if data.get("stuck") or report.outcome is Outcome.STUCK:
+            # Elsewhere such a session is quarantined for good; a process can be ended, and the next turn goes on.
+            self._bury(live)
+            if report.outcome is Outcome.STUCK:
+                outcome, why = self._why_stopped(witness)
+                detail = f"{why} {report.detail or ''} The session process was killed.".replace("  ", " ")
+                return report.model_copy(update={"outcome": outcome, "detail": detail, "exit_code": outcome.exit_code})
+        return report
+
+    def _take_over(self, data: Mapping[str, Any]) -> None:
+        """Puts the messages that changed onto those that are known."""
+        changes = data.get("conversation")
+        if changes is None:
+            return
+        kept = self._conversation.messages[: int(data["keep"])]
+        changed = wire.decode_conversation(changes)
+        self._conversation = dataclasses.replace(changed, messages=(*kept, *changed.messages))
+
+    def _why_stopped(self, witness: TurnWitness) -> tuple[Outcome, str]:
+        if self._cancelled is None:
+            return Outcome.TURN_TIMEOUT, f"The turn met its deadline after {witness.elapsed_s():.1f} s."
+        return _CANCELS.get(self._cancelled, (Outcome.CANCELLED, "The turn was cancelled."))
+
+    def _own_report(self, witness: TurnWitness, outcome: Outcome, detail: str) -> TurnReport:
+        """The report of a turn whose process can no longer write one. What was held is booked first."""
+        self._desk.abandon()
+        return witness.report(outcome, detail, self._desk.usage(), self._parts.ledger)
+
+    # ── the process ───────────────────────────────────────────────────────────────────────────────
+
+    def _living(self, deadline: Deadline) -> _Live:
+        """The process that serves, or a new one that starts from the last good conversation."""
+        with self._lock:
+            live = self._live
+        if live is not None and not live.peer.closed:
+            return live
+        if live is not None:
+            _log.warning(
+                "The process of session %s is gone; starting another. %s", self._spec.key, self._obituary(live)
+            )
+        self.start(deadline)
+        with self._lock:
+            live = self._live
+        assert live is not None
+        return live
+
+    def _obituary(self, live: _Live) -> str:
+        """Why a process ended, in a sentence, and buries it."""
+        code, struck = live.process.last_words(_LAST_WORDS_S)
+        self._bury(live)
+        named = self._parts.limits.explain_exit(code if code is not None else 0, struck)
+        if named is not None:
+            return named
+        if code is None:
+            return ""
+        return f"It was killed by signal {-code}." if code < 0 else f"It ended with code {code}."
+
+    def _bury(self, live: _Live) -> None:
+        """Kills what is left of a process's tree and forgets it. Idempotent."""
+        live.process.kill()
+        live.process.let_go()
+        live.peer.close()
+        gone = live.process.wait_gone(_KILL_S)
+        tag = self._spec.child_env.get("AGENTAO_GOV_TAG")
+        if not gone and tag is not None:
+            gone = not SessionTree(tag, [live.process.root]).kill(_KILL_S).survivors
+        live.process.last_words(0)
+        with self._lock:
+            if self._live is live:
+                self._live = None
+            self._survivors |= not gone
+        self._desk.abandon()
+
+    # ── what comes up the wire, on the reader's thread ────────────────────────────────────────────
+
+    def _on_event(self, params: Mapping[str, Any]) -> None:
+        with self._lock:
+            witness = self._witness
+        if witness is not None:
+            witness.event(wire.decode_event(params))
+
+    def _on_observe(self, params: Mapping[str, Any]) -> None:
+        with self._lock:
+            witness = self._witness
+        if witness is None:
+            return
+        labels, seen = witness.labels, wire.decode_observation(params)
+        if isinstance(seen, LlmCallEnd):
+            self._parts.observers.tell(lambda observer: observer.llm_call(labels, seen))
+        elif isinstance(seen, ToolCallEnd):
+            self._parts.observers.tell(lambda observer: observer.tool_call(labels, seen))
+        else:
+            self._parts.observers.tell(lambda observer: observer.permission(labels, seen))

@@ -1,0 +1,115 @@
+"""What the owner saw of a turn in another process: enough for its report when that process cannot write one."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+
+from agentao_gov.budget.types import Ledger, ScopeLimit
+from agentao_gov.clock import Clock
+from agentao_gov.errors import StoreError
+from agentao_gov.governor.observe import TurnLabels
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import BudgetLine, Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.reporting import limit_lines
+from agentao_gov.governor.requests import (
+    EventSink,
+    IterationEvent,
+    SessionSpec,
+    TextEvent,
+    ToolEvent,
+    TurnEvent,
+    TurnRequest,
+)
+
+__all__ = ["TurnWitness"]
+
+
+class TurnWitness:
+    """Follows one turn by its events. Events come from the wire's reader thread, the rest from the turn's."""
+
+    def __init__(
+        self, spec: SessionSpec, request: TurnRequest, scopes: tuple[ScopeLimit, ...], sink: EventSink, clock: Clock
+    ) -> None:
+        self._spec = spec
+        self._request = request
+        self._scopes = scopes
+        self._sink = sink
+        self._clock = clock
+        self._began, self._began_wall = clock.monotonic(), clock.time()
+        self.labels = TurnLabels(
+            spec.key, request.user, spec.profile.profile.name, spec.mode, request.turn_id, spec.model.name
+        )
+        #: Set when there is something to look at: an answer, or a cancel.
+        self.wake = threading.Event()
+        # Written by the reader's thread only; read once the turn is over.
+        self._first_token_s: float | None = None
+        self._tools: list[ToolCall] = []
+        self._iterations = 0
+
+    def elapsed_s(self) -> float:
+        """Since the turn began."""
+        return self._clock.monotonic() - self._began
+
+    def event(self, event: TurnEvent) -> None:
+        """Notes an event and passes it on."""
+        match event:
+            case TextEvent():
+                if self._first_token_s is None:
+                    self._first_token_s = self.elapsed_s()
+            case ToolEvent():
+                self._tools.append(ToolCall(name=event.name, outcome=event.outcome, duration_ms=event.duration_ms))
+            case IterationEvent():
+                self._iterations = event.iteration
+        self._sink(event)
+
+    def report(self, outcome: Outcome, detail: str, usage: Usage, ledger: Ledger) -> TurnReport:
+        """The report, from what was seen."""
+        spec, request = self._spec, self._request
+        budget, warnings = self._budget(ledger)
+        return TurnReport(
+            turn_id=request.turn_id,
+            id=request.id,
+            tenant=spec.key.tenant,
+            user=request.user,
+            session=spec.key.session,
+            profile=spec.profile.profile.name,
+            mode=spec.mode,
+            model=spec.model.name,
+            outcome=outcome,
+            answer=None,
+            detail=detail,
+            exit_code=outcome.exit_code,
+            started_at=datetime.datetime.fromtimestamp(self._began_wall, datetime.UTC),
+            timing_ms=Timing(
+                total=request.queued_ms + round(self.elapsed_s() * 1000),
+                queued=request.queued_ms,
+                first_token=None if self._first_token_s is None else round(self._first_token_s * 1000),
+                tools=sum(call.duration_ms for call in self._tools),
+            ),
+            usage=usage,
+            iterations=self._iterations,
+            tool_calls=tuple(self._tools),
+            limits=limit_lines(spec.profile),
+            budget=budget,
+            warnings=warnings,
+        )
+
+    def _budget(self, ledger: Ledger) -> tuple[tuple[BudgetLine, ...], tuple[str, ...]]:
+        try:
+            balances = ledger.balances(self._scopes)
+        except StoreError as error:
+            return (), (f"The budgets could not be read: {error}",)
+        lines = (
+            BudgetLine(
+                scope=balance.scope.kind,
+                key=balance.scope.key,
+                window=balance.window,
+                timezone=balance.timezone,
+                limit=balance.limit,
+                used=balance.used,
+                reserved=balance.reserved,
+            )
+            for balance in balances
+        )
+        return tuple(lines), ()
