@@ -16,12 +16,13 @@ from agentao_gov.monitor.budgets import BudgetWatch
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.monitor.measure import Measurement, Measurer
 from agentao_gov.monitor.observed import Observed
+from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState
 
 __all__ = ["RUNGS", "Monitor", "PoolView"]
 
 #: The shutdown ladder, bottom rung first; `shutdown_rung` is the index.
-RUNGS = ("serving", "lame_duck", "draining", "cancelling", "closing", "killing", "gone")
+RUNGS = tuple(rung.label for rung in Rung)
 #: A picture this old is good enough for a second reader: a page, a scrape and the alerts share one measurement.
 FRESH_S = 0.25
 #: Between looks of the watch itself. A session takes longer to open than memory takes to grow past a line.

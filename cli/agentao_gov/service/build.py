@@ -1,0 +1,130 @@
+"""Assembles one process's service: profiles with their models, keys, monitor, metrics, and the gateway over a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
+
+from agentao_gov.budget import scope_limits
+from agentao_gov.budget.types import Ledger, ScopeLimit
+from agentao_gov.config import (
+    ModelChoice,
+    ResolvedDeployment,
+    ResolvedProfile,
+    fit_to_model,
+    load_profile,
+    profile_paths,
+)
+from agentao_gov.governor.observe import TurnObserver
+from agentao_gov.monitor import Metrics, Monitor, plan_rules
+from agentao_gov.monitor.audit import AuditFile
+from agentao_gov.monitor.budgets import BudgetWatch
+from agentao_gov.monitor.logs import log_pool_event
+from agentao_gov.monitor.tracing import Tracing
+from agentao_gov.pool.events import PoolEvent, TurnEnded
+from agentao_gov.service.app import create_app
+from agentao_gov.service.auth import TenantDirectory
+from agentao_gov.service.gateway import Gateway
+from agentao_gov.service.profiles import OfferedProfile, ProfileBook
+
+if TYPE_CHECKING:
+    from agentao_gov.pool import AgentPool
+
+__all__ = ["Service", "build_service", "offered_profiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process's service: the application, and what must be closed after it."""
+
+    app: ASGIApp
+    gateway: Gateway
+    #: What watches turns; give them to the governor.
+    observers: tuple[TurnObserver, ...]
+
+    def close(self) -> None:
+        """Ends the monitor and the audit file. The pool is its owner's to close."""
+        self.gateway.monitor.close()
+        for observer in self.observers:
+            if isinstance(observer, AuditFile):
+                observer.close()
+
+
+def offered_profiles(
+    deployment: ResolvedDeployment, choose: Callable[[ResolvedProfile], ModelChoice]
+) -> dict[str, OfferedProfile]:
+    """Every profile that some tenant may use, with its model. Raises ConfigError for one that cannot be served."""
+    tenants = deployment.deployment.tenants.values()
+    wanted: set[str] | None = set()
+    for tenant in tenants:
+        wanted = None if tenant.profiles is None or wanted is None else wanted | set(tenant.profiles)
+    if not tenants:
+        wanted = None
+    names = [name for name in profile_paths(deployment) if wanted is None or name in wanted]
+    offered: dict[str, OfferedProfile] = {}
+    for name in names:
+        resolved = load_profile(name, deployment=deployment)
+        model = choose(resolved)
+        offered[name] = OfferedProfile(fit_to_model(resolved, model), model)
+    return offered
+
+
+def build_service(
+    deployment: ResolvedDeployment,
+    pool: AgentPool,
+    ledger: Ledger,
+    offered: Mapping[str, OfferedProfile],
+    *,
+    host: str | None = None,
+    worker: int = 0,
+    workers: int = 1,
+) -> Service:
+    """The service over a pool. Starts the monitor's thread; `Service.close` ends it.
+
+    Raises ConfigError where the listener would be open to other machines without keys.
+    """
+    config = deployment.deployment
+    directory = TenantDirectory(
+        {name: tenant.api_key_sha256 for name, tenant in config.tenants.items()}, host=host or config.server.host
+    )
+    book = ProfileBook(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
+
+    def tenant_limit(tenant: str) -> ScopeLimit:
+        return scope_limits(config, tenant, "", "", "", None)[0]
+
+    known = [name for name in config.tenants if name != "default"] or ["default"]
+    budgets = BudgetWatch(ledger, tenant_limit, known)
+    plan = config.capacity
+    rules = plan_rules(
+        sessions=plan.sessions,
+        mcp_processes=plan.mcp_processes,
+        memory_bytes=plan.memory_bytes,
+        alert_at=plan.alert_at,
+        stuck_max=config.pool.max_stuck,
+    )
+    monitor = Monitor(pool, budgets, rules, planned_sessions=plan.sessions)
+    metrics = Metrics(monitor.observe, tenants=known)
+
+    def on_pool_event(event: PoolEvent) -> None:
+        metrics.on_event(event)
+        if isinstance(event, TurnEnded):
+            budgets.on_report(event.report)
+        log_pool_event(event)
+
+    pool.subscribe(on_pool_event)
+    gateway = Gateway(
+        pool=pool,
+        deployment=config,
+        profiles=book,
+        tenants=directory,
+        monitor=monitor,
+        metrics=metrics,
+        worker=worker,
+        workers=workers,
+    )
+    observers: tuple[TurnObserver, ...] = (AuditFile(deployment.state_dir / "audit"), Tracing())
+    monitor.start()
+    return Service(create_app(gateway), gateway, observers)

@@ -1,0 +1,98 @@
+"""Runs the application on uvicorn under the shutdown ladder: the listener stays open until the pool is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from agentao_gov.errors import ConfigError
+from agentao_gov.monitor.logs import log_event
+from agentao_gov.service.descent import Descent, rung_times
+from agentao_gov.service.gateway import Gateway
+
+__all__ = ["GovServer", "bind", "serve"]
+
+#: Header bytes of one request. A key, ids and a trace context need 2 KiB; uvicorn's httptools has no limit.
+HEADER_BYTES_MAX = 32 * 1024
+#: Open connections that speak no request: a browser's spare ones, clients' pools.
+BACKLOG = 2048
+#: After the pool is gone answers in flight get this long to reach their clients.
+_ANSWERS_S = 2
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises ConfigError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
+            hint="Is another one running? `--port 0` takes a free port.",
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+class GovServer(uvicorn.Server):
+    """uvicorn with the ladder in place of its own signal handling."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        config = uvicorn.Config(
+            app,
+            # h11 bounds the header's size; its cost is lost beside a turn's.
+            http="h11",
+            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_ANSWERS_S,
+            timeout_keep_alive=30,
+        )
+        super().__init__(config)
+        self._gateway = gateway
+        self.exit_code = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Begins the way down at the first SIGTERM or SIGINT; each further one steps it."""
+        loop = asyncio.get_running_loop()
+        descent = Descent(self._gateway, rung_times(self._gateway.deployment))
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, descent.signalled, signum)
+        walking = loop.create_task(self._descend(descent), name="shutdown ladder")
+        try:
+            yield
+        finally:
+            walking.cancel()
+            self.exit_code = descent.exit_code
+
+    async def _descend(self, descent: Descent) -> None:
+        try:
+            await descent.walk()
+        finally:
+            self.should_exit = True
+
+
+def serve(app: ASGIApp, gateway: Gateway, listener: socket.socket) -> int:
+    """Serves until the ladder is walked; returns the exit code. Blocks; call on the main thread."""
+    server = GovServer(app, gateway)
+    host, port = listener.getsockname()[:2]
+    log_event("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{port}", worker=gateway.worker)
+    server.run(sockets=[listener])
+    logging.getLogger(__name__).debug("server ended")
+    return server.exit_code

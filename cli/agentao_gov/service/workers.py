@@ -1,0 +1,146 @@
+"""`--workers N`: uvicorn's own worker processes over one socket, one ledger and one session archive.
+
+The parent serves nothing. It passes each signal on once to each worker, whose own ladder it begins or steps, and ends
+when they have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+from agentao_gov.monitor.logs import log_event
+
+__all__ = ["WorkerMain", "run_workers"]
+
+#: Runs one worker on the listening socket and returns its exit code: `(settings, worker, started, listener)`.
+WorkerMain = Callable[[Mapping[str, Any], int, Callable[[], None], socket.socket], int]
+
+#: Restarts of workers that died, per minute of life: a worker that cannot start must not be forked for ever.
+_RESTARTS_PER_MINUTE = 10
+
+
+class _Worker(Process):
+    """One worker process; `main` must be importable by name, because the process is spawned, not forked."""
+
+    def __init__(
+        self, config: uvicorn.Config, sockets: list[socket.socket], main: WorkerMain, settings: Any, number: int
+    ) -> None:
+        self._main = main
+        self._settings = settings
+        self._number = number
+        self._started = False
+        super().__init__(config, sockets)
+
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        """Runs in the worker."""
+        # A Ctrl-C at the terminal reaches the whole foreground group; the parent alone passes it on, once.
+        os.setpgid(0, 0)
+        threading.Thread(target=self._answer_parent, name="worker-pong", daemon=True).start()
+        assert sockets
+        code = self._main(self._settings, self._number, self._mark_started, sockets[0])
+        os._exit(code)
+
+    def _mark_started(self) -> None:
+        self._started = True
+
+    def _answer_parent(self) -> None:
+        try:
+            while True:
+                self.child_conn.recv()
+                self.child_conn.send(self._started)
+        except (EOFError, OSError):
+            # The parent is gone, however it went: nobody would ever end this worker.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def send(self, signum: int) -> None:
+        """Passes a signal on."""
+        if self.pid is not None and self.exitcode is None:
+            os.kill(self.pid, signum)
+
+
+class _Supervisor(Multiprocess):
+    """uvicorn's parent process, with the ladder's signals in place of its own."""
+
+    def __init__(
+        self, config: uvicorn.Config, listener: socket.socket, main: WorkerMain, settings: Mapping[str, Any]
+    ) -> None:
+        super().__init__(config, [listener])
+        self._main = main
+        self._settings = settings
+        self._signals: list[int] = []
+        self._restarts: list[float] = []
+
+    def _spawn(self, number: int) -> _Worker:
+        worker = _Worker(self.config, self.sockets, self._main, self._settings, number)
+        worker.start()
+        # Only the worker's own end may be open in the worker, or it would not see the parent go.
+        worker.child_conn.close()
+        return worker
+
+    def init_processes(self) -> None:
+        """Starts all workers."""
+        self.processes = [self._spawn(number) for number in range(self.processes_num)]
+
+    def run(self) -> None:
+        """Until the last worker has ended."""
+        self.init_processes()
+        while any(worker.process.is_alive() for worker in self.processes):
+            self.handle_signals()
+            if not self._signals:
+                self._replace_dead()
+            time.sleep(0.05)
+        self.join_all()
+
+    @property
+    def exit_code(self) -> int:
+        """By the first signal; without one the workers' worst."""
+        if self._signals:
+            return 128 + self._signals[0]
+        return max((worker.exitcode or 0 for worker in self.processes), default=0)
+
+    def handle_signals(self) -> None:
+        """Passes SIGTERM and SIGINT on; the rest of uvicorn's signals have no meaning here."""
+        while self.signal_queue:
+            signum = self.signal_queue.pop(0)
+            if signum not in (signal.SIGTERM, signal.SIGINT):
+                continue
+            self._signals.append(signum)
+            for worker in self.processes:
+                assert isinstance(worker, _Worker)
+                worker.send(signum)
+
+    def _replace_dead(self) -> None:
+        for number, worker in enumerate(self.processes):
+            if worker.process.is_alive():
+                continue
+            worker.join()
+            log_event("worker died", logging.ERROR, worker=number, exit_code=worker.exitcode)
+            now = time.monotonic()
+            self._restarts = [at for at in self._restarts if now - at < 60] + [now]
+            if len(self._restarts) > _RESTARTS_PER_MINUTE or worker.exitcode == 3:
+                log_event("too many workers died, giving up", logging.CRITICAL)
+                self._signals.append(signal.SIGTERM)
+                for other in self.processes:
+                    assert isinstance(other, _Worker)
+                    other.send(signal.SIGTERM)
+                return
+            self.processes[number] = self._spawn(number)
+
+
+def run_workers(main: WorkerMain, settings: Mapping[str, Any], listener: socket.socket, count: int) -> int:
+    """Runs `count` workers until they have all ended; returns the exit code. Call on the main thread."""
+    config = uvicorn.Config("agentao_gov.service.app:create_app", workers=count, log_config=None)
+    listener.set_inheritable(True)
+    supervisor = _Supervisor(config, listener, main, settings)
+    supervisor.run()
+    return supervisor.exit_code
