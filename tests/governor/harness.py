@@ -13,9 +13,7 @@ from pydantic import SecretStr
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.budget.types import Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
-from types import SimpleNamespace as ModelChoice
-from agentao_gov.config.profile import Profile
-from agentao_gov.config.resolved import ResolvedProfile
+from agentao_gov.config import ModelChoice, Profile, ResolvedProfile
 from agentao_gov.governor import (
     Conversation,
     GovernedSession,
@@ -87,12 +85,12 @@ class Harness:
         session: str = "s1",
         *,
         conversation: Conversation | None = None,
-        tools: Sequence[Any] = (),
+        custom: Sequence[Any] = (),
         options: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> GovernedSession:
-        """Opens a session; `tools` are custom ones, `settings` the profile's tables."""
-        governor = self.governor(tools=lambda _: tools, **(options or {}))
+        """Opens a session; `custom` tools, `options` of the governor, `settings` the profile's tables."""
+        governor = self.governor(tools=lambda _: custom, **(options or {}))
         opened = governor.open(self.spec(session, **settings), conversation, Deadline.after(30))
         self.opened.append(opened)
         return opened
@@ -107,11 +105,9 @@ class Harness:
         )
         return session.turn(request, self.events.append)
 
-    def run(
-        self, message: str, *, tools: Sequence[Any] = (), deadline_s: float | None = None, **settings: Any
-    ) -> TurnReport:
+    def run(self, message: str, *, deadline_s: float | None = None, **settings: Any) -> TurnReport:
         """Opens a session and runs one turn."""
-        return self.ask(self.open(tools=tools, **settings), message, deadline_s=deadline_s)
+        return self.ask(self.open(**settings), message, deadline_s=deadline_s)
 
     def used(self, report: TurnReport) -> tuple[int, int]:
         """What the ledger holds for the report's tenant: used, reserved."""

@@ -90,7 +90,6 @@ class Governor:
         limits = spec.profile.profile.limits
         guard = ToolGuard(
             functools.partial(_tool_limit_s, spec),
-            lambda: turn.deadline.remaining_s() if (turn := current()) is not None else limits.tool_timeout_s,
             min(_TOOL_GRACE_S_MAX, limits.cancel_grace_s * _TOOL_GRACE_SHARE),
         )
         transport = GovernedTransport(

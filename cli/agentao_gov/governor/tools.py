@@ -19,6 +19,7 @@ from agentao.cancellation import (
     CancellationToken,
     bind_cancellation_token,
     current_cancellation_token,
+    current_turn,
 )
 from agentao.tools.base import AsyncToolBase
 
@@ -47,12 +48,10 @@ class ToolGuard:
     def __init__(
         self,
         limit_s: Callable[[str], float],
-        remaining_s: Callable[[], float],
         grace_s: float,
     ) -> None:
-        """`limit_s` by tool name, `remaining_s` of the turn, `grace_s` for a cancelled tool to come back."""
+        """`limit_s` by tool name, `grace_s` for a cancelled tool to come back."""
         self._limit_s = limit_s
-        self._remaining_s = remaining_s
         self._grace_s = grace_s
         self._lock = threading.Lock()
         # Under `_lock`: threads of tools that did not come back.
@@ -102,7 +101,7 @@ class ToolGuard:
         if record is not None:
             record.executed = True
         limit_s = self._limit_s(name)
-        outer = current_cancellation_token() or CancellationToken()
+        outer = _outer_token()
         child = CancellationToken()
         done, wake, box = threading.Event(), threading.Event(), _Box()
 
@@ -121,7 +120,7 @@ class ToolGuard:
         forget = outer.add_done_callback(wake.set)
         try:
             thread.start()
-            wake.wait(min(limit_s, self._remaining_s()))
+            wake.wait(limit_s)
             if done.is_set():
                 return _unpack(box)
             timed_out = not outer.is_cancelled
@@ -138,6 +137,15 @@ class ToolGuard:
             raise AgentCancelledError(outer.reason, partial_output=partial)
         text = f"the tool {name} was stopped at its limit of {limit_s:g} s"
         raise ToolTimeoutError(f"{text}\nPartial output:\n{partial}" if partial else text)
+
+
+def _outer_token() -> CancellationToken:
+    """The token of the call, or of the turn: agentao binds a token of the call around synchronous tools only."""
+    token = current_cancellation_token()
+    if token is None:
+        turn = current_turn()
+        token = turn[1] if turn is not None else CancellationToken()
+    return token
 
 
 def _unpack(box: _Box) -> Any:
