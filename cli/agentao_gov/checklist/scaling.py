@@ -1,0 +1,165 @@
+"""Turns the user's configuration into the one a probe runs: the same limits, sooner, in a private place.
+
+What an item is about keeps its value, or is scaled down where it would take minutes (each change is recorded). Limits
+of *other* items are lifted, so that an item that fails, fails alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.checklist.facts import Facts
+from agentao_gov.checklist.report import Scaled
+from agentao_gov.config.resolved import ResolvedProfile
+from agentao_gov.config.units import format_duration
+
+__all__ = ["NEIGHBOUR", "STUB_SERVER", "ProbeConfig"]
+
+#: A tenant of our own where the configuration has only one.
+NEIGHBOUR = "checklist-neighbour"
+#: The MCP server that probes add to the profile.
+STUB_SERVER = "probe"
+_STUB = Path(__file__).with_name("mcp_stub.py")
+PLENTY_TOKENS = 1_000_000_000
+PLENTY_SESSIONS = 1_000
+
+
+@dataclass
+class ProbeConfig:
+    """A deployment and one profile as TOML-ready tables. Build with `of`, change with the methods, then write."""
+
+    deployment: dict[str, Any]
+    profile: dict[str, Any]
+    #: Plain API keys by tenant: made here, for this run alone.
+    keys: dict[str, str]
+    tenant: str
+    scaled: list[Scaled] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, facts: Facts, profile: ResolvedProfile) -> ProbeConfig:
+        """Starts from the user's values. Keys are replaced, as only their hashes are known."""
+        deployment = facts.deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
+        table = profile.profile.model_dump(mode="json", by_alias=True, exclude_none=True)
+        table.pop("model", None)
+        deployment.pop("model", None)
+        deployment.pop("state", None)
+        deployment["server"]["host"] = "127.0.0.1"
+        deployment["profiles"] = {"dir": "profiles"}
+        tenants: dict[str, Any] = deployment.setdefault("tenants", {})
+        for name, tenant in facts.tenants.items():
+            tenants.setdefault(name, tenant.model_dump(mode="json", by_alias=True, exclude_none=True))
+        primary = _primary(facts, table["name"])
+        if len(tenants) == 1:
+            tenants[NEIGHBOUR] = copy.deepcopy(tenants[primary])
+        keys = {name: f"agk-{secrets.token_hex(16)}" for name in tenants}
+        for name, tenant_table in tenants.items():
+            tenant_table["api_key_sha256"] = [hashlib.sha256(keys[name].encode()).hexdigest()]
+            # The probe's profile must be allowed to whoever is probed.
+            if tenant_table.get("profiles") is not None:
+                tenant_table["profiles"] = [table["name"]]
+        config = cls(deployment, table, keys, primary)
+        config._private_ledger(facts)
+        return config
+
+    @property
+    def profile_name(self) -> str:
+        """What turns ask for."""
+        return str(self.profile["name"])
+
+    @property
+    def neighbour(self) -> str:
+        """Another tenant."""
+        return next(name for name in self.keys if name != self.tenant)
+
+    def get(self, key: str) -> Any:
+        """A deployment value by dotted key; None when absent."""
+        return _get(self.deployment, key)
+
+    def limit(self, key: str) -> Any:
+        """A value of the profile."""
+        return _get(self.profile, key)
+
+    def scale(self, key: str, value: Any, *, profile: bool = False) -> None:
+        """Sets another value and records it as scaled."""
+        table = self.profile if profile else self.deployment
+        before = _get(table, key)
+        if before == value:
+            return
+        _set(table, key, value)
+        name = f"profile {self.profile_name}: {key}" if profile else key
+        self.scaled.append(Scaled(key=name, configured=_shown(before), probed=_shown(value)))
+
+    def lift(self, key: str, value: Any, *, profile: bool = False) -> None:
+        """Sets a limit of another item out of the way; not scaled, so not recorded."""
+        _set(self.profile if profile else self.deployment, key, value)
+
+    def lift_budgets(self) -> None:
+        """No token budget is met in this probe."""
+        for key in ("tenant_daily_tokens", "user_daily_tokens", "session_daily_tokens"):
+            self.lift(f"budget.{key}", PLENTY_TOKENS)
+        for tenant in self.deployment["tenants"].values():
+            tenant["daily_tokens"] = PLENTY_TOKENS
+        self.lift("limits.turn_tokens", PLENTY_TOKENS, profile=True)
+
+    def lift_caps(self) -> None:
+        """No session cap of a tenant or user is met in this probe."""
+        for tenant in self.deployment["tenants"].values():
+            tenant["max_sessions"] = PLENTY_SESSIONS
+            tenant["max_sessions_per_user"] = PLENTY_SESSIONS
+
+    def roomy_pool(self, turns: int) -> None:
+        """The pool is large enough for so many turns at once, and nobody leaves it meanwhile."""
+        self.lift("pool.max_busy", max(turns, int(self.get("pool.max_busy"))))
+        self.lift("pool.max_sessions", max(2 * turns, int(self.get("pool.max_sessions"))))
+        self.lift("pool.queue_limit", max(turns, int(self.get("pool.queue_limit"))))
+
+    def long_turns(self, seconds: float = 60.0) -> None:
+        """Turns may be held open as long as a probe needs."""
+        self.lift("limits.turn_timeout", format_duration(seconds), profile=True)
+
+    def add_stub(self, *, mib: int = 0, request_timeout: str = "5s") -> None:
+        """Gives every session an MCP server of its own that starts in no time."""
+        args = ["-I", "-S", str(_STUB), str(mib)]
+        server = {"command": sys.executable, "args": args, "startup_timeout": "20s", "request_timeout": request_timeout}
+        self.profile.setdefault("mcp", {})["servers"] = {STUB_SERVER: server}
+
+    def drop_servers(self) -> None:
+        """No MCP servers: the user's may take seconds to start, and this probe is not about them."""
+        self.profile["mcp"] = {"servers": {}}
+
+    def _private_ledger(self, facts: Facts) -> None:
+        store = facts.deployment.budget.store
+        self.lift("budget.path", "ledger.db")
+        if store.startswith(("redis", "unix")):
+            # Not a row may be left in the user's own ledger.
+            self.scaled.append(Scaled(key="budget.store", configured="redis", probed="sqlite (private)"))
+            self.lift("budget.store", "sqlite")
+
+
+def _primary(facts: Facts, profile: str) -> str:
+    allowed = [name for name, t in facts.tenants.items() if t.profiles is None or profile in t.profiles]
+    return (allowed or list(facts.tenants))[0]
+
+
+def _get(table: dict[str, Any], key: str) -> Any:
+    value: Any = table
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _set(table: dict[str, Any], key: str, value: Any) -> None:
+    *path, leaf = key.split(".")
+    for name in path:
+        table = table.setdefault(name, {})
+    table[leaf] = value
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else str(value)

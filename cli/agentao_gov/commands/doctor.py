@@ -1,0 +1,77 @@
+"""`agentao-gov doctor`: what this machine and configuration can guarantee."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from agentao_gov.checklist.doctor import Examination
+    from agentao_gov.config import ModelChoice, ResolvedDeployment
+
+
+def command(
+    config: Annotated[str | None, typer.Option(help="The deployment file.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model to examine instead of the configured one.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Its address.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="The variable that holds its key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> int:
+    """What this machine and configuration can guarantee: model, tokenizer, store, process isolation layers.
+
+    Ends with 1 when something that is needed does not work; warnings end with 0.
+    """
+    from agentao_gov.checklist.doctor import examine
+    from agentao_gov.config import ModelFlags, load_deployment
+
+    deployment = load_deployment(config)
+    choice = _choose(deployment, ModelFlags(model, base_url, api_key_env))
+    lines = []
+    for line in examine(deployment, choice):
+        lines.append(line)
+        if not as_json:
+            _print(line)
+    failed = any(line.health == "fail" for line in lines)
+    if as_json:
+        _print_json(lines, failed)
+    return 1 if failed else 0
+
+
+def _choose(deployment: ResolvedDeployment, flags: object) -> ModelChoice | Exception:
+    """The model, or why there is none: that is a finding, not the end of the examination."""
+    from agentao_gov.config import ModelFlags, resolve_model
+    from agentao_gov.errors import ConfigError
+
+    assert isinstance(flags, ModelFlags)
+    try:
+        return resolve_model(flags, deployment=deployment)
+    except ConfigError as error:
+        return error
+
+
+def _print(line: Examination) -> None:
+    from rich.text import Text
+
+    from agentao_gov.report.terminal import STYLES, console
+
+    style = {"ok": STYLES["ok"], "warn": STYLES["warn"], "fail": STYLES["bad"]}[line.health]
+    out = console(sys.stdout)
+    out.print(Text.assemble((f"{line.health:<4}", style), "  ", (f"{line.title:<26}", STYLES["strong"]), line.observed))
+    if line.remedy:
+        out.print(Text.assemble(" " * 32, ("→ ", STYLES["dim"]), line.remedy))
+
+
+def _print_json(lines: list[Examination], failed: bool) -> None:
+    from dataclasses import asdict
+
+    document = {
+        "schema": "agentao-gov/doctor/1",
+        "verdict": "fail" if failed else "pass",
+        "checks": [
+            {**{k: v for k, v in asdict(line).items() if k != "health"}, "status": line.health} for line in lines
+        ],
+    }
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
