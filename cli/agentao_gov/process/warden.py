@@ -72,6 +72,8 @@ class Options:
         self.name = name
         #: SIGKILL for the child when the warden dies. Not between the two of a pair: the inner one must live to kill.
         self.leash = leash
+        #: Descriptors only the child needs, closed in the warden after the fork.
+        self.closes: tuple[int, ...] = ()
 
 
 def prctl(option: int, value: int | bytes) -> bool:
@@ -281,6 +283,9 @@ class Warden:
             self._main(beat_w)
         if beat_w >= 0:
             os.close(beat_w)
+        for fd in self._options.closes:
+            os.close(fd)
+        self._options.closes = ()
         if self._options.restarts == 0:
             # Else the other end would not see end-of-file when the child closes its side of the wire.
             null = os.open(os.devnull, os.O_RDWR)
@@ -466,8 +471,8 @@ def supervise_pair(child_main: Callable[[int], NoReturn], options: Options, *, p
         supervise(child_main, options)
 
     outer = Options(lifeline=options.lifeline, grace_s=options.grace_s + 0.1, name=options.name, leash=False)
-    inner_status = os.dup(options.status) if options.status >= 0 else -1
-    outer.status, options.status = -1, inner_status
+    # The outer one says nothing but keeps the status pipe open: its end-of-file means that nothing at all is left.
+    outer.closes = options.closes
     supervise(inner, outer)
 
 

@@ -1,0 +1,83 @@
+"""The operating system's limits of one session process, and how each is named when it strikes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["OsLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class OsLimits:
+    """Limits of a session's whole tree (memory, processes: the warden looks) and of each process in it (the rest).
+
+    RLIMIT_NPROC is not used: it counts per user id, so one session's processes would count against another's.
+    RLIMIT_AS is not used: threads and arenas reserve address space they never touch. What counts is memory in use.
+    """
+
+    #: Proportional memory of the session's processes together; None: unlimited.
+    memory_bytes: int | None = None
+    #: Processes below the session at once. A test suite or a build runs some dozens.
+    processes: int | None = 256
+    #: Processor seconds of each process over its life; None: turns are limited by their deadline anyway.
+    cpu_s: int | None = None
+    #: Open files of each process.
+    files: int | None = 1024
+    #: Largest file any process may write.
+    file_bytes: int | None = 1 << 30
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: dict[str, Any]) -> OsLimits:
+        """Back from JSON."""
+        return cls(**data)
+
+    def tree_limits(self) -> tuple[int, int]:
+        """What the warden looks after: memory in bytes, processes; 0 is off."""
+        return self.memory_bytes or 0, self.processes or 0
+
+    def apply(self) -> None:
+        """Takes on the per-process limits; everything this process starts inherits them."""
+        wanted = {
+            resource.RLIMIT_CPU: self.cpu_s,
+            resource.RLIMIT_NOFILE: self.files,
+            resource.RLIMIT_FSIZE: self.file_bytes,
+            resource.RLIMIT_CORE: 0,
+            # More than the machine has can never be right: fails at once instead of swapping the host.
+            resource.RLIMIT_DATA: os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        }
+        for which, value in wanted.items():
+            if value is None:
+                continue
+            hard = resource.getrlimit(which)[1]
+            allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (allowed, allowed))
+        try:
+            # Under memory pressure the kernel takes a session process, never the service.
+            with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+                file.write("800")
+        except OSError:
+            pass
+
+    def explain_exit(self, code: int, struck: str | None) -> str | None:
+        """A sentence naming the limit that ended the process, if one did.
+
+        `code` is negative for a signal; `struck` is the warden's own line, `NAME OBSERVED ALLOWED`.
+        """
+        if struck is not None:
+            name, observed, allowed = struck.split()
+            if name == "session_memory":
+                used, cap = int(observed) >> 20, int(allowed) >> 20
+                return f"The session used {used} MiB, over [pool] session_memory = {cap} MiB."
+            return f"The session ran {observed} processes, over [pool] {name} = {allowed}."
+        if code == -24:  # SIGXCPU
+            return f"The session process used its processor time, [pool] session_cpu = {self.cpu_s}s."
+        if code == -25:  # SIGXFSZ
+            return f"The session process wrote a file over [pool] session_file_size = {self.file_bytes}."
+        return None

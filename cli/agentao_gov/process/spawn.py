@@ -1,0 +1,295 @@
+"""Starts session processes below wardens: forked from the zygote, or cold with a tenant's own Python."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.clock import Deadline
+from agentao_gov.errors import InternalError
+from agentao_gov.process import procfs, warden
+from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.procfs import ProcessRef
+from agentao_gov.process.tree import kill_processes
+
+__all__ = ["ColdSpawner", "SessionProcess", "ZygoteSpawner", "scrubbed_env"]
+
+#: What a session process may know of the service's environment. Keys, tokens and everything else stay behind.
+_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
+#: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
+GRACE_S = 0.3
+
+
+def scrubbed_env(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a session process."""
+    env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    # One arena: memory freed by one thread is used by the next, and resident memory stays near what is in use.
+    env["MALLOC_ARENA_MAX"] = "2"
+    env["PYTHONNOUSERSITE"] = "1"
+    return {**env, **extra}
+
+
+@dataclass
+class SessionProcess:
+    """One running session process, seen from its owner."""
+
+    #: The warden: root of the tree, for accounting and for the kill of last resort.
+    root: ProcessRef
+    wire: socket.socket
+    #: Write end of the lifeline; closing it ends the tree, a byte on it ends it at once. -1: given up already.
+    lifeline: int
+    #: What the warden says: `limit ...`, `exit ...`; end-of-file: nothing of the tree is left.
+    status: int
+    started_at: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its warden still runs."""
+        return procfs.alive(self.root)
+
+    def let_go(self) -> None:
+        """Closes the lifeline: the warden ends what is still there, after its grace."""
+        with self._lock:
+            if self.lifeline >= 0:
+                os.close(self.lifeline)
+                self.lifeline = -1
+
+    def kill(self) -> None:
+        """Ends the whole tree now; idempotent."""
+        with self._lock:
+            if self.lifeline >= 0:
+                with contextlib.suppress(OSError):
+                    os.write(self.lifeline, b"K")
+
+    def wait_gone(self, within_s: float) -> bool:
+        """Waits until nothing of the tree is left; if the warden itself hangs, kills by descent."""
+        if self._status_ended(within_s):
+            return True
+        result = kill_processes(roots=[self.root], within_s=1.0)
+        return not result.survivors
+
+    def _status_ended(self, within_s: float) -> bool:
+        with self._lock:
+            if self.status < 0:
+                return True
+        until = time.monotonic() + within_s
+        poller = select.poll()
+        poller.register(self.status, select.POLLHUP)
+        while (left := until - time.monotonic()) > 0:
+            for _, event in poller.poll(left * 1000):
+                if event & (select.POLLHUP | select.POLLNVAL):
+                    return True
+        return False
+
+    def last_words(self, within_s: float) -> tuple[int | None, str | None]:
+        """The worker's exit code (negative: signal) and the limit that struck; call once, after the wire ended."""
+        self._status_ended(within_s)
+        with self._lock:
+            if self.status < 0:
+                return None, None
+            fd, self.status = self.status, -1
+        os.set_blocking(fd, False)
+        text = b""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(fd, 4096):
+                text += chunk
+        os.close(fd)
+        code, struck = None, None
+        for line in text.decode(errors="replace").splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "exit":
+                code = int(rest)
+            elif word == "limit":
+                struck = rest
+        return code, struck
+
+
+@dataclass
+class _Ends:
+    """Both ends of what connects owner and session process."""
+
+    def __post_init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.lifeline_r, self.lifeline_w = os.pipe()
+        self.status_r, self.status_w = os.pipe()
+
+    @property
+    def given(self) -> list[int]:
+        return [self.theirs.fileno(), self.lifeline_r, self.status_w]
+
+    def close_theirs(self) -> None:
+        self.theirs.close()
+        os.close(self.lifeline_r)
+        os.close(self.status_w)
+
+    def close_ours(self) -> None:
+        self.ours.close()
+        os.close(self.lifeline_w)
+        os.close(self.status_r)
+
+    def process(self, pid: int) -> SessionProcess:
+        stat = procfs.read_stat(pid)
+        root = stat.ref if stat is not None else ProcessRef(pid, -1)
+        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r)
+
+
+class ColdSpawner:
+    """Starts a session process from nothing, with any Python that has the package installed: about a second."""
+
+    def __init__(self, python: str | Path = sys.executable, *, pid_namespace: bool = True) -> None:
+        self._python = str(python)
+        self._pid_namespace = pid_namespace
+
+    def spawn(self, env: Mapping[str, str], limits: OsLimits) -> SessionProcess:
+        """Raises InternalError if the program cannot be started."""
+        ends = _Ends()
+        options = ["--lifeline", str(ends.lifeline_r), "--status", str(ends.status_w), "--grace-s", str(GRACE_S)]
+        memory_bytes, processes = limits.tree_limits()
+        options += ["--memory-bytes", str(memory_bytes), "--processes", str(processes)]
+        if self._pid_namespace:
+            options.append("--pid-namespace")
+        command = [
+            *(sys.executable, "-I", "-S", str(Path(warden.__file__)), *options, "--"),
+            *(self._python, "-m", "agentao_gov.process.worker", json.dumps(limits.to_wire())),
+        ]
+        try:
+            child = subprocess.Popen(  # noqa: S603
+                command,
+                env=scrubbed_env(env),
+                stdin=ends.theirs.fileno(),
+                stdout=ends.theirs.fileno(),
+                pass_fds=(ends.lifeline_r, ends.status_w),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ends.close_ours()
+            raise InternalError(f"A session process could not be started: {error}.") from error
+        finally:
+            ends.close_theirs()
+        # Reaped by a thread of its own; its end is seen through the status pipe.
+        threading.Thread(target=child.wait, name="gov-reap", daemon=True).start()
+        return ends.process(child.pid)
+
+
+class ZygoteSpawner:
+    """Starts session processes by fork of a preloaded zygote: milliseconds each. Thread-safe.
+
+    The zygote starts with the first spawn, or ahead of it with `start`, and again if it died.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, pid_namespace: bool = True) -> None:
+        self._env = dict(env)
+        self._pid_namespace = pid_namespace
+        self._lock = threading.Lock()
+        #: Control socket of the running zygote; under `_lock`.
+        self._control: socket.socket | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, deadline: Deadline) -> None:
+        """Makes sure that the zygote runs and is preloaded."""
+        with self._lock:
+            self._ensure(deadline)
+
+    def spawn(self, env: Mapping[str, str], limits: OsLimits, deadline: Deadline) -> SessionProcess:
+        """Raises InternalError if the zygote cannot be started or refuses."""
+        ends = _Ends()
+        order = {
+            "env": dict(env),
+            "limits": limits.to_wire(),
+            "grace_s": GRACE_S,
+            "pid_namespace": self._pid_namespace,
+        }
+        try:
+            with self._lock:
+                control = self._ensure(deadline)
+                try:
+                    socket.send_fds(control, [json.dumps(order).encode()], ends.given)
+                    answer = self._receive(control, deadline)
+                except OSError as error:
+                    self._drop()
+                    raise InternalError(f"The zygote of session processes is gone: {error}.") from error
+        except BaseException:
+            ends.close_theirs()
+            ends.close_ours()
+            raise
+        ends.close_theirs()
+        if "pid" not in answer:
+            ends.close_ours()
+            raise InternalError(f"A session process could not be forked: {answer.get('error')}.")
+        return ends.process(int(answer["pid"]))
+
+    def process_id(self) -> int | None:
+        """The zygote's pid while it runs."""
+        with self._lock:
+            return self._child.pid if self._child is not None and self._child.poll() is None else None
+
+    def close(self) -> None:
+        """Ends the zygote; running sessions have lifelines of their own."""
+        with self._lock:
+            self._drop()
+
+    def _ensure(self, deadline: Deadline) -> socket.socket:
+        if self._control is not None and self._child is not None and self._child.poll() is None:
+            return self._control
+        self._drop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "agentao_gov.process.zygote", str(theirs.fileno())]
+        try:
+            self._child = subprocess.Popen(  # noqa: S603
+                command,
+                env=scrubbed_env(self._env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise InternalError(f"The zygote of session processes could not be started: {error}.") from error
+        finally:
+            theirs.close()
+        self._control = ours
+        try:
+            hello = self._receive(ours, deadline)
+        except OSError as error:
+            self._drop()
+            raise InternalError(f"The zygote of session processes did not come up: {error}.") from error
+        if hello.get("tasks") != 1:
+            self._drop()
+            raise InternalError(f"The zygote runs {hello.get('tasks')} threads; a fork of it could hang.")
+        return ours
+
+    @staticmethod
+    def _receive(control: socket.socket, deadline: Deadline) -> dict[str, Any]:
+        # Importing everything takes a second, on a busy machine several; a fork takes milliseconds.
+        control.settimeout(max(0.1, min(deadline.remaining_s(), 60.0)))
+        message = control.recv(65536)
+        if not message:
+            raise ConnectionResetError("it ended")
+        answer = json.loads(message)
+        assert isinstance(answer, dict)
+        return answer
+
+    def _drop(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._child is not None:
+            try:
+                self._child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+            self._child = None

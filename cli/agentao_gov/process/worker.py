@@ -1,0 +1,309 @@
+"""A session process: agentao's ACP server with our own agent factory, one governed session, one wire to its owner.
+
+The same Governor runs here as in the pool's own process, so limits, outcomes and the TurnReport are the same. `_gov/*`
+methods carry what ACP has no words for (the spec, deadlines, reports, the ledger); `session/prompt` and
+`session/cancel` work too. End-of-input, SIGTERM and a hung model call all end the process within a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+from agentao.acp import initialize, session_cancel, session_new, session_prompt
+from agentao.acp.server import AcpServer, JsonRpcHandlerError
+
+from agentao_gov.clock import Deadline
+from agentao_gov.errors import GovError, InternalError
+from agentao_gov.governor.governor import Governor
+from agentao_gov.governor.http import HttpClient
+from agentao_gov.governor.observe import NullObserver
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
+from agentao_gov.governor.session import GovernedSession
+from agentao_gov.governor.tokens import count_tokens
+from agentao_gov.process import worker_wire as wire
+from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.worker_ledger import WireLedger
+
+__all__ = ["main", "warm_up"]
+
+_log = logging.getLogger(__name__)
+#: From end-of-input or SIGTERM to the end of the process, whatever hangs.
+_END_S = 0.8
+#: Built before the fork in the zygote, so that its TLS context is shared; built at start in a cold worker.
+_http: HttpClient | None = None
+
+
+def warm_up() -> None:
+    """What a session would else do first: the TLS context (33 ms), the token table (0.2 s). Starts no thread."""
+    global _http
+    _http = HttpClient()
+    count_tokens("warm")
+
+
+class GovernedAgent:
+    """What agentao's ACP server takes for its agent: `chat` is one governed turn."""
+
+    def __init__(self, session: GovernedSession, spec: SessionSpec, server: AcpServer, transport: Any) -> None:
+        self.session = session
+        self.transport = transport
+        self.last_turn: Any = None
+        self.memory_manager = SimpleNamespace(archive_session=lambda _session_id: None)
+        self._spec = spec
+        self._server = server
+        self._session_id = ""
+
+    def chat(self, text: str, *, cancellation_token: Any, images: Any = None) -> str:
+        """A turn that a plain ACP client asked for. Images are refused: the governor's turns are text."""
+        if images:
+            raise TypeError("images are not supported")
+        unlink = cancellation_token.add_done_callback(lambda: self.session.cancel("cancelled"))
+        try:
+            request = TurnRequest(turn_id=uuid.uuid4().hex, message=text, user=self._spec.user)
+            report = self.session.turn(request, self._stream)
+        finally:
+            unlink()
+        self._server.write_notification(wire.REPORT, {"report": json.loads(report.to_json())})
+        reason = {Outcome.MODEL_ERROR: "llm_error", Outcome.MAX_ITERATIONS: "max_iterations"}.get(report.outcome)
+        self.last_turn = SimpleNamespace(incomplete_reason=reason, text=report.answer or report.detail or "")
+        if report.outcome is Outcome.MAX_ITERATIONS:
+            self.transport.max_iterations_hit = True
+        return report.answer or ""
+
+    def close(self) -> None:
+        """Called by the server's shutdown; what takes longer is the warden's."""
+        self.session.close(Deadline.after(_END_S / 2))
+
+    def _stream(self, event: TurnEvent) -> None:
+        if isinstance(event, TextEvent):
+            content = {"type": "text", "text": event.delta}
+            update = {"sessionUpdate": "agent_message_chunk", "content": content}
+            self._server.write_notification("session/update", {"sessionId": self._session_id, "update": update})
+
+
+class WireObserver(NullObserver):
+    """Passes on what happens within a turn; its begin and end are the owner's to tell."""
+
+    def __init__(self, server: AcpServer) -> None:
+        self._server = server
+
+    def llm_call(self, _labels: Any, call: Any) -> None:
+        """Up the wire."""
+        self._tell(call)
+
+    def tool_call(self, _labels: Any, call: Any) -> None:
+        """Up the wire."""
+        self._tell(call)
+
+    def permission(self, _labels: Any, decision: Any) -> None:
+        """Up the wire."""
+        self._tell(decision)
+
+    def _tell(self, observation: Any) -> None:
+        self._server.write_notification(wire.OBSERVE, wire.encode_observation(observation))
+
+
+class Worker:
+    """The one session of this process and the methods that drive it."""
+
+    def __init__(self, server: AcpServer) -> None:
+        self._server = server
+        self._governor = Governor(
+            ledger=WireLedger(server), observers=(WireObserver(server),), http=_http or HttpClient()
+        )
+        self._agent: GovernedAgent | None = None
+        #: What `_gov/open` brought, for the factory that the ACP server calls back.
+        self._opening: tuple[SessionSpec, Conversation | None, Deadline] | None = None
+        #: The messages the owner has already, so that a turn sends only what changed. Touched by one turn at a time.
+        self._sent: list[Mapping[str, Any]] = []
+
+    def register(self) -> None:
+        """All methods: ACP's own, and ours."""
+        server = self._server
+        initialize.register(server)
+        session_new.register(server, agent_factory=self._factory)
+        session_prompt.register(server)
+        session_cancel.register(server)
+        for method, handler in ((wire.OPEN, self._open), (wire.TURN, self._turn), (wire.CLOSE, self._close)):
+            server.register(method, functools.partial(_guarded, handler))
+        server.register(wire.CANCEL, self._cancel)
+
+    def _factory(self, *, transport: Any, **_: Any) -> Any:
+        if self._opening is None:
+            raise JsonRpcHandlerError(code=-32600, message="session/new before _gov/open")
+        spec, conversation, deadline = self._opening
+        session = self._governor.open(spec, conversation, deadline)
+        self._agent = GovernedAgent(session, spec, self._server, transport)
+        return self._agent
+
+    def _open(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Takes on the session's identity (home, directory), then opens it through the ACP server's own handler."""
+        spec = wire.decode_spec(params["spec"])
+        saved = params["conversation"]
+        conversation = wire.decode_conversation(saved) if saved is not None else None
+        home = Path(params["home"])
+        (home / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.update({"HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
+        os.chdir(spec.workdir)
+        self._opening = spec, conversation, Deadline.after(params["within_s"])
+        self._sent = list(conversation.messages) if conversation is not None else []
+        self._server.state.initialized = True
+        opened: dict[str, Any] = session_new.handle_session_new(
+            self._server, {"cwd": str(spec.workdir), "mcpServers": []}, agent_factory=self._factory
+        )
+        return {"sessionId": opened["sessionId"]}
+
+    def _turn(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        session = self._session()
+        request = TurnRequest(
+            turn_id=params["turn_id"],
+            message=params["message"],
+            user=params["user"],
+            deadline=Deadline.after(params["remaining_s"]),
+            queued_ms=params["queued_ms"],
+            id=params["id"],
+        )
+
+        def tell(event: TurnEvent) -> None:
+            self._server.write_notification(wire.EVENT, wire.encode_event(event))
+
+        report = session.turn(request, tell)
+        return {"report": json.loads(report.to_json()), "stuck": session.stuck, **self._changes(session, report)}
+
+    def _changes(self, session: GovernedSession, report: TurnReport) -> dict[str, Any]:
+        """The conversation, without the messages that the owner has already."""
+        if report.outcome is Outcome.STUCK:
+            return {}  # the abandoned thread may still write to it
+        whole = wire.encode_conversation(session.snapshot())
+        messages = whole["messages"]
+        keep = 0
+        for old, new in zip(self._sent, messages, strict=False):
+            if old != new:
+                break
+            keep += 1
+        self._sent = messages
+        return {"keep": keep, "conversation": {**whole, "messages": messages[keep:]}}
+
+    def _cancel(self, params: Mapping[str, Any]) -> None:
+        if self._agent is not None:
+            self._agent.session.cancel(str(params["reason"]))
+
+    def _close(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        if self._agent is not None:
+            self._agent.session.close(Deadline.after(params["within_s"]))
+        return {}
+
+    def _session(self) -> GovernedSession:
+        if self._agent is None:
+            raise InternalError("No session is open in this process.")
+        return self._agent.session
+
+    def cancel_turn(self) -> None:
+        """The end is near: the turn in flight stops, so that the server's drain returns."""
+        if self._agent is not None:
+            self._agent.session.cancel("shutdown")
+
+
+def _guarded(handler: Any, params: Any) -> Any:
+    """Errors of ours cross the wire as what they are."""
+    try:
+        return handler(params)
+    except GovError as error:
+        raise JsonRpcHandlerError(wire.GOV_ERROR, error.message, wire.encode_error(error)) from error
+    except MemoryError as error:
+        failure = InternalError("The session process ran out of memory.")
+        raise JsonRpcHandlerError(wire.GOV_ERROR, failure.message, wire.encode_error(failure)) from error
+
+
+class _Input:
+    """The wire's reading side: tells when it ends, before the server starts to drain."""
+
+    def __init__(self, stream: IO[str], on_end: Any) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    def readline(self) -> str:
+        line = self._stream.readline()
+        if not line:
+            self._on_end(0)
+        return line
+
+
+def _end_soon(code: int) -> None:
+    """The last word: in `_END_S` this process is gone, whatever still hangs in it."""
+
+    def end() -> None:
+        time.sleep(_END_S)
+        os._exit(code)
+
+    threading.Thread(target=end, name="gov-end", daemon=True).start()
+
+
+def main() -> int:
+    """Serves one session on standard input and output until either ends."""
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)  # whatever prints must not reach the wire
+    logging.getLogger("agentao").addHandler(logging.NullHandler())
+    # A thread's stack is 8 MiB of address space by default; agentao's deepest recursion needs far less.
+    threading.stack_size(2 << 20)
+    worker: list[Worker] = []
+
+    def on_end(code: int) -> None:
+        _end_soon(code)
+        if worker:
+            worker[0].cancel_turn()
+
+    def on_term(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        on_end(143)
+        raise SystemExit(143)  # unwinds the read loop: cancels turns, closes the session
+
+    signal.signal(signal.SIGTERM, on_term)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's to interpret
+    with (
+        open(read_fd, encoding="utf-8", newline="\n") as incoming,  # noqa: PTH123 (descriptors)
+        open(write_fd, "w", encoding="utf-8", newline="\n") as outgoing,  # noqa: PTH123
+    ):
+        server = AcpServer(stdin=_Input(incoming, on_end), stdout=outgoing, max_workers=8)  # type: ignore[arg-type]
+        worker.append(Worker(server))
+        worker[0].register()
+        server.run()
+    return 0
+
+
+def _cold_main() -> None:
+    """`python -m agentao_gov.process.worker LIMITS`: the start without a zygote."""
+    from agentao_gov.process import warden
+
+    warden.name_process("gov-session")
+    OsLimits.from_wire(json.loads(sys.argv[1])).apply()
+    code = 1
+    try:
+        code = main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        # No interpreter shutdown: it would join threads that hang.
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _cold_main()
