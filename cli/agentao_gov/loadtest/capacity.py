@@ -68,7 +68,7 @@ class ProbeResult:
     """One constant load of `load` busy sessions, measured."""
 
     load: int
-    #: Turns that were answered within the objectives, and all that ended.
+    #: Turns that were answered, and all that ended.
     good: int
     total: int
     #: Answered turns per second.
@@ -81,11 +81,6 @@ class ProbeResult:
     refusals: dict[str, int] = field(default_factory=dict)
     resources: Resources = Resources()
     generator_bound: str | None = None
-
-    @property
-    def goodput_per_s(self) -> float:
-        """Answered turns per second that met the objectives."""
-        return self.turns_per_s * (self.good / self.total if self.total else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +160,14 @@ class CapacitySearch:
         return 1.0 if alone_s is None else probe.turns_per_s * alone_s / probe.load
 
     def _alone_s(self) -> float | None:
-        """Seconds of a turn at the lowest load that was answered, by throughput: pauses of the client included."""
-        answered = sorted((p for p in self.probes if p.turns_per_s > 0), key=lambda probe: probe.load)
+        """Mean seconds of a turn at the lowest load that was answered."""
+        answered = sorted((p.load, p.mean_s, p.total) for p in self.probes if p.mean_s is not None)
         if not answered:
             return None
-        first = answered[0].load / answered[0].turns_per_s
+        first = answered[0][1]
         # The lowest load ends the fewest turns; those above that agree with it make the estimate steadier.
-        agreeing = [p for p in answered if abs(p.load / p.turns_per_s / first - 1) <= _AGREE]
-        return sum(p.load / p.turns_per_s * p.total for p in agreeing) / sum(p.total for p in agreeing)
+        agreeing = [(mean, total) for _, mean, total in answered if abs(mean / first - 1) <= _AGREE]
+        return sum(mean * total for mean, total in agreeing) / sum(total for _, total in agreeing)
 
     def next_load(self) -> int | None:
         """The next load to probe; None: done."""

@@ -8,8 +8,9 @@ greenlet a session, which pauses between turns. Only the Locust process imports 
 from __future__ import annotations
 
 import collections
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import gevent
@@ -25,7 +26,6 @@ __all__ = ["Conductor"]
 _LAG_PROBE_S = 0.02
 _BEAT_S = 0.25
 _BACKOFF_S = 0.25
-_BACKOFF_MAX_S = 2.0
 _DELETE_PARALLEL = 16
 _DELETE_S = 15.0
 
@@ -136,8 +136,10 @@ class Conductor:
         assert self._phase is not None
         slots = max(1, int(max(max(part.level_start, part.level_end) for part in stream.segments)))
         rate = stream.spawn_rate or slots / max(0.001, min(10.0, self._phase.duration_s / 10))
+        # Sessions are numbered as they are born, so that slow ones do not shift the mix of those that follow.
+        births = itertools.count()
         loops = [
-            gevent.spawn(self._run_slot, stream, slot, slots, slot / rate)
+            gevent.spawn(self._run_slot, stream, slot, births, slot / rate)
             for slot in range(slots)
             if slot % self._plan.workers == self._worker
         ]
@@ -145,13 +147,14 @@ class Conductor:
         self._sleep_until(self._phase.duration_s)
         # The slots stop by themselves at the end; the drain waits for their last turns.
 
-    def _run_slot(self, stream: Stream, slot: int, slots: int, start_s: float) -> None:
+    def _run_slot(self, stream: Stream, slot: int, births: Iterator[int], start_s: float) -> None:
         assert self._phase is not None
         end_s = self._phase.duration_s
-        due_s, round_index = start_s, 0
+        due_s = start_s
         while due_s < end_s and not self._must_stop():
-            session = draw(self._plan, self._phase, stream, slot + round_index * slots)
-            round_index += 1
+            self._sleep_until(due_s)
+            number = next(births) * self._plan.workers + self._worker
+            session = draw(self._plan, self._phase, stream, number)
             for index in range(len(session.turns)):
                 due_s = self._next_active(stream, slot, due_s)
                 if due_s >= end_s:
@@ -160,7 +163,7 @@ class Conductor:
                 if self._must_stop():
                     return
                 result = self._run_turn(TurnPlan(due_s, session, index), 0.0)
-                due_s = self._now_s() + session.turns[index].think_s + _backoff_s(result)
+                due_s = self._now_s() + session.turns[index].think_s + _backoff_s(result, self._plan.backoff_s_max)
 
     def _next_active(self, stream: Stream, slot: int, at_s: float) -> float:
         """The first time from `at_s` on at which the shape wants this slot."""
@@ -307,8 +310,8 @@ class Conductor:
         self._emit(beat.to_line())
 
 
-def _backoff_s(result: TurnResult) -> float:
+def _backoff_s(result: TurnResult, longest_s: float) -> float:
     """A refused client waits as it was told, within reason; one that cannot connect waits too."""
     if result.outcome in CAPACITY_OUTCOMES or result.outcome in ("connection_error", "model_error"):
-        return min(_BACKOFF_MAX_S, max(_BACKOFF_S, result.retry_after_s or 0.0))
+        return min(longest_s, max(_BACKOFF_S, result.retry_after_s or 0.0))
     return 0.0

@@ -61,6 +61,8 @@ class LoadDriver:
         self._processes: list[subprocess.Popen[bytes]] = []
         self.file = SampleFile(folder / "samples.jsonl")
         self._last_line = time.monotonic()
+        #: Wall times of each phase's second 0 and of its end.
+        self._spans: dict[int, tuple[float, float]] = {}
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -122,7 +124,12 @@ class LoadDriver:
         finally:
             self._poll()
             record.close(time.time() - start_epoch)
+            self._spans[phase.index] = (start_epoch, time.time())
         return record
+
+    def span(self, index: int) -> tuple[float, float]:
+        """Wall times of a phase's second 0 and of its end; (0, 0) for one that never began."""
+        return self._spans.get(index, (0.0, 0.0))
 
     def finish(self) -> None:
         """Lets the generator write its last words and end by itself."""

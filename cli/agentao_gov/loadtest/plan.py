@@ -77,6 +77,10 @@ class LoadPlan(_Value):
     per_token_s: float = 0.005
     turns_per_session: int | None = None
     think_scale: float = 1.0
+    #: False: every turn of a task is the median one, and profiles take turns by their weights.
+    variation: bool = True
+    #: How long a refused client of a closed loop waits at most before it comes again.
+    backoff_s_max: float = 2.0
     workers: int = 1
     #: Upper bounds of the whole run; the generator starts nothing beyond.
     max_turns: int | None = None
@@ -127,9 +131,15 @@ class TurnPlan:
 def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDraw:
     """The `number`-th session of a stream: the same for the same seed, whichever worker asks."""
     rng = random.Random(f"session:{plan.seed}:{phase.index}:{stream.name}:{number}")  # noqa: S311
-    profile = rng.choices(list(stream.mix), list(stream.mix.values()))[0]
+    profile = (
+        rng.choices(list(stream.mix), list(stream.mix.values()))[0] if plan.variation else _in_turn(stream, number)
+    )
     shapes = draw_session(
-        plan.tasks.get(profile, profile), rng, turns=plan.turns_per_session, think_scale=plan.think_scale
+        plan.tasks.get(profile, profile),
+        rng,
+        turns=plan.turns_per_session,
+        think_scale=plan.think_scale,
+        variation=plan.variation,
     )
     return SessionDraw(
         id=f"lt-{plan.run_id}-{phase.index}-{stream.name}-{number}",
@@ -140,6 +150,19 @@ def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDr
         profile=profile,
         turns=shapes,
     )
+
+
+def _in_turn(stream: Stream, number: int) -> str:
+    """The profile of the `number`-th session where they take turns: the one furthest behind its share."""
+    total = sum(stream.mix.values())
+    given = dict.fromkeys(stream.mix, 0)
+    # Shares repeat, so a long run needs no long loop: 1,000 sessions hold any mix with weights to a tenth of a percent.
+    name = ""
+    for count in range(1, number % 1000 + 2):
+        behind = {profile: weight / total * count - given[profile] for profile, weight in stream.mix.items()}
+        name = max(behind, key=lambda profile: behind[profile])
+        given[name] += 1
+    return name
 
 
 def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:

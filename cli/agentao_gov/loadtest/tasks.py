@@ -75,10 +75,21 @@ class TurnShape:
 
 
 def draw_session(
-    task: str, rng: random.Random, *, turns: int | None = None, think_scale: float = 1.0
+    task: str, rng: random.Random, *, turns: int | None = None, think_scale: float = 1.0, variation: bool = True
 ) -> tuple[TurnShape, ...]:
-    """The turns of one session. `turns` fixes their number; `think_scale` stretches or removes the pauses."""
+    """The turns of one session. `turns` fixes their number; `think_scale` stretches or removes the pauses.
+
+    Without `variation` every turn is the median one: a capacity probe must differ from the next by its load alone.
+    """
     shape = TASKS.get(task, TASKS["custom"])
+    if not variation:
+        typical = TurnShape(
+            round(shape.tool_rounds_mean),
+            shape.answer_tokens_p50,
+            shape.prompt_tokens_p50,
+            think_scale * shape.think_s_p50,
+        )
+        return (typical,) * (turns or round(shape.turns_mean))
     count = turns or min(shape.turns_max, 1 + _geometric(rng, shape.turns_mean - 1))
     return tuple(_draw_turn(shape, rng, think_scale) for _ in range(count))
 

@@ -1,0 +1,193 @@
+"""Plays a script of faults while the load runs: at the simulated model, and at the service's own processes.
+
+    [[fault]]
+    at = "10s"                     # since the load began
+    for = "5s"
+    kind = "hang"                  # slow_first_token drip hang 429 500 drop malformed endless_tools
+                                   # kill_session kill_worker
+
+Each fault is reported with what the turns that met it ended as, how long until turns were answered again, and what it
+left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from agentao_gov.config.units import parse_duration_s
+from agentao_gov.errors import ConfigError
+from agentao_gov.loadtest.samples import Status, TurnSample
+from agentao_gov.loadtest.series import ServerRow
+from agentao_gov.loadtest.target import Target
+from agentao_gov.loadtest.view import Stop
+
+__all__ = ["Fault", "FaultPlayer", "load_faults"]
+
+Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
+Kind = Literal[
+    "slow_first_token", "drip", "hang", "429", "500", "drop", "malformed", "endless_tools",
+    "kill_session", "kill_worker",
+]  # fmt: skip
+#: What the simulated model does during each fault; directives in prompts are off for its length.
+_BEHAVIOURS: dict[str, dict[str, Any]] = {
+    "slow_first_token": {"first_token": "5s", "answer_tokens": 50},
+    "drip": {"fault": {"kind": "drip", "interval": "1s"}},
+    "hang": {"fault": "hang"},
+    "429": {"fault": {"kind": "status", "status": 429, "retry_after": "1s"}},
+    "500": {"fault": {"kind": "status", "status": 500}},
+    "drop": {"fault": {"kind": "drop", "after": 3}, "answer_tokens": 50},
+    "malformed": {"fault": {"kind": "malformed", "after": 3}, "answer_tokens": 50},
+    "endless_tools": {"tool": {"name": "glob", "args": {"pattern": "*.{round}"}, "rounds": "endless", "vary": True}},
+}
+_LEFTOVER_S = 5.0
+
+
+class Fault(BaseModel):
+    """One fault."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at_s: Seconds = Field(alias="at")
+    for_s: Seconds = Field(default=5.0, alias="for")
+    kind: Kind
+
+
+class _Script(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    fault: list[Fault] = Field(min_length=1)
+
+
+def load_faults(path: Path) -> tuple[Fault, ...]:
+    """Reads a script. Raises ConfigError with the file and what is wrong."""
+    try:
+        script = _Script.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"--faults {path}: {error.strerror}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--faults {path}: {error}") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"--faults {path}: {where}: {problem['msg']}") from None
+    return tuple(sorted(script.fault, key=lambda fault: fault.at_s))
+
+
+class FaultPlayer:
+    """Plays the script in a thread of its own, from the moment the load has begun."""
+
+    def __init__(self, faults: Sequence[Fault], target: Target, stop: Stop) -> None:
+        self._faults = faults
+        self._target = target
+        self._stop = stop
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        #: Wall times at which each fault began and ended, and what was done; appended by the thread only.
+        self._played: list[tuple[Fault, float, float, str]] = []
+        self._origin = 0.0
+
+    def start(self, origin: Callable[[], float | None]) -> None:
+        """Waits for the load's second 0, which `origin` tells once it is known, and plays."""
+        self._thread = threading.Thread(target=self._run, args=(origin,), name="loadtest-faults", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the play and mends what is broken."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    def _run(self, origin: Callable[[], float | None]) -> None:
+        while not (begun := origin()):
+            if self._done.wait(0.05):
+                return
+        self._origin = begun
+        for fault in self._faults:
+            if self._wait_until(begun + fault.at_s):
+                return
+            began = time.time()
+            what = self._begin(fault)
+            self._wait_until(began + fault.for_s)
+            self._end(fault)
+            self._played.append((fault, began, time.time(), what))
+
+    def _wait_until(self, at: float) -> bool:
+        return self._done.wait(max(0.0, at - time.time())) or self._stop()
+
+    def _begin(self, fault: Fault) -> str:
+        if fault.kind == "kill_worker":
+            return self._kill(self._target.pid, whole=True)
+        if fault.kind == "kill_session":
+            return self._kill(self._target.pid, whole=False)
+        if self._target.simulator is None:
+            return "not played: the model is not the simulator"
+        self._target.simulator.configure({"default": _BEHAVIOURS[fault.kind], "directives": False})
+        return f"the model: {fault.kind}"
+
+    def _end(self, fault: Fault) -> None:
+        if fault.kind in _BEHAVIOURS and self._target.simulator is not None and self._target.simulator.alive:
+            self._target.simulator.configure({"directives": True})
+
+    @staticmethod
+    def _kill(pid: int | None, *, whole: bool) -> str:
+        """Kills the listening worker, or the youngest process below it: a session's."""
+        if pid is None:
+            return "not played: the service's processes are elsewhere"
+        with contextlib.suppress(psutil.Error):
+            tree = psutil.Process(pid).children(recursive=True)
+            below = [p for p in tree if "serve" not in " ".join(p.cmdline())]
+            victim = psutil.Process(pid) if whole else max(below, key=lambda p: p.create_time(), default=None)
+            if victim is None:
+                return "not played: there is no session process (in-process mode)"
+            victim.send_signal(signal.SIGKILL)
+            return f"killed process {victim.pid}"
+        return "not played: the process was gone"
+
+    def findings(self, samples: Sequence[TurnSample], rows: Sequence[ServerRow]) -> list[dict[str, Any]]:
+        """Each fault with its classification, recovery and remains."""
+        return [self._finding(*played, samples, rows) for played in self._played]
+
+    def _finding(
+        self,
+        fault: Fault,
+        began: float,
+        ended: float,
+        what: str,
+        samples: Sequence[TurnSample],
+        rows: Sequence[ServerRow],
+    ) -> dict[str, Any]:
+        start_s, end_s = began - self._origin, ended - self._origin
+        met = [s for s in samples if s.sent_s < end_s and s.ended_s > start_s]
+        healed = [s.ended_s for s in samples if s.sent_s >= end_s and s.status is Status.ANSWERED]
+        before = [row for row in rows if row.at < began]
+        after = [row for row in rows if row.at > ended + _LEFTOVER_S]
+        return {
+            "kind": fault.kind,
+            "at_s": round(start_s, 2),
+            "for_s": round(end_s - start_s, 2),
+            "done": what,
+            "turns_met": len(met),
+            "outcomes": dict(sorted(Counter(s.outcome for s in met).items())),
+            "recovery_s": round(min(healed) - end_s, 3) if healed else None,
+            "left_behind": {
+                name: _growth(before, after, name) for name in ("fds", "children", "threads", "threads_abandoned")
+            },
+        }
+
+
+def _growth(before: Sequence[ServerRow], after: Sequence[ServerRow], name: str) -> int | None:
+    """How much a count is higher at its lowest after the fault than at its highest before; None: not seen."""
+    highest = max((v for row in before if (v := getattr(row, name)) is not None), default=None)
+    lowest = min((v for row in after if (v := getattr(row, name)) is not None), default=None)
+    return None if highest is None or lowest is None else max(0, lowest - highest)

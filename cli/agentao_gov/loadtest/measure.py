@@ -1,0 +1,232 @@
+"""From raw samples to figures: latencies, rates, tokens, the generator's own honesty. Pure.
+
+Turn latency counts from the intended start and holds every turn that was answered, timed out or never ended: the last
+two as lower bounds, because leaving the slow ones out is how load tests lie. Refusals and errors are quick, so they
+are kept out of latency and counted by the rates.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentao_gov.loadtest.histogram import Histogram
+from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, Beat, Status, Tally, TurnSample, tally_of
+from agentao_gov.loadtest.thresholds import Distribution, Threshold
+
+__all__ = ["Figures", "GeneratorFigures", "generator_figures", "grouped", "measure", "steady_rate", "timeline"]
+
+_SLOW = (Status.ANSWERED, Status.TIMED_OUT, Status.UNFINISHED)
+#: The generator may be late by so much, or by a twentieth of what it measures, before its numbers mean nothing.
+_LATE_P50_US, _LATE_P99_US, _LATE_SHARE = 2_000, 10_000, 0.05
+_JUDGED_MIN = 20
+_OFFERED_MIN = 0.99
+_BUCKETS_MAX = 120
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a set of turns comes to."""
+
+    tally: Tally
+    #: Sorted, milliseconds.
+    distributions: dict[str, Distribution]
+    histograms: dict[str, Histogram]
+    duration_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    llm_calls: int = 0
+    refused: int = 0
+    #: Answered turns that met every latency objective.
+    good: int = 0
+    answered_in_time: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def rates(self) -> dict[str, float | None]:
+        """Shares of all attempts, and per second; None without an attempt."""
+        n = self.tally.started
+        answered = self.tally.by_status.get("answered", 0)
+        wrong = n - answered - self.refused
+        return {
+            "error_rate": wrong / n if n else None,
+            "rejection_rate": self.refused / n if n else None,
+            "answered_rate": answered / n if n else None,
+            "turns_per_s": self.answered_in_time / self.duration_s if n and self.duration_s else None,
+            "tokens_per_s": self.tokens / self.duration_s if n and self.duration_s else None,
+            "goodput_per_s": self.good / self.duration_s if n and self.duration_s else None,
+        }
+
+
+def measure(samples: Sequence[TurnSample], duration_s: float, objectives: Iterable[Threshold] = ()) -> Figures:
+    """The figures of these turns. `objectives`: their latency limits decide what counts as good."""
+    latency = (t for t in objectives if t.op.startswith("<"))
+    limits = [(t.series, t.limit) for t in latency if t.series is not None and t.series in ("turn", "first_token")]
+    columns: dict[str, list[int]] = {
+        "turn": [],
+        "service": [],
+        "first_token": [],
+        "queue": [],
+        "gap": [],
+        "session": [],
+    }
+    figures = Figures(tally_of(samples), {}, {}, duration_s)
+    for sample in samples:
+        _count(figures, sample, columns, limits)
+    columns["session"] = _session_times(samples)
+    censored = sum(sample.status in (Status.TIMED_OUT, Status.UNFINISHED) for sample in samples)
+    for name, values in columns.items():
+        values.sort()
+        figures.distributions[name] = Distribution(
+            tuple(value / 1000 for value in values), censored if name == "turn" else 0
+        )
+        figures.histograms[name] = Histogram.of(values)
+    return figures
+
+
+def _count(
+    figures: Figures, sample: TurnSample, columns: dict[str, list[int]], limits: list[tuple[str, float]]
+) -> None:
+    figures.prompt_tokens += sample.prompt_tokens
+    figures.completion_tokens += sample.completion_tokens
+    figures.llm_calls += sample.llm_calls
+    if sample.status in _SLOW:
+        columns["turn"].append(sample.latency_us)
+        columns["service"].append(sample.service_us)
+    if sample.queue_us is not None:
+        columns["queue"].append(sample.queue_us)
+    if sample.gap_mean_us is not None:
+        columns["gap"].append(sample.gap_mean_us)
+    if sample.status is Status.ANSWERED:
+        # The first text of a turn that failed later helped nobody.
+        if sample.first_token_us is not None:
+            columns["first_token"].append(sample.first_token_us)
+        figures.answered_in_time += sample.ended_s <= figures.duration_s
+        seen = {"turn": sample.latency_us / 1000, "first_token": (sample.first_token_us or 0) / 1000}
+        figures.good += all(seen[series] <= limit for series, limit in limits)
+    elif sample.outcome in CAPACITY_OUTCOMES:
+        figures.refused += 1
+
+
+def _session_times(samples: Iterable[TurnSample]) -> list[int]:
+    """Microseconds from the first intended start of each session to its last end."""
+    spans: dict[str, tuple[float, float]] = {}
+    for sample in samples:
+        start, end = spans.get(sample.session, (sample.intended_s, sample.ended_s))
+        spans[sample.session] = (min(start, sample.intended_s), max(end, sample.ended_s))
+    return [int((end - start) * 1e6) for start, end in spans.values()]
+
+
+def grouped(samples: Iterable[TurnSample], key: Callable[[TurnSample], str]) -> dict[str, list[TurnSample]]:
+    """The turns by profile, tenant or whatever `key` says, in the order of the names."""
+    groups: dict[str, list[TurnSample]] = defaultdict(list)
+    for sample in samples:
+        groups[key(sample)].append(sample)
+    return dict(sorted(groups.items()))
+
+
+@dataclass(slots=True)
+class GeneratorFigures:
+    """Whether the generator kept its own schedule."""
+
+    late_ms: dict[str, float | int | None]
+    lag_ms: dict[str, float | int | None]
+    cpu_max: float
+    planned: int | None
+    offered: int
+    #: Why its numbers must not be trusted; None: they may.
+    bound: str | None = None
+    limits_ms: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "lateness_ms": self.late_ms,
+            "loop_lag_ms": self.lag_ms,
+            "cpu_max": self.cpu_max,
+            "planned": self.planned,
+            "offered": self.offered,
+            "limits_ms": self.limits_ms,
+            "bound": self.bound,
+        }
+
+
+def generator_figures(
+    samples: Sequence[TurnSample], beats: Sequence[Beat], *, planned: int | None, complete: bool
+) -> GeneratorFigures:
+    """How late the generator was, and whether that spoils the run.
+
+    Args:
+        planned: turns of the schedule; None in a closed loop, which has none.
+        complete: whether the schedule was meant to be played to its end (not interrupted, not bounded).
+    """
+    late = Histogram.of(sample.late_us for sample in samples)
+    lag = Histogram.of(lag for beat in beats for lag in beat.lags_us)
+    took = Histogram.of(sample.service_us for sample in samples if sample.status in _SLOW)
+    figures = GeneratorFigures(
+        late_ms=late.summary_ms(),
+        lag_ms=lag.summary_ms(),
+        cpu_max=max((beat.cpu_ratio for beat in beats), default=0.0),
+        planned=planned,
+        offered=len(samples),
+    )
+    for percentile, floor_us in ((50.0, _LATE_P50_US), (99.0, _LATE_P99_US)):
+        limit_us = max(floor_us, _LATE_SHARE * (took.percentile_us(percentile) or 0))
+        figures.limits_ms[f"p{percentile:g}"] = round(limit_us / 1000, 3)
+        value_us = late.percentile_us(percentile) or 0
+        if late.count >= _JUDGED_MIN and value_us > limit_us and figures.bound is None:
+            figures.bound = (
+                f"its turns started late by {value_us / 1000:.1f} ms at p{percentile:g}, "
+                f"more than {limit_us / 1000:.1f} ms (CPU {figures.cpu_max:.0%} of a core)"
+            )
+    if complete and planned is not None and figures.offered < _OFFERED_MIN * planned:
+        figures.bound = f"it offered {figures.offered} of {planned} planned turns"
+    return figures
+
+
+def timeline(samples: Sequence[TurnSample], duration_s: float) -> list[dict[str, Any]]:
+    """Equal stretches of time: what started, what was answered, what was not, and the latency of those that started."""
+    if not samples:
+        return []
+    width_s = max(0.5, duration_s / _BUCKETS_MAX)
+    buckets: dict[int, list[TurnSample]] = defaultdict(list)
+    answered: dict[int, int] = defaultdict(int)
+    for sample in samples:
+        buckets[int(sample.intended_s / width_s)].append(sample)
+        if sample.status is Status.ANSWERED:
+            answered[int(sample.ended_s / width_s)] += 1
+    rows = []
+    for index in range(max(max(buckets), max(answered, default=0)) + 1):
+        inside = buckets.get(index, [])
+        slow = Distribution(tuple(sorted(s.latency_us / 1000 for s in inside if s.status in _SLOW)))
+        rows.append(
+            {
+                "at_s": round(index * width_s, 3),
+                "started_per_s": round(len(inside) / width_s, 3),
+                "answered_per_s": round(answered[index] / width_s, 3),
+                "failed": sum(s.status is not Status.ANSWERED for s in inside),
+                "p50_ms": slow.percentile(50),
+                "p95_ms": slow.percentile(95),
+                "max_ms": slow.percentile(99.999),
+            }
+        )
+    return rows
+
+
+def steady_rate(samples: Iterable[TurnSample], start_s: float, end_s: float) -> float:
+    """Answered turns per second within a window; a turn that crosses its edge counts for the part inside.
+
+    Counting ends alone would be off by one turn, which is 6 % of a probe with one session.
+    """
+    inside = 0.0
+    for sample in samples:
+        if sample.status is Status.ANSWERED and sample.service_us > 0:
+            overlap = min(end_s, sample.ended_s) - max(start_s, sample.sent_s)
+            inside += max(0.0, overlap) / (sample.service_us / 1e6)
+    return inside / (end_s - start_s)

@@ -1,0 +1,210 @@
+"""What a user asked of a load test, checked, and the plan that follows from it. Pure but for reading profiles."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_profile
+from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.loadtest.arrivals import Process, Shape, segments
+from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream
+from agentao_gov.loadtest.thresholds import DEFAULTS, Threshold, parse_threshold
+
+__all__ = ["DEFAULT_MIX", "Options", "build_phase", "build_plan", "choose_thresholds", "load_profiles", "parse_mix"]
+
+DEFAULT_MIX = {"qa": 8.0, "code": 1.0, "research": 1.0}
+_RATE_DEFAULT = 5.0
+_TIERS = ("interactive", "background", "batch")
+#: What a client adds to the service's own limits before it gives up: the answer must have had its chance.
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's flags. `None` where the user said nothing."""
+
+    config: Path | None = None
+    target: str | None = None
+    api: Literal["native", "openai"] = "native"
+    api_key_env: str | None = None
+    tenant: str = "default"
+    model_flags: Mapping[str, str] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    shape: Shape = "constant"
+    users: int | None = None
+    rate: float | None = None
+    spawn_rate: float | None = None
+    duration_s: float = 60.0
+    drain_s: float | None = None
+    process: Process = "poisson"
+    thresholds: Sequence[str] = ()
+    workers: int = 1
+    #: Address to bind for workers on other machines; None: workers are local.
+    bind: str | None = None
+    seed: int = 0
+    checklist: bool = True
+    web_port: int | None = None
+    report_dir: Path | None = None
+    baseline: Path | None = None
+    max_regression: float = 0.05
+    force: bool = False
+    owned: bool = False
+    keep_budgets: bool = False
+    turns_per_session: int | None = None
+    think_scale: float = 1.0
+    first_token_s: float = 0.2
+    per_token_s: float = 0.005
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    price: tuple[float, float] | None = None
+    victim: str | None = None
+    victim_rate: float = 1.0
+    faults: Path | None = None
+    replay: Path | None = None
+    replay_speed: float = 1.0
+    write: bool = False
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether turns follow a schedule; with `--users` alone they follow the sessions' own pace."""
+        return self.shape != "capacity" and (self.rate is not None or self.users is None)
+
+    @property
+    def level(self) -> float:
+        """Turns per second, or sessions."""
+        if self.open_loop:
+            return self.rate if self.rate is not None else _RATE_DEFAULT
+        return float(self.users or 1)
+
+    def check(self) -> None:
+        """Raises UsageError for flags that make no sense together."""
+        if self.victim is not None and self.target is not None:
+            raise UsageError("--victim needs the tenants' keys, which only a service started here gives.")
+        if self.faults is not None and self.target is not None:
+            raise UsageError("--faults plays at the simulator and the service started here, not at --target.")
+        if self.shape == "capacity" and self.rate is not None:
+            raise UsageError(
+                "--shape capacity searches the number of busy sessions; --rate has no place in it.",
+                hint="--users N sets the ceiling of the search.",
+            )
+        if self.workers < 1:
+            raise UsageError("--workers is at least 1.")
+        if self.write and self.shape != "capacity":
+            raise UsageError("--write needs --shape capacity: only a search finds a capacity to write.")
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Reads `qa=8,code=1,research=1`; a bare name weighs 1. Raises UsageError."""
+    mix: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, weight = part.partition("=")
+        try:
+            mix[name.strip()] = float(weight) if weight else 1.0
+        except ValueError:
+            raise UsageError(f"--mix {text!r}: {weight!r} is not a weight.", hint="Write qa=8,code=1.") from None
+    if not mix or any(weight < 0 for weight in mix.values()) or not sum(mix.values()) > 0:
+        raise UsageError(f"--mix {text!r} names no profile with a positive weight.")
+    return {name: weight for name, weight in mix.items() if weight > 0}
+
+
+def load_profiles(mix: Mapping[str, float], deployment: ResolvedDeployment | None) -> dict[str, ResolvedProfile]:
+    """The profiles of the mix. Raises UnknownProfileError, ConfigError."""
+    return {name: load_profile(name, deployment=deployment) for name in mix}
+
+
+def choose_thresholds(
+    flags: Sequence[str], configured: Sequence[str], profiles: Mapping[str, ResolvedProfile]
+) -> tuple[Threshold, ...]:
+    """The conditions of this run: the flags' and the configuration's (a flag wins over the same name), else defaults.
+
+    Defaults are those of the strictest tier in the mix. Raises ConfigError for what cannot be read.
+    """
+    chosen: dict[str, Threshold] = {}
+    for text in (*configured, *flags):
+        threshold = parse_threshold(text)
+        # Both ends of one measure may be bounded.
+        chosen[f"{threshold.name}{threshold.op[0]}"] = threshold
+    if not chosen:
+        tiers = {str(profile.profile.tier) for profile in profiles.values()} or {"interactive"}
+        strictest = next((tier for tier in _TIERS if tier in tiers), "interactive")
+        return tuple(parse_threshold(text) for text in DEFAULTS[strictest])
+    return tuple(chosen.values())
+
+
+def build_plan(
+    options: Options, *, target: str, profiles: Mapping[str, ResolvedProfile], queue_timeout_s: float, simulated: bool
+) -> LoadPlan:
+    """The plan. Profiles that are not known here (a foreign service's) get the defaults."""
+    limits = {name: resolved.profile.limits for name, resolved in profiles.items()}
+    capacity = options.shape == "capacity"
+    return LoadPlan(
+        run_id=secrets.token_hex(4),
+        target=target,
+        api=options.api,
+        shape=options.shape,
+        seed=options.seed,
+        tasks={name: str(resolved.profile.task) for name, resolved in profiles.items()},
+        tools={name: _tool_of(resolved) for name, resolved in profiles.items()},
+        timeouts_s={
+            name: limit.turn_timeout_s + limit.cancel_grace_s + queue_timeout_s + _PATIENCE_S
+            for name, limit in limits.items()
+        },
+        directives=simulated,
+        first_token_s=options.first_token_s,
+        per_token_s=options.per_token_s,
+        turns_per_session=options.turns_per_session,
+        think_scale=0.0 if capacity else options.think_scale,
+        variation=not capacity,
+        backoff_s_max=0.25 if capacity else 2.0,
+        workers=options.workers,
+        max_turns=options.max_turns,
+        max_tokens=options.max_tokens,
+        replay=str(options.replay.absolute()) if options.replay else None,
+        replay_speed=options.replay_speed,
+    )
+
+
+def _tool_of(resolved: ResolvedProfile) -> str | None:
+    """A tool that tool loops may call: quick, harmless, allowed by the profile."""
+    return next(
+        (name for name in ("glob", "list_directory", "read_file") if name in resolved.profile.tools.allow), None
+    )
+
+
+def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **changes: Any) -> Phase:
+    """The one phase of a run that is no search."""
+    rise_s = options.level / options.spawn_rate if options.spawn_rate and options.open_loop else 0.0
+    stream = Stream(
+        loop="open" if options.open_loop else "closed",
+        segments=segments(options.shape, options.level, options.duration_s, rise_s=rise_s),
+        process=options.process,
+        tenants=tenants,
+        mix=dict(options.mix),
+        population=options.users if options.open_loop else None,
+        spawn_rate=None if options.open_loop else options.spawn_rate,
+    )
+    phase = Phase(duration_s=options.duration_s, drain_s=drain_s(options, plan), streams=(stream,))
+    return phase.model_copy(update=changes)
+
+
+def drain_s(options: Options, plan: LoadPlan) -> float:
+    """How long turns in flight get at the end: their own limit, but no longer than the run deserves."""
+    if options.drain_s is not None:
+        return options.drain_s
+    longest = max((plan.timeout_s(name) for name in options.mix), default=plan.default_timeout_s)
+    return min(longest, max(10.0, options.duration_s / 2))
+
+
+def api_key(options: Options) -> str | None:
+    """The key for `--target`. Raises ConfigError when the variable is not set."""
+    if options.api_key_env is None:
+        return None
+    key = os.environ.get(options.api_key_env)
+    if not key:
+        raise ConfigError(f"--api-key-env names {options.api_key_env}, which is not set.")
+    return key

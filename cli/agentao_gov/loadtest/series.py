@@ -1,0 +1,237 @@
+"""What the service's processes do while the load runs: a row twice a second, from /proc and from `/metrics`.
+
+The thread never raises: a service that cannot be read gives rows with holes, and a service that is gone is a finding
+of the run, not of this module.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+__all__ = ["ServerRow", "ServerSeries", "peaks_of"]
+
+_PERIOD_S = 0.5
+_METRICS_TIMEOUT_S = 2.0
+_PREFIX = "agentao_gov_"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRow:
+    """One look. None: it could not be seen (a foreign service has no processes here)."""
+
+    #: Wall time.
+    at: float
+    #: Resident memory of the service's whole process tree; shared pages count in each process.
+    memory_bytes: int | None = None
+    #: Of the service's own process.
+    rss_bytes: int | None = None
+    pss_bytes: int | None = None
+    fds: int | None = None
+    threads: int | None = None
+    #: Processes below the service.
+    children: int | None = None
+    #: Cores' worth of CPU of the service's own process and of the whole tree since the last look.
+    cpu: float | None = None
+    tree_cpu: float | None = None
+    queue: int | None = None
+    #: By state: idle, busy, ...
+    sessions: dict[str, int] = field(default_factory=dict)
+    #: By kind: mcp, shell, session, other.
+    children_by_kind: dict[str, int] = field(default_factory=dict)
+    threads_abandoned: int | None = None
+    budget_used_ratio_max: float | None = None
+    turns_total: int | None = None
+
+    @property
+    def resident(self) -> int | None:
+        """Sessions in memory."""
+        if not self.sessions:
+            return None
+        return sum(count for state, count in self.sessions.items() if state not in ("hibernated", "closing"))
+
+    def to_dict(self, origin: float) -> dict[str, Any]:
+        """For the report; times count from `origin`."""
+        row = {name: value for name, value in asdict(self).items() if name != "at"}
+        return {"at_s": round(self.at - origin, 2), **row}
+
+
+class ServerSeries:
+    """Samples in a thread of its own between `start` and `stop`. `rows` may be read at any time."""
+
+    def __init__(self, url: str, pid: int | None, *, period_s: float = _PERIOD_S) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1") + "/metrics"
+        self._root = _process(pid)
+        self._main: psutil.Process | None = None
+        self._port = _port_of(url)
+        self._period_s = period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="loadtest-series", daemon=True)
+        self._last_cpu: dict[str, tuple[float, float]] = {}
+        #: Appended by the thread only.
+        self.rows: list[ServerRow] = []
+
+    def start(self) -> None:
+        """Begins to sample."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; the last row is taken before."""
+        self._stop.set()
+        self._thread.join(_METRICS_TIMEOUT_S + 3.0)
+
+    def look(self) -> ServerRow:
+        """One row, now."""
+        values: dict[str, Any] = {"at": time.time()}
+        values |= self._processes()
+        values |= _read_metrics(self._url)
+        return ServerRow(**values)
+
+    def between(self, start: float, end: float) -> list[ServerRow]:
+        """Rows of a stretch of wall time."""
+        return [row for row in self.rows if start <= row.at < end]
+
+    def _run(self) -> None:
+        while True:
+            begun = time.monotonic()
+            self.rows.append(self.look())
+            if self._stop.wait(max(0.05, self._period_s - (time.monotonic() - begun))):
+                return
+
+    def _processes(self) -> dict[str, Any]:
+        if self._root is None:
+            return {}
+        try:
+            tree = [self._root, *self._root.children(recursive=True)]
+            main = self._service_process(tree)
+            with main.oneshot():
+                rss, fds, threads = main.memory_info().rss, main.num_fds(), main.num_threads()
+            below = main.children(recursive=True)
+            return {
+                "memory_bytes": sum(map(_rss, tree)),
+                "rss_bytes": rss,
+                "pss_bytes": _pss(main.pid),
+                "fds": fds,
+                "threads": threads,
+                "children": len(below),
+                "cpu": self._cpu("main", [main]),
+                "tree_cpu": self._cpu("tree", tree),
+            }
+        except (psutil.Error, OSError):
+            return {}
+
+    def _service_process(self, tree: list[psutil.Process]) -> psutil.Process:
+        """The process that listens: with a warden above, it is not the one that was started."""
+        if self._main is not None and self._main.is_running():
+            return self._main
+        for process in tree:
+            if self._listens(process):
+                self._main = process
+                return process
+        return max(tree, key=_rss)
+
+    def _listens(self, process: psutil.Process) -> bool:
+        try:
+            connections = process.net_connections(kind="inet")
+        except (psutil.Error, OSError):
+            return False
+        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == self._port for c in connections)
+
+    def _cpu(self, name: str, processes: Iterable[psutil.Process]) -> float | None:
+        used = 0.0
+        for process in processes:
+            times = _quietly(process.cpu_times, None)
+            used += times.user + times.system if times is not None else 0.0
+        now = time.monotonic()
+        before = self._last_cpu.get(name)
+        self._last_cpu[name] = (now, used)
+        if before is None or now <= before[0]:
+            return None
+        return round(max(0.0, (used - before[1]) / (now - before[0])), 3)
+
+
+def peaks_of(rows: Iterable[ServerRow]) -> dict[str, Any]:
+    """The largest value of each column."""
+    seen = list(rows)
+    names = ("memory_bytes", "rss_bytes", "pss_bytes", "fds", "threads", "children", "cpu", "tree_cpu", "queue")
+    peaks: dict[str, Any] = {
+        name: max((v for row in seen if (v := getattr(row, name)) is not None), default=None) for name in names
+    }
+    peaks["resident_sessions"] = max((row.resident for row in seen if row.resident is not None), default=None)
+    peaks["busy_sessions"] = max((row.sessions.get("busy", 0) for row in seen if row.sessions), default=None)
+    return peaks
+
+
+def _read_metrics(url: str) -> dict[str, Any]:
+    try:
+        # The scheme is http or https by the command's own check of the target.
+        with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as answer:  # noqa: S310
+            text = answer.read().decode()
+        return _values(text)
+    except (OSError, ValueError):
+        return {}
+
+
+def _values(text: str) -> dict[str, Any]:
+    out: dict[str, Any] = {"sessions": {}, "children_by_kind": {}}
+    ratios: list[float] = []
+    turns = 0.0
+    for family in text_string_to_metric_families(text):
+        name = family.name.removeprefix(_PREFIX)
+        for sample in family.samples:
+            if name == "sessions":
+                out["sessions"][sample.labels.get("state", "")] = int(sample.value)
+            elif name == "child_processes":
+                out["children_by_kind"][sample.labels.get("kind", "")] = int(sample.value)
+            elif name == "queue_length":
+                out["queue"] = int(sample.value)
+            elif name == "threads_abandoned":
+                out["threads_abandoned"] = int(sample.value)
+            elif name == "budget_used_ratio":
+                ratios.append(sample.value)
+            elif name == "turns" and sample.name.endswith("_total"):
+                turns += sample.value
+    out["budget_used_ratio_max"] = max(ratios, default=None)
+    out["turns_total"] = int(turns)
+    return out
+
+
+def _quietly(read: Callable[[], Any], fallback: Any) -> Any:
+    try:
+        return read()
+    except (psutil.Error, OSError):
+        return fallback
+
+
+def _rss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except (psutil.Error, OSError):
+        return 0
+
+
+def _process(pid: int | None) -> psutil.Process | None:
+    return None if pid is None else _quietly(lambda: psutil.Process(pid), None)
+
+
+def _pss(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: PTH123  /proc is no path to join
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _port_of(url: str) -> int | None:
+    return urlsplit(url).port

@@ -1,0 +1,240 @@
+"""What is put under load: a service that already runs, or the user's own configuration started as a real `serve`.
+
+The started one differs from the user's in what a test must not touch, and the report lists each difference: its own
+port, state and ledger, keys made for this run, a simulated model unless another was asked for, and daily budgets out of
+the way (`--keep-budgets` keeps them).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import ipaddress
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import tomli_w
+
+from agentao_gov.config import ResolvedDeployment
+from agentao_gov.errors import ConfigError, InternalError, UsageError
+from agentao_gov.loadtest.driver import free_port
+from agentao_gov.simulator import Simulator, start_simulator
+
+__all__ = ["Target", "check_ownership", "existing_target", "own_target"]
+
+_READY_S_MAX = 60.0
+_STOP_S = 30.0
+#: Overrides from the environment that this run replaces; those of profiles stay.
+_REPLACED = ("AGENTAO_GOV__SERVER__", "AGENTAO_GOV__STATE__", "AGENTAO_GOV__BUDGET__", "AGENTAO_GOV__TENANTS__")
+_MODEL_KEY = "AGENTAO_GOV_LOADTEST_MODEL_KEY"
+
+
+@dataclass(slots=True)
+class Target:
+    """A service under load. `close` ends what was started here and nothing else."""
+
+    url: str
+    #: API key by tenant; empty where none is needed.
+    keys: dict[str, str]
+    tenants: tuple[str, ...]
+    simulator: Simulator | None = None
+    process: subprocess.Popen[bytes] | None = None
+    #: Differences from the user's configuration, for the report.
+    differences: list[str] = field(default_factory=list)
+    log: Path | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The service's process; None for a foreign one."""
+        return self.process.pid if self.process is not None else None
+
+    def death(self) -> str | None:
+        """Why the service is gone; None while it is there."""
+        if self.process is not None:
+            code = self.process.poll()
+            return None if code is None else f"it ended with {code}{self._last_words()}"
+        return None if self.answers() else "nothing answers any more"
+
+    def answers(self, path: str = "/healthz") -> bool:
+        """Whether anything speaks HTTP there."""
+        return _status(self.url, path) is not None
+
+    def close(self) -> None:
+        """Ends the service, then its model. May be called again."""
+        if self.process is not None and self.process.poll() is None:
+            for signum, wait_s in ((signal.SIGTERM, _STOP_S), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.send_signal(signum)
+                try:
+                    self.process.wait(wait_s)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        if self.simulator is not None:
+            self.simulator.close()
+
+    def _last_words(self) -> str:
+        if self.log is None or not self.log.exists():
+            return ""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return f": {lines[-1][:300]}" if lines else ""
+
+
+def check_ownership(url: str, *, owned: bool) -> None:
+    """Refuses to load what may be someone else's. Raises UsageError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"--target {url!r} is not an http or https URL.")
+    if not owned and not _is_loopback(parts.hostname):
+        raise UsageError(
+            f"--target {parts.hostname} is not this machine.",
+            hint="Add --i-own-this-target if you may put load on it.",
+        )
+
+
+def existing_target(url: str, *, api_key: str | None, tenant: str = "default") -> Target:
+    """A service that already runs. Raises ConfigError when nothing answers."""
+    target = Target(url, {tenant: api_key} if api_key else {}, (tenant,))
+    if not target.answers():
+        raise ConfigError(f"Nothing answers at {url}.", hint="Start the service first, or leave --target out.")
+    return target
+
+
+def own_target(
+    resolved: ResolvedDeployment,
+    folder: Path,
+    *,
+    model_flags: Mapping[str, str],
+    seed: int,
+    budget_room: int | None,
+    simulator_script: Any = None,
+    tenants: tuple[str, ...] = (),
+) -> Target:
+    """Starts `serve` with the user's deployment on a free port, and a simulated model unless `model_flags` name one.
+
+    Args:
+        folder: private directory for the derived configuration, state and log.
+        budget_room: daily budgets below so many tokens are raised to it; None keeps them.
+        tenants: take only these tenants of the deployment.
+    """
+    target = Target("", {}, ())
+    try:
+        flags = dict(model_flags)
+        if not flags:
+            target.simulator = start_simulator(simulator_script, seed=seed)
+            flags = {"--model": "simulated-load", "--base-url": target.simulator.base_url, "--api-key-env": _MODEL_KEY}
+            target.differences.append("model: the simulator")
+        config = _derived(resolved, target, folder, budget_room, tenants)
+        path = folder / "agentao-gov.toml"
+        path.write_text(tomli_w.dumps(config))
+        port = free_port()
+        target.url = f"http://127.0.0.1:{port}"
+        target.log = folder / "serve.log"
+        _start_serve(target, path, port, flags, folder)
+    except BaseException:
+        target.close()
+        raise
+    return target
+
+
+def _start_serve(target: Target, config: Path, port: int, flags: Mapping[str, str], folder: Path) -> None:
+    command = [sys.executable, "-c", "from agentao_gov.main import main; main()", "serve"]
+    command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    command += [part for pair in flags.items() for part in pair]
+    assert target.log is not None
+    with target.log.open("ab") as log:
+        target.process = subprocess.Popen(  # noqa: S603  our own interpreter and command
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(folder),
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _READY_S_MAX
+    while _status(target.url, "/readyz") != 200:
+        if target.process.poll() is not None:
+            words = target.log.read_text(errors="replace").strip()[-800:]
+            raise ConfigError(f"The service did not start: {words}", hint="`agentao-gov serve` shows the same error.")
+        if time.monotonic() > deadline:
+            raise InternalError(f"The service was not ready within {_READY_S_MAX:g} s; its log is {target.log}.")
+        time.sleep(0.05)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_REPLACED)}
+    return kept | {"AGENTAO_GOV_STATE": str(folder / "state"), _MODEL_KEY: "simulated"}
+
+
+def _derived(
+    resolved: ResolvedDeployment, target: Target, folder: Path, budget_room: int | None, only: tuple[str, ...]
+) -> dict[str, Any]:
+    """The user's deployment with the differences a test needs, each noted on the target."""
+    config: dict[str, Any] = resolved.deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
+    config["server"] |= {"host": "127.0.0.1", "port": 0}
+    config["state"] = {"dir": str(folder / "state")}
+    config["profiles"] = {"dir": str(resolved.profiles_dir.absolute())}
+    budget = config["budget"]
+    if budget.get("store") != "memory":
+        if budget.get("store") != "sqlite":
+            target.differences.append("budget.store: sqlite in a private directory, so that no row reaches yours")
+        budget |= {"store": "sqlite", "path": "ledger.db"}
+    _give_keys(config, target, only)
+    if budget_room is not None:
+        _raise_budgets(config, target, budget_room)
+    return config
+
+
+def _give_keys(config: dict[str, Any], target: Target, only: tuple[str, ...]) -> None:
+    named = [name for name in config.get("tenants", {}) if name != "default"]
+    chosen = [name for name in named if not only or name in only]
+    if only and (unknown := sorted(set(only) - set(named) - {"default"})):
+        raise ConfigError(f"The deployment has no tenant {unknown[0]!r}; there are: {', '.join(named) or 'none'}.")
+    for name in named:
+        key = secrets.token_urlsafe(24)
+        config["tenants"][name]["api_key_sha256"] = [hashlib.sha256(key.encode()).hexdigest()]
+        target.keys[name] = key
+    target.tenants = tuple(chosen) or ("default",)
+    if named:
+        target.differences.append("tenants: keys made for this run")
+
+
+def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
+    places = [(config["budget"], f"{kind}_daily_tokens") for kind in ("tenant", "user", "session")]
+    places += [(tenant, "daily_tokens") for tenant in config.get("tenants", {}).values()]
+    raised = [table for table, key in places if table.get(key, room) < room and table.update({key: room}) is None]
+    if raised:
+        target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _status(url: str, path: str) -> int | None:
+    """The status of a GET, None where nothing answers HTTP."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=5.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
