@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,18 @@ class Harness:
     def run(self, message: str, *, deadline_s: float | None = None, **settings: Any) -> TurnReport:
         """Opens a session and runs one turn."""
         return self.ask(self.open(**settings), message, deadline_s=deadline_s)
+
+    def ask_and_cancel(self, session: GovernedSession, message: str, reason: str = "cancelled") -> TurnReport:
+        """Runs a turn that is cancelled once the model has its request."""
+        reports: list[TurnReport] = []
+        before = self.simulator.truth(requests=False).total.calls
+        thread = threading.Thread(target=lambda: reports.append(self.ask(session, message)), daemon=True)
+        thread.start()
+        self.simulator.wait_for(calls=before + 1)
+        session.cancel(reason)
+        thread.join(HANG_S)
+        assert not thread.is_alive()
+        return reports[0]
 
     def used(self, report: TurnReport) -> tuple[int, int]:
         """What the ledger holds for the report's tenant: used, reserved."""

@@ -11,8 +11,7 @@ import pytest
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import StoreError
-from agentao_gov.governor import IterationEvent, Outcome, TextEvent, ToolEvent, TurnReport
-from agentao_gov.governor.session import GovernedSession
+from agentao_gov.governor import IterationEvent, Outcome, TextEvent, ToolEvent
 from tests.governor.harness import HANG_S, Harness, say
 
 GLOB = {"name": "glob", "args": {"pattern": "*{round}"}, "vary": True}
@@ -226,22 +225,10 @@ def test_a_cancel_ends_the_turn_and_the_session_goes_on(
     """Cancelled while the model says nothing; the next turn works."""
     session = harness.open()
 
-    report = cancelled(harness, session, say(fault="hang"), reason)
+    report = harness.ask_and_cancel(session, say(fault="hang"), reason)
 
     assert (report.outcome, report.exit_code) == (outcome, exit_code)
     assert harness.ask(session, say(text="still here")).answer == "still here"
-
-
-def cancelled(harness: Harness, session: GovernedSession, message: str, reason: str) -> TurnReport:
-    """Runs a turn that is cancelled once the model has its request."""
-    reports: list[TurnReport] = []
-    thread = threading.Thread(target=lambda: reports.append(harness.ask(session, message)), daemon=True)
-    thread.start()
-    harness.simulator.wait_for(calls=1)
-    session.cancel(reason)
-    thread.join(HANG_S)
-    assert not thread.is_alive()
-    return reports[0]
 
 
 def test_a_cancel_between_turns_does_nothing(harness: Harness) -> None:

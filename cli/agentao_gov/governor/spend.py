@@ -55,6 +55,7 @@ class Spend:
             output_tokens_max=output_tokens_max,
             tenant=turn.labels.key.tenant,
             user=turn.labels.user,
+            model=turn.labels.model,
         )
         try:
             reservation = turn.ledger.reserve(request, deadline=turn.deadline, cancelled=cancelled)

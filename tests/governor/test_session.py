@@ -1,0 +1,198 @@
+"""A session between its turns: archived and revived, closed, private."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentao_gov.clock import Deadline
+from agentao_gov.errors import InternalError
+from agentao_gov.governor import Conversation, Outcome, TurnReport
+from agentao_gov.governor.observe import LlmCallEnd, NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
+from tests.governor.harness import HANG_S, Harness, say
+
+
+def through_json(conversation: Conversation) -> Conversation:
+    """What the archive does to it."""
+    return Conversation(**json.loads(json.dumps(dataclasses.asdict(conversation))))
+
+
+def test_a_conversation_goes_on_from_its_snapshot(harness: Harness) -> None:
+    """Messages, to-do list and anchor: the model sees what it saw before."""
+    todos = [{"content": "find it", "status": "pending"}]
+    first = harness.open(tools={"allow": ["todo_write"]})
+    harness.ask(first, say("remember 17", text="noted", tool={"name": "todo_write", "args": {"todos": todos}}))
+    kept = through_json(first.snapshot())
+    first.close(Deadline.after(5))
+
+    second = harness.open(conversation=kept, tools={"allow": ["todo_write"]})
+    report = harness.ask(second, say("which number?", text="17"))
+
+    assert report.answer == "17"
+    assert second.snapshot().todos == todos
+    said = [message["content"] for message in second.snapshot().messages if message["role"] == "user"]
+    assert any("remember 17" in text for text in said)
+    assert len(said) == 2
+
+
+def test_a_revived_session_reserves_from_its_anchor(harness: Harness) -> None:
+    """Without it the whole history would be bounded by its bytes again."""
+    settings: dict[str, Any] = {"model": "unknown-tokenizer"}
+    first = harness.open(**settings)
+    harness.ask(first, say("x" * 6_000, text="ok"))
+    kept = through_json(first.snapshot())
+    with_anchor = harness.open(conversation=kept, **settings)
+    without = harness.open(conversation=dataclasses.replace(kept, anchor=None), **settings)
+
+    reserved = [bound_of_next(harness, session) for session in (with_anchor, without)]
+
+    assert reserved[0] < reserved[1] / 2
+
+
+def bound_of_next(harness: Harness, session: Any) -> int:
+    """What the next call's prompt is held to be: the turn's charge when it is cut before its first byte."""
+    return harness.ask_and_cancel(session, say(fault="hang")).usage.prompt_tokens
+
+
+def test_a_second_turn_at_once_is_refused(harness: Harness) -> None:
+    """The pool queues; here it would be a mistake."""
+    session = harness.open()
+    thread = threading.Thread(target=lambda: harness.ask(session, say(fault="hang")), daemon=True)
+    thread.start()
+    harness.simulator.wait_for(calls=1)
+
+    with pytest.raises(InternalError, match="already runs"):
+        harness.ask(session, "hello")
+
+    session.cancel("cancelled")
+    thread.join(HANG_S)
+
+
+def test_closing_ends_the_turn_in_flight(harness: Harness) -> None:
+    """Nothing is left to wait for."""
+    session = harness.open()
+    reports: list[TurnReport] = []
+    thread = threading.Thread(target=lambda: reports.append(harness.ask(session, say(fault="hang"))), daemon=True)
+    thread.start()
+    harness.simulator.wait_for(calls=1)
+
+    session.close(Deadline.after(5))
+
+    thread.join(HANG_S)
+    assert reports[0].outcome == Outcome.SHUTDOWN
+
+
+def test_a_closed_session_runs_no_turn(harness: Harness) -> None:
+    """agentao's `chat` works on after `close`."""
+    session = harness.open()
+    session.close(Deadline.after(5))
+    session.close(Deadline.after(5))
+
+    with pytest.raises(InternalError, match="closed"):
+        harness.ask(session, "hello")
+
+
+def test_nothing_is_written_but_in_the_session_directory(harness: Harness, clean_environment: Path) -> None:
+    """No agentao.log, no ~/.agentao, no memory database."""
+    before = sorted(clean_environment.rglob("*"))
+    cwd = set(Path.cwd().iterdir())
+
+    harness.run(say(text="ok"))
+
+    assert sorted(clean_environment.rglob("*")) == before
+    assert set(Path.cwd().iterdir()) == cwd
+    assert list((harness.opened[0]._spec.workdir).iterdir()) == []
+    assert (harness.opened[0]._spec.workdir.stat().st_mode & 0o777) == 0o700
+
+
+def test_no_log_carries_a_prompt_or_a_key(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    """agentao's own client logs every prompt, into whichever tenant's file was opened last."""
+    caplog.set_level(logging.DEBUG)
+    handlers = list(logging.getLogger("agentao").handlers)
+
+    harness.run(say("my private question", fault="400"))
+    harness.run(say("my private question", text="my private answer"))
+
+    assert "private" not in caplog.text
+    assert "sk-simulated" not in caplog.text
+    assert logging.getLogger("agentao").handlers == handlers
+    assert not any(isinstance(handler, logging.FileHandler) for handler in handlers)
+
+
+def test_two_sessions_do_not_see_each_other(harness: Harness) -> None:
+    """Own history, own directory, own anchor."""
+    one, two = harness.open("one"), harness.open("two")
+    harness.ask(one, say("the word is swordfish", text="ok"))
+
+    harness.ask(two, say("what is the word?", text="?"))
+
+    assert "swordfish" not in json.dumps(two.snapshot().messages)
+    assert one._spec.workdir != two._spec.workdir
+
+
+class Recorder(NullObserver):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[LlmCallEnd] = []
+        self.tools: list[ToolCallEnd] = []
+        self.permissions: list[PermissionEnd] = []
+        self.reports: list[TurnReport] = []
+
+    def llm_call(self, labels: TurnLabels, call: LlmCallEnd) -> None:
+        self.calls.append(call)
+
+    def tool_call(self, labels: TurnLabels, call: ToolCallEnd) -> None:
+        self.tools.append(call)
+
+    def permission(self, labels: TurnLabels, decision: PermissionEnd) -> None:
+        self.permissions.append(decision)
+
+    def turn_ended(self, labels: TurnLabels, report: TurnReport) -> None:
+        self.reports.append(report)
+
+
+class Raising(NullObserver):
+    """Fails at every event."""
+
+    def llm_call(self, labels: TurnLabels, call: LlmCallEnd) -> None:
+        raise RuntimeError("exporter down")
+
+    def turn_ended(self, labels: TurnLabels, report: TurnReport) -> None:
+        raise RuntimeError("exporter down")
+
+
+def test_observers_see_calls_tools_permissions_and_the_report(harness: Harness) -> None:
+    """One that fails takes nothing away from the others or the turn."""
+    recorder = Recorder()
+    options = {"observers": [Raising(), recorder]}
+    session = harness.open(options=options)
+
+    tool = {"name": "glob", "args": {"pattern": "*"}}
+    report = harness.ask(session, say(text="ok", tool=tool, fault={"kind": "status", "status": 500, "times": 1}))
+
+    assert recorder.reports == [report]
+    assert [call.outcome for call in recorder.calls] == ["error", "ok", "error", "ok"]
+    assert [call.purpose for call in recorder.calls] == ["loop"] * 4
+    assert sum(call.prompt_tokens + call.completion_tokens for call in recorder.calls) == report.usage.total_tokens
+    assert [(tool.name, tool.outcome) for tool in recorder.tools] == [("glob", "ok")]
+    assert [(decision.tool, decision.decision) for decision in recorder.permissions] == [("glob", "allow")]
+
+
+def test_a_sink_that_raises_does_not_end_the_turn(harness: Harness) -> None:
+    """The client's connection may be gone."""
+    session = harness.open()
+    harness.events = Refusing()  # type: ignore[assignment]
+
+    assert harness.ask(session, say(text="ok")).outcome == Outcome.ANSWERED
+
+
+class Refusing:
+    def append(self, _: object) -> None:
+        raise BrokenPipeError
