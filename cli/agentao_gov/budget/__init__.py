@@ -6,9 +6,11 @@ from agentao_gov.budget.errors import CancelledWait, ReservationLostError
 from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Crossing, Refusal, StoreFailureAllowed
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
-from agentao_gov.budget.setup import open_ledger, scope_limits, tenant_timezone
+from agentao_gov.budget.prices import PriceTable, usd
+from agentao_gov.budget.setup import ledger_path, limit_of, open_ledger, scope_limits, tenant_timezone
 from agentao_gov.budget.sqlite import SqliteStore
-from agentao_gov.budget.store import Store, StoreSettings
+from agentao_gov.budget.sqlite_verify import verify_file
+from agentao_gov.budget.store import Store, StoreSettings, Verification
 from agentao_gov.budget.types import (
     Balance,
     Ledger,
@@ -28,6 +30,7 @@ __all__ = [
     "Crossing",
     "Ledger",
     "MemoryStore",
+    "PriceTable",
     "Refusal",
     "Reservation",
     "ReservationLostError",
@@ -41,7 +44,12 @@ __all__ = [
     "StoreFailureAllowed",
     "StoreSettings",
     "TokenLedger",
+    "Verification",
+    "ledger_path",
+    "limit_of",
     "open_ledger",
     "scope_limits",
     "tenant_timezone",
+    "usd",
+    "verify_file",
 ]

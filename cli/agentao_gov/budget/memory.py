@@ -109,7 +109,7 @@ class MemoryStore:
             return tuple(
                 line.balance
                 for line in self._book.lines.values()
-                if line.key[0].kind != "turn" and line.key[2] == (window or self._today(line, now_s))
+                if line.key[0].kind != "turn" and (window or self._today(line, now_s)) in ("all", line.key[2])
             )
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:  # noqa: ARG002

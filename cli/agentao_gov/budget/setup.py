@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
+from agentao_gov.budget.prices import PriceTable
 from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.store import Store, StoreSettings
 from agentao_gov.budget.types import Scope, ScopeLimit
@@ -16,7 +18,7 @@ from agentao_gov.errors import ConfigError
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment, ResolvedDeployment
 
-__all__ = ["open_ledger", "scope_limits", "tenant_timezone"]
+__all__ = ["ledger_path", "limit_of", "open_ledger", "scope_limits", "tenant_timezone"]
 
 #: The turn has one window whatever the zone.
 _TURN_TIMEZONE = "UTC"
@@ -45,6 +47,14 @@ def scope_limits(
     )
 
 
+def limit_of(deployment: ResolvedDeployment | Deployment, scope: Scope) -> ScopeLimit:
+    """A daily scope by its name alone: its limit and zone as the deployment has them."""
+    tenant, _, name = scope.key.partition("/")
+    user, session = (name, "") if scope.kind == "user" else ("", name)
+    limits = scope_limits(deployment, tenant, user, session, "", None)
+    return next(limit for limit in limits if limit.scope.kind == scope.kind)
+
+
 def tenant_timezone(deployment: ResolvedDeployment | Deployment, tenant: str) -> str:
     """The zone whose calendar the tenant's budgets follow."""
     config = _plain(deployment)
@@ -62,9 +72,15 @@ def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> 
     budget = deployment.deployment.budget
     for name in {budget.timezone, *(t.timezone for t in deployment.deployment.tenants.values() if t.timezone)}:
         zone(name)
-    settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)))
+    own = deployment.base_dir / Path(budget.prices).expanduser() if budget.prices else None
+    settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)), price=PriceTable.load(own).price)
     store = _open_store(deployment, clock, settings)
     return TokenLedger(store, clock, settings=settings, on_store_failure=budget.on_store_failure)
+
+
+def ledger_path(deployment: ResolvedDeployment) -> Path:
+    """Where a SQLite ledger is: `[budget] path`, relative to the state directory."""
+    return deployment.state_dir / Path(deployment.deployment.budget.path).expanduser()
 
 
 def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSettings) -> Store:
@@ -72,7 +88,7 @@ def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSet
     if name == "memory":
         return MemoryStore(clock, settings)
     if name == "sqlite":
-        return SqliteStore(deployment.state_dir / deployment.deployment.budget.path, clock, settings)
+        return SqliteStore(ledger_path(deployment), clock, settings)
     raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
 
 

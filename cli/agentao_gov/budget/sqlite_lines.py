@@ -145,7 +145,8 @@ class LineTable:
         for timezone in zones:
             wanted = window or self.calendar.window(timezone, now_s).name
             rows = sql.execute(
-                f"SELECT {LINE_COLUMNS} FROM lines WHERE kind != 'turn' AND timezone = ? AND window = ?",
+                f"SELECT {LINE_COLUMNS} FROM lines WHERE kind != 'turn' AND timezone = ?1 AND ?2 IN ('all', window)"
+                " ORDER BY id",
                 (timezone, wanted),
             )
             result += [line_of(row).balance for row in rows]

@@ -13,7 +13,7 @@ OPEN_STATES = frozenset({ReservationState.RESERVED, ReservationState.DISPATCHED}
 
 
 class Price(NamedTuple):
-    """Billionths of a US dollar per token, pinned when the call was reserved."""
+    """Trillionths of a US dollar per token, pinned when the call was reserved."""
 
     prompt: int
     completion: int

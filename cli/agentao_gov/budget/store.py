@@ -139,7 +139,7 @@ class Store(Protocol):
         ...
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        """Every balance on record but those of turns; of one window where it is named, else of today's."""
+        """Every balance but those of turns, of today's windows; of one window where it is named, or `"all"`."""
         ...
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:

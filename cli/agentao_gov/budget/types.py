@@ -109,8 +109,8 @@ class Balance:
     estimated: int = 0
     #: What was granted for this window alone; `limit` includes it.
     granted: int = 0
-    #: Cost of the priced part, in billionths of a US dollar: integers, as with tokens.
-    cost_nano_usd: int = 0
+    #: Cost of the priced part, in trillionths of a US dollar: integers, as with tokens.
+    cost_pico_usd: int = 0
     #: The part of `used` whose model has no price: its cost is unknown, not zero.
     unpriced: int = 0
 

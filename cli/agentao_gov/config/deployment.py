@@ -98,6 +98,8 @@ class Budget(Settings):
     session_daily_tokens: PositiveTokens | None = None
     warn_at: list[Share] = Field(default=[0.8, 0.95])
     on_store_failure: Literal["refuse", "allow"] = "refuse"
+    #: A table of model prices that adds to the shipped one, relative to the deployment file.
+    prices: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Tenant(Settings):
