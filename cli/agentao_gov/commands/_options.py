@@ -1,0 +1,29 @@
+"""Options that several commands share, so that they are named and explained alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["ApiKeyEnv", "BaseUrl", "Config", "Json", "Model", "Sets"]
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="PATH", help="The deployment file. Default: ./agentao-gov.toml where it exists."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Override one setting, like limits.turn_timeout=30s. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="The model's name, or: embedded, simulated.")
+]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", metavar="URL", help="Address of an OpenAI-compatible endpoint.")
+]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable that holds the API key.")
+]

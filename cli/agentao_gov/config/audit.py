@@ -1,0 +1,31 @@
+"""Everything `config check` looks at: the deployment file, its tenants' profiles, the profiles it offers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentao_gov.config.findings import Finding
+from agentao_gov.config.load_deployment import inspect_deployment
+from agentao_gov.config.load_profile import inspect_profile, profile_paths
+from agentao_gov.config.toml_text import key_line
+
+__all__ = ["audit_deployment"]
+
+
+def audit_deployment(path: Path | None) -> list[Finding]:
+    """All findings. Raises ConfigError where there is nothing to read."""
+    deployment, found = inspect_deployment(path)
+    findings = list(found)
+    if deployment is None:
+        return findings
+    text = deployment.path.read_text("utf-8") if deployment.path else ""
+    known = profile_paths(deployment)
+    for name, tenant in deployment.deployment.tenants.items():
+        for profile in tenant.profiles or ():
+            if profile not in known:
+                key = f"tenants.{name}.profiles"
+                message = f"there is no profile {profile!r}; there are: {', '.join(sorted(known))}"
+                findings.append(Finding("error", key, message, deployment.path, key_line(text, key)))
+    for file in known.values():
+        findings += inspect_profile(file, deployment=deployment)[1]
+    return findings

@@ -1,0 +1,97 @@
+"""Changes a TOML file a person wrote: comments stay, the result is checked, and no half-written file is ever seen."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tomlkit
+import tomlkit.exceptions
+
+from agentao_gov.config.findings import raise_errors
+from agentao_gov.config.load_deployment import inspect_deployment
+from agentao_gov.errors import ConfigError
+
+__all__ = ["edit_deployment", "write_new", "write_whole"]
+
+
+def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
+    """Applies `change` to the deployment file, keeping comments and order.
+
+    Raises ConfigError where the file is missing, wrong, or would be wrong afterwards; it is unchanged then.
+    Safe against another process that edits at the same time.
+    """
+    target = path.resolve()
+    try:
+        with _locked(target.parent):
+            document = tomlkit.parse(target.read_text(encoding="utf-8"))
+            change(document)
+            write_whole(target, tomlkit.dumps(document), check=_check_deployment)
+    except FileNotFoundError:
+        hint = "`agentao-gov init` writes one."
+        raise ConfigError(f"The deployment file {str(path)!r} does not exist.", hint=hint) from None
+    except tomlkit.exceptions.ParseError as error:
+        raise ConfigError(f"The deployment file {str(path)!r} is not valid TOML: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"The deployment file {str(path)!r} cannot be changed: {error.strerror}.") from None
+
+
+def _check_deployment(path: Path) -> None:
+    # Without environment and overrides: it is the file that has to be right.
+    _, findings = inspect_deployment(path, environ={})
+    raise_errors(findings, what="The changed deployment")
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One editor at a time. The lock is on the directory, because the file itself is replaced."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, text: str, *, check: Callable[[Path], None] | None = None) -> None:
+    """Replaces a file in one step, keeping its mode (0600 for a new one); readers see the old or the new text.
+
+    `check` sees the new file before it takes the old one's place, and may raise.
+    """
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".toml")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        if check is not None:
+            check(Path(name))
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_new(path: Path, text: str) -> bool:
+    """Writes a file that is not there yet; False, and nothing touched, where one is."""
+    if path.exists() or path.is_symlink():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        # A hard link fails where the name exists: unlike a rename it can never overwrite.
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return True
