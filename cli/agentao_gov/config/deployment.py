@@ -82,6 +82,23 @@ class Pool(Settings):
     session_memory_bytes: PositiveBytes | None = Field(
         default=None, alias="session_memory", description="Memory limit of a session process (subprocess mode)."
     )
+    # A build or a test suite runs some dozens of processes; a fork bomb passes this within milliseconds.
+    session_processes: Count | None = Field(
+        default=256, description="Processes below one session process (subprocess mode)."
+    )
+    session_cpu_s: PositiveDuration | None = Field(
+        default=None, alias="session_cpu", description="Processor time of each process of a session (subprocess mode)."
+    )
+    session_files: Count | None = Field(
+        default=1024, description="Open files of each process of a session (subprocess mode)."
+    )
+    session_file_bytes: PositiveBytes | None = Field(
+        default=1024**3, alias="session_file_size", description="Largest file a session may write (subprocess mode)."
+    )
+    # Two openings at once find a process waiting; each costs some 15 MiB until a session takes it.
+    ready_workers: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="Session processes kept ready (subprocess mode)."
+    )
     max_opening: Count | None = Field(default=None, description="Sessions opened at once; absent: one per core.")
     # Each stuck turn keeps a thread and a slot for ever; past a few of them a restart is the cure.
     max_stuck: Count = Field(default=8, description="Abandoned turns after which the service reports not ready.")
@@ -111,6 +128,9 @@ class Tenant(Settings):
     daily_tokens: PositiveTokens | None = None
     timezone: TimeZone | None = None
     profiles: list[str] | None = None
+    python: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="Python of this tenant's session processes, for other dependencies (subprocess mode)."
+    )
 
 
 class State(Settings):
