@@ -1,0 +1,126 @@
+"""A batch: prompts from a JSON-lines file, and the output that an interrupted one goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.governor.outcome import Outcome
+
+__all__ = ["BatchItem", "batch_exit_code", "finished_ids", "next_ready", "parse_batch"]
+
+_KEYS = ("id", "prompt", "profile", "session")
+#: A turn that ended so was cut short from outside: it is not written, so that the next run does it again.
+INTERRUPTED = frozenset({Outcome.CANCELLED, Outcome.SHUTDOWN})
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One line. `id` is the line's own, or its number."""
+
+    id: str | int
+    prompt: str
+    profile: str | None = None
+    session: str | None = None
+
+
+def parse_batch(lines: Iterable[str], *, name: str) -> list[BatchItem]:
+    """Every line as an item; empty lines are passed over. A line is `{"id","prompt","profile","session"}`, a JSON
+    string, or plain text.
+
+    Raises ConfigError with the line's number for one that is none of these, and for an id that comes twice.
+    """
+    items: list[BatchItem] = []
+    seen: dict[str | int, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text:
+            continue
+        item = _parse_line(text, number, f"{name}:{number}")
+        if item.id in seen:
+            raise ConfigError(
+                f"{name}:{number}: the id {item.id!r} stands in line {seen[item.id]} too.",
+                hint="Ids tell a resumed batch what is done; give each line its own, or none.",
+            )
+        seen[item.id] = number
+        items.append(item)
+    return items
+
+
+def _parse_line(text: str, number: int, place: str) -> BatchItem:
+    if text[0] not in '{"':
+        return BatchItem(number, text)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        if text[0] == '"':
+            return BatchItem(number, text)
+        raise ConfigError(f"{place}: this line is not valid JSON: {error}.") from None
+    if isinstance(value, str):
+        value = {"prompt": value}
+    return _from_record(value, number, place)
+
+
+def _from_record(record: dict[str, Any], number: int, place: str) -> BatchItem:
+    unknown = sorted(set(record) - set(_KEYS))
+    if unknown:
+        raise ConfigError(f"{place}: unknown key {unknown[0]!r}; a line has {', '.join(_KEYS)}.")
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f"{place}: 'prompt' must be a text that is not empty.")
+    identity = record.get("id", number)
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise ConfigError(f"{place}: 'id' must be a text or a whole number.")
+    for key in ("profile", "session"):
+        if record.get(key) is not None and not isinstance(record[key], str):
+            raise ConfigError(f"{place}: {key!r} must be a text.")
+    return BatchItem(identity, prompt, record.get("profile"), record.get("session"))
+
+
+def finished_ids(output: Path) -> set[str | int]:
+    """The ids that an earlier run has written; a half-written last line is cut off, to be done again.
+
+    Raises UsageError where the file holds something else than reports: it is not overwritten.
+    """
+    if not output.exists():
+        return set()
+    done: set[str | int] = set()
+    whole = 0
+    with output.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+                done.add(record["id"])
+            except (ValueError, KeyError, TypeError):
+                raise UsageError(
+                    f"{output}:{number} is not a report of a batch; the file is left as it is.",
+                    hint="Give --output another file.",
+                ) from None
+            whole += len(line)
+    if whole < output.stat().st_size:
+        with output.open("r+b") as file:
+            file.truncate(whole)
+    return done
+
+
+def next_ready(waiting: Sequence[BatchItem], busy_sessions: set[str]) -> BatchItem | None:
+    """The first item whose session runs no turn now: the turns of one session keep the file's order."""
+    blocked = set(busy_sessions)
+    for item in waiting:
+        if item.session is None or item.session not in blocked:
+            return item
+        blocked.add(item.session)
+    return None
+
+
+def batch_exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 if every turn was answered, else the code of the most frequent failure."""
+    failures = Counter(outcome.exit_code for outcome in outcomes if outcome.exit_code)
+    return failures.most_common(1)[0][0] if failures else 0

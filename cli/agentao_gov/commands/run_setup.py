@@ -1,0 +1,219 @@
+"""Sets a `run` up: configuration, model and pool; then hands over to a turn, a conversation or a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import re
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.config import (
+    ModelChoice,
+    ModelFlags,
+    Overrides,
+    ResolvedDeployment,
+    ResolvedProfile,
+    Tenant,
+    fit_to_model,
+    load_deployment,
+    load_profile,
+    parse_tokens,
+    resolve_model,
+)
+from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.governor.requests import SessionKey
+from agentao_gov.pool import AgentPool, TurnOrder
+from agentao_gov.report.terminal import console, warn
+from agentao_gov.runtime import open_runtime
+from agentao_gov.simulator.local import LocalModel, running_model
+
+__all__ = ["RunContext", "RunOptions", "run"]
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+#: The command line's own tenant: always allowed.
+LOCAL_TENANT = "local"
+#: Sessions get this long to close; MCP servers that ignore end-of-input are killed then.
+_CLOSE_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The command line of `run`, parsed."""
+
+    prompt: str | None
+    profile: str
+    config: Path | None
+    tenant: str
+    user: str | None
+    session: str | None
+    workdir: Path | None
+    model: str | None
+    base_url: str | None
+    api_key_env: str | None
+    gguf: Path | None
+    sets: tuple[str, ...]
+    #: Dotted key to the flag's name and value.
+    flags: Mapping[str, tuple[str, Any]]
+    daily_tokens: str | None
+    batch: str | None
+    jobs: int
+    output: Path | None
+    json: bool
+    stream: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def overrides(self) -> Overrides:
+        """What the command line says about the configuration."""
+        return Overrides(dict(self.flags), self.sets)
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What a turn of this command needs."""
+
+    options: RunOptions
+    deployment: ResolvedDeployment
+    profile: ResolvedProfile
+    model: ModelChoice
+    local: LocalModel
+    pool: AgentPool
+
+    @property
+    def user(self) -> str:
+        """Whose budget counts."""
+        return self.options.user or _login_name()
+
+    def load_profile(self, name: str) -> ResolvedProfile:
+        """Another profile under the same flags and model, for a batch's lines."""
+        loaded = load_profile(name, deployment=self.deployment, overrides=self.options.overrides)
+        return fit_to_model(loaded, self.model)
+
+    def order(
+        self, message: str, *, session: str | None, profile: ResolvedProfile | None = None, id: str | int | None = None
+    ) -> TurnOrder:
+        """A turn of a session; without one, of an agent that leaves nothing behind."""
+        return TurnOrder(
+            key=SessionKey(self.options.tenant, session or f"once-{uuid.uuid4().hex[:12]}"),
+            user=self.user,
+            profile=profile or self.profile,
+            model=self.model,
+            message=message,
+            turn_id=uuid.uuid4().hex,
+            mode=self.deployment.deployment.pool.mode,
+            id=id,
+            keep=session is not None,
+            workdir=self.options.workdir.absolute() if self.options.workdir else None,
+        )
+
+
+def run(options: RunOptions) -> int:
+    """Everything behind the flags; returns the exit code."""
+    prompt = _check(options)
+    deployment = _deployment(options)
+    profile = load_profile(options.profile, deployment=deployment, overrides=options.overrides)
+    choice = resolve_model(
+        ModelFlags(options.model, options.base_url, options.api_key_env), profile=profile, deployment=deployment
+    )
+    note = console()
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            note.print(line)
+
+    with running_model(choice, gguf=options.gguf, on_progress=say) as (model, local):
+        profile = fit_to_model(profile, model)
+        say(f"model: {model.name} ({model.source})")
+        if options.verbose:
+            for finding in (*deployment.findings, *profile.findings):
+                warn(f"{finding.key}: {finding.message}")
+        with _asking(options) as asker, open_runtime(deployment, close_s=_CLOSE_S, confirm=asker) as runtime:
+            context = RunContext(options, deployment, profile, model, local, runtime.pool)
+            return _dispatch(context, prompt, asker)
+
+
+def _dispatch(context: RunContext, prompt: str | None, asker: Any) -> int:
+    if context.options.batch is not None:
+        from agentao_gov.commands.run_batch import run_batch
+
+        return run_batch(context)
+    if prompt is not None:
+        from agentao_gov.commands.run_turn import run_once
+
+        return run_once(context, prompt, asker)
+    from agentao_gov.commands.run_conversation import converse
+
+    return converse(context, asker)
+
+
+@contextlib.contextmanager
+def _asking(options: RunOptions) -> Iterator[Any]:
+    """Somebody to ask whether a tool may run: only where a person sits at a terminal and no machine reads along."""
+    from agentao_gov.commands.run_turn import Asker
+
+    person = sys.stdin.isatty() and sys.stderr.isatty() and not options.json and options.batch is None
+    yield Asker() if person else None
+
+
+def _check(options: RunOptions) -> str | None:
+    """The prompt, from the argument or a pipe. Raises UsageError for what makes no sense together."""
+    if options.session is not None and not _SESSION_ID.fullmatch(options.session):
+        raise UsageError("A session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
+    if options.batch is not None:
+        if options.prompt is not None:
+            raise UsageError("Give a PROMPT or --batch, not both.")
+        return None
+    if options.workdir is not None and not options.workdir.is_dir():
+        raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
+    if options.prompt is not None:
+        text = options.prompt
+    elif not sys.stdin.isatty():
+        text = sys.stdin.read()
+    elif options.json:
+        raise UsageError("--json needs a PROMPT, or one on standard input.")
+    else:
+        return None
+    if not text.strip():
+        raise UsageError("The prompt is empty.", hint="Give it as the argument or on standard input.")
+    return text
+
+
+def _deployment(options: RunOptions) -> ResolvedDeployment:
+    """The deployment, with `--daily-tokens` as this tenant's own. Raises ConfigError for an unknown tenant."""
+    resolved = load_deployment(options.config, overrides=options.overrides)
+    plain = resolved.deployment
+    entry = plain.tenants.get(options.tenant) or plain.tenants.get("default")
+    if entry is None and options.tenant != LOCAL_TENANT:
+        known = ", ".join(sorted({*plain.tenants, LOCAL_TENANT}))
+        raise ConfigError(
+            f"There is no tenant {options.tenant!r}; there are: {known}.",
+            hint="Add it with `agentao-gov tenant new`, or add [tenants.default].",
+        )
+    if options.daily_tokens is None:
+        return resolved
+    try:
+        limit = parse_tokens(options.daily_tokens)
+    except ValueError as error:
+        raise UsageError(f"--daily-tokens: {error}") from None
+    if limit <= 0:
+        raise UsageError("--daily-tokens must be above zero.")
+    own = (entry or Tenant()).model_copy(update={"daily_tokens": limit})
+    tenants = {**plain.tenants, options.tenant: own}
+    return replace(
+        resolved,
+        deployment=plain.model_copy(update={"tenants": tenants}),
+        sources={**resolved.sources, f"tenants.{options.tenant}.daily_tokens": "flag --daily-tokens"},
+    )
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a passwd entry
+        return "user"

@@ -1,0 +1,125 @@
+"""What a person reads after a turn: what was used of each limit, and why the turn ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.text import Text
+
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import BudgetLine, TurnReport
+from agentao_gov.report.terminal import STYLES
+
+__all__ = ["ENDINGS", "bar", "print_budget", "print_limits", "print_panel", "tokens"]
+
+#: Why a turn ended, in words. A test holds that every outcome has one.
+ENDINGS = {
+    Outcome.ANSWERED: "answered",
+    Outcome.TURN_TIMEOUT: "stopped at its time limit",
+    Outcome.MAX_ITERATIONS: "reached its iteration cap",
+    Outcome.BUDGET_EXHAUSTED: "stopped: a token budget is spent",
+    Outcome.BUDGET_IMPOSSIBLE: "not started: larger than a whole token budget",
+    Outcome.CANCELLED: "cancelled",
+    Outcome.REPEAT_GUARD: "stopped by the repeat guard",
+    Outcome.MODEL_ERROR: "the model failed",
+    Outcome.INCOMPLETE: "the answer is empty or cut off",
+    Outcome.REFUSED: "refused: no capacity",
+    Outcome.SHUTDOWN: "cancelled by the shutdown",
+    Outcome.STORE_UNAVAILABLE: "not run: the ledger cannot be used",
+    Outcome.STUCK: "abandoned: something in it never returned",
+    Outcome.INTERNAL_ERROR: "internal error",
+}
+_BAR_CELLS = 12
+#: From this share of a limit on a bar is yellow.
+_HIGH = 0.8
+
+
+def bar(used: float, limit: float | None) -> Text:
+    """A bar of how much of a limit is used; a dotted one where nothing limits."""
+    if not limit:
+        return Text("·" * _BAR_CELLS, STYLES["dim"])
+    share = min(1.0, used / limit)
+    full = round(share * _BAR_CELLS)
+    style = STYLES["ok"] if share < _HIGH else STYLES["warn"] if share < 1 else STYLES["bad"]
+    return Text.assemble(("█" * full, style), ("░" * (_BAR_CELLS - full), STYLES["dim"]))
+
+
+def tokens(count: int | None) -> str:
+    """A number of tokens with thousands separated; `unlimited` for None."""
+    return "unlimited" if count is None else f"{count:,}"
+
+
+def print_panel(out: Console, report: TurnReport) -> None:
+    """The compact panel: the ending, then one line per limit, then what is worth a warning."""
+    good = report.outcome is Outcome.ANSWERED
+    ending = Text.assemble(
+        ("✓ " if good else "✗ ", STYLES["ok"] if good else STYLES["bad"]),
+        (ENDINGS[report.outcome], STYLES["strong"]),
+        f"  {report.profile} · {report.model} · {report.mode} · session {report.session}",
+    )
+    out.print(ending)
+    if report.detail:
+        out.print(Text(f"  {report.detail}"))
+    for name, used, limit, shown in _rows(report):
+        out.print(Text.assemble(f"  {name:<10}", bar(used, limit), f"  {shown}"))
+    for warning in report.warnings:
+        out.print(Text.assemble(("  warning: ", STYLES["warn"]), warning))
+
+
+def _rows(report: TurnReport) -> Iterable[tuple[str, float, float | None, str]]:
+    limits = {name: line.value for name, line in report.limits.items()}
+    total_s = report.timing_ms.total / 1000
+    timeout_s = limits.get("turn_timeout")
+    if timeout_s:
+        first = report.timing_ms.first_token
+        heard = f", first token after {first / 1000:.1f} s" if first is not None else ""
+        yield "time", total_s, timeout_s, f"{total_s:.1f} of {timeout_s:g} s{heard}"
+    cap = limits.get("max_iterations")
+    if cap:
+        calls = report.usage.llm_calls
+        yield "iterations", report.iterations, cap, f"{report.iterations} of {cap}, {calls} model calls"
+    usage = report.usage
+    spent = f"prompt {usage.prompt_tokens:,} + completion {usage.completion_tokens:,}"
+    if usage.estimated_tokens:
+        spent += f", {usage.estimated_tokens:,} of it estimated"
+    turn_cap = limits.get("turn_tokens")
+    if turn_cap:
+        yield "tokens", usage.total_tokens, turn_cap, f"{usage.total_tokens:,} of {turn_cap:,} ({spent})"
+    if report.tool_calls:
+        yield "tools", 0, None, _tools(report)
+    for line in report.budget:
+        if line.limit is not None and line.scope != "turn":
+            yield line.scope, line.used, line.limit, _budget(line)
+
+
+def _tools(report: TurnReport) -> str:
+    bad = [call for call in report.tool_calls if call.outcome != "ok"]
+    names = ", ".join(f"{call.name} {call.outcome}" for call in bad[:3])
+    more = f", {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"{len(report.tool_calls)} calls, {report.timing_ms.tools / 1000:.1f} s" + (
+        f" ({names}{more})" if bad else ""
+    )
+
+
+def _budget(line: BudgetLine) -> str:
+    held = f", {line.reserved:,} reserved" if line.reserved else ""
+    return f"{line.used:,} of {tokens(line.limit)} on {line.window} ({line.timezone}){held}"
+
+
+def print_limits(out: Console, report: TurnReport) -> None:
+    """Every limit with its value and where it came from."""
+    for name, line in sorted(report.limits.items()):
+        out.print(
+            Text.assemble(f"  {name:<20}", (f"{line.value!s:<12}", STYLES["strong"]), (line.source, STYLES["dim"]))
+        )
+
+
+def print_budget(out: Console, lines: Iterable[BudgetLine]) -> None:
+    """Every scope's balance, as bars."""
+    for line in lines:
+        out.print(
+            Text.assemble(
+                f"  {line.scope:<8}", bar(line.used, line.limit), f"  {_budget(line)}  ", (line.key, STYLES["dim"])
+            )
+        )
