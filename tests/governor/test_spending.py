@@ -73,7 +73,7 @@ def test_the_summariser_is_paid_like_any_other_call(harness: Harness) -> None:
         last = harness.ask(session, say(f"{n} " + "many words of context " * 200, text="noted " * 100))
 
     requests = harness.simulator.truth().requests
-    assert any(not request.stream for request in requests)
+    assert any(request.is_summary for request in requests)
     assert harness.used(last) == (truth(harness), 0)
 
 

@@ -19,6 +19,7 @@ from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.observe import Observers, TurnObserver
 from agentao_gov.governor.requests import Conversation, SessionSpec, TurnRequest
 from agentao_gov.governor.session import GovernedSession
+from agentao_gov.governor.subagents import is_sub_agent_tool
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.toollog import ToolLog
 from agentao_gov.governor.tools import ToolGuard
@@ -153,18 +154,16 @@ class Governor:
         )
 
 
-def _tool_limit_s(spec: SessionSpec, name: str) -> float:
+def _tool_limit_s(spec: SessionSpec, tool: Any) -> float:
     """A tool's limit: its own, its MCP server's, or the profile's. A sub-agent's is the turn's."""
     profile = spec.profile.profile
-    own = profile.limits.tool_timeouts_s.get(name)
+    own = profile.limits.tool_timeouts_s.get(tool.name)
     if own is not None:
         return float(own)
-    if name.startswith("agent_"):
+    if is_sub_agent_tool(tool):
         return float(profile.limits.turn_timeout_s)
-    for server, config in profile.mcp.servers.items():
-        if name.startswith(f"mcp_{server.replace('-', '_').replace('.', '_')}_"):
-            return float(config.request_timeout_s)
-    return float(profile.limits.tool_timeout_s)
+    server = profile.mcp.servers.get(getattr(tool, "_server_name", ""))
+    return float(server.request_timeout_s if server is not None else profile.limits.tool_timeout_s)
 
 
 def _note_refused(agent: Any, log: ToolLog, names: Sequence[str]) -> None:

@@ -47,10 +47,10 @@ class ToolGuard:
 
     def __init__(
         self,
-        limit_s: Callable[[str], float],
+        limit_s: Callable[[Any], float],
         grace_s: float,
     ) -> None:
-        """`limit_s` by tool name, `grace_s` for a cancelled tool to come back."""
+        """`limit_s` of a tool, `grace_s` for a cancelled tool to come back."""
         self._limit_s = limit_s
         self._grace_s = grace_s
         self._lock = threading.Lock()
@@ -66,13 +66,12 @@ class ToolGuard:
         """Puts the limit around one tool instance. Does nothing the second time."""
         if getattr(tool, _GUARDED, False):
             return
-        name = tool.name
         if isinstance(tool, AsyncToolBase):
             inner_async = tool.async_execute
 
             async def async_execute(**arguments: Any) -> Any:
                 # The loop this runs on is agentao's own for this one call; blocking it holds up nobody.
-                return self._run(name, lambda token: _run_async(inner_async(**arguments), token))
+                return self._run(tool, lambda token: _run_async(inner_async(**arguments), token))
 
             tool.async_execute = async_execute  # type: ignore[method-assign]
         else:
@@ -85,7 +84,7 @@ class ToolGuard:
                         tool._cancellation_token = token
                     return inner(**arguments)
 
-                return self._run(name, call)
+                return self._run(tool, call)
 
             tool.execute = execute
         setattr(tool, _GUARDED, True)
@@ -96,11 +95,11 @@ class ToolGuard:
             self._left = [thread for thread in self._left if thread.is_alive()]
             return tuple(self._left)
 
-    def _run(self, name: str, call: Callable[[CancellationToken], Any]) -> Any:
+    def _run(self, tool: Any, call: Callable[[CancellationToken], Any]) -> Any:
         record = current_record()
         if record is not None:
             record.executed = True
-        limit_s = self._limit_s(name)
+        name, limit_s = tool.name, self._limit_s(tool)
         outer = _outer_token()
         child = CancellationToken()
         done, wake, box = threading.Event(), threading.Event(), _Box()
