@@ -19,6 +19,7 @@ from pathlib import Path
 from agentao_gov.errors import InternalError
 from agentao_gov.loadtest.plan import LoadPlan, Phase
 from agentao_gov.loadtest.recording import PhaseRecord, SampleFile
+from agentao_gov.loadtest.worker import split_address
 from agentao_gov.resources import shipped
 
 __all__ = ["GeneratorDied", "LoadDriver"]
@@ -76,8 +77,7 @@ class LoadDriver:
         (self._folder / "phases.jsonl").touch(mode=0o600)
         distributed = self._plan.workers > 1 or self._bind is not None
         if distributed:
-            port = free_port()
-            host = self._bind or "127.0.0.1"
+            host, port = split_address(self._bind) if self._bind else ("127.0.0.1", free_port())
             expect = f"--expect-workers={self._plan.workers}"
             self._spawn("--master", f"--master-bind-host={host}", f"--master-bind-port={port}", expect)
             if self._local_workers:

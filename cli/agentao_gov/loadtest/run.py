@@ -275,7 +275,7 @@ class LoadTest:
 
 def run_checklist(options: Options, stop: Stop) -> tuple[int, dict[str, Any]]:
     """Runs `agentao-gov checklist` as a process of its own; its exit code and report."""
-    command = [sys.executable, "-c", "from agentao_gov.main import main; main()", "checklist", "--format", "json"]
+    command = [sys.executable, "-m", "agentao_gov.main", "checklist", "--format", "json"]
     if options.config is not None:
         command += ["--config", str(options.config)]
     if options.target is not None:

@@ -148,7 +148,7 @@ def own_target(
 
 
 def _start_serve(target: Target, config: Path, port: int, flags: Mapping[str, str], folder: Path) -> None:
-    command = [sys.executable, "-c", "from agentao_gov.main import main; main()", "serve"]
+    command = [sys.executable, "-m", "agentao_gov.main", "serve"]
     command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     command += [part for pair in flags.items() for part in pair]
     assert target.log is not None
@@ -212,8 +212,10 @@ def _give_keys(config: dict[str, Any], target: Target, only: tuple[str, ...]) ->
 def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
     places = [(config["budget"], f"{kind}_daily_tokens") for kind in ("tenant", "user", "session")]
     places += [(tenant, "daily_tokens") for tenant in config.get("tenants", {}).values()]
-    raised = [table for table, key in places if table.get(key, room) < room and table.update({key: room}) is None]
-    if raised:
+    low = [(table, key) for table, key in places if table.get(key, room) < room]
+    for table, key in low:
+        table[key] = room
+    if low:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
 
 

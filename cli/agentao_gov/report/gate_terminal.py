@@ -1,0 +1,98 @@
+"""A gate on the terminal: its progress while it runs, and one screen at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from agentao_gov.report.gate import GateReport, printable
+from agentao_gov.report.terminal import STYLES, console, print_table
+
+__all__ = ["GateScreen", "print_gate"]
+
+#: (name, value, style word of STYLES)
+Row = tuple[str, str, str]
+_STATUS_STYLES = {
+    "pass": "ok",
+    "fail": "bad",
+    "warn": "warn",
+    "inconclusive": "warn",
+    "interrupted": "warn",
+    "skip": "dim",
+}
+#: Without a terminal a line every so often is enough: logs are read later.
+_LINE_EVERY_S = 5.0
+
+
+class GateScreen:
+    """Notes, and one block of figures that is redrawn in place; a line now and then where there is no terminal."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream = stream or sys.stderr
+        self._console = console(self._stream)
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        if not self._quiet:
+            self._console.print(Text(printable(text), style=STYLES["dim"]))
+
+    def show(self, title: str, rows: Sequence[Row]) -> None:
+        """The figures as they stand."""
+        if self._quiet:
+            return
+        if self._stream.isatty():
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(_block(title, rows))
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            figures = "  ".join(f"{name} {value}" for name, value, _ in rows)
+            self._stream.write(printable(f"{title}  {figures}") + "\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _block(title: str, rows: Sequence[Row]) -> Group:
+    width = max((len(name) for name, _, _ in rows), default=0)
+    lines = [Text(printable(title), style=STYLES["strong"])]
+    for name, value, style in rows:
+        line = Text(f"  {printable(name):<{width}}  ", style=STYLES["dim"])
+        line.append(printable(value), style=STYLES.get(style, ""))
+        lines.append(line)
+    return Group(*lines)
+
+
+def print_gate(report: GateReport, stream: TextIO, *, next_command: str = "") -> None:
+    """The end screen: the verdict, the cases, the facts, what to do next."""
+    out = console(stream)
+    style = STYLES[_STATUS_STYLES[report.conclusion]]
+    out.print(Text.assemble((report.conclusion.upper(), style), "  ", printable(report.headline)))
+    out.print()
+    rows = [
+        (case.status, printable(case.title), printable(case.expected), printable(case.observed))
+        for case in report.cases
+    ]
+    print_table(out, ("", "what", "expected", "observed"), rows)
+    if report.facts:
+        out.print()
+        print_table(out, ("", ""), [(printable(name), printable(value)) for name, value in report.facts])
+    for note in report.notes:
+        out.print(Text(printable(note), style=STYLES["dim"]))
+    if next_command:
+        out.print()
+        out.print(Text.assemble(("next: ", STYLES["dim"]), next_command))
