@@ -73,13 +73,14 @@ def calls_for(plan: ToolPlan, request: ChatRequest) -> list[tuple[str, str]]:
     """The calls of this round as (name, arguments)."""
     calls = []
     for index in range(plan.parallel):
+        name = str(_fill(plan.name, request.round_index, index))
         if plan.raw is not None:
-            calls.append((plan.name, plan.raw))
+            calls.append((name, plan.raw))
             continue
         arguments = {key: _fill(value, request.round_index, index) for key, value in plan.args.items()}
         if plan.vary and arguments == plan.args:
             _suffix(arguments, f"-{request.round_index}-{index}")
-        calls.append((plan.name, json.dumps(arguments, ensure_ascii=False)))
+        calls.append((name, json.dumps(arguments, ensure_ascii=False)))
     return calls
 
 

@@ -92,8 +92,8 @@ class ToolPlan(_Strict):
     """Tool calls before the answer.
 
     `rounds` counts rounds of the loop, `"endless"` never answers. With `vary` each call's arguments differ:
-    `{round}` and `{call}` in any string argument are filled in, and where none has them the first string argument
-    gets a suffix. `raw` sends those characters as the arguments instead, valid JSON or not.
+    `{round}` and `{call}` in the name and in any string argument are filled in, and where none has them the first
+    string argument gets a suffix. `raw` sends those characters as the arguments instead, valid JSON or not.
     """
 
     name: str
