@@ -29,7 +29,7 @@ from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool import AgentPool, TurnOrder
 from agentao_gov.report.terminal import console, warn
-from agentao_gov.runtime import open_runtime
+from agentao_gov.runtime import build_runtime
 from agentao_gov.simulator.local import LocalModel, running_model
 
 __all__ = ["RunContext", "RunOptions", "run"]
@@ -37,8 +37,6 @@ __all__ = ["RunContext", "RunOptions", "run"]
 _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: The command line's own tenant: always allowed.
 LOCAL_TENANT = "local"
-#: Sessions get this long to close; MCP servers that ignore end-of-input are killed then.
-_CLOSE_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +131,7 @@ def run(options: RunOptions) -> int:
         if options.verbose:
             for finding in (*deployment.findings, *profile.findings):
                 warn(f"{finding.key}: {finding.message}")
-        with _asking(options) as asker, open_runtime(deployment, close_s=_CLOSE_S, confirm=asker) as runtime:
+        with _asking(options) as asker, contextlib.closing(build_runtime(deployment, confirm=asker)) as runtime:
             context = RunContext(options, deployment, profile, model, local, runtime.pool)
             return _dispatch(context, prompt, asker)
 

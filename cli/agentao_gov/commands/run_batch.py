@@ -1,0 +1,214 @@
+"""Runs a batch: several turns at once, a report a line as they end, and on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from agentao_gov.batch import (
+    INTERRUPTED,
+    BatchItem,
+    batch_exit_code,
+    finished_ids,
+    next_ready,
+    parse_batch,
+    refused_report,
+)
+from agentao_gov.errors import ConfigError, GovError, UsageError
+from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.report.terminal import console
+
+if TYPE_CHECKING:
+    from agentao_gov.commands.run_setup import RunContext
+    from agentao_gov.config import ResolvedProfile
+
+__all__ = ["run_batch"]
+
+_LOOK_S = 0.1
+#: Where nobody looks at a terminal: a line at most this often.
+_LINE_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class _Run:
+    context: RunContext
+    out: TextIO
+    waiting: list[BatchItem]
+    running: dict[concurrent.futures.Future[TurnReport], BatchItem] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    profiles: dict[str, ResolvedProfile] = field(default_factory=dict)
+    stopping: bool = False
+
+
+def run_batch(context: RunContext) -> int:
+    """The whole batch; returns 0, the code of the most frequent failure, or 130 when interrupted."""
+    options = context.options
+    items = _read(options.batch or "-")
+    # Output as it is written by this run; on standard output when no file is named.
+    done = finished_ids(options.output) if options.output is not None else set()
+    waiting = [item for item in items if item.id not in done]
+    # Every profile is loaded before the first turn: a typing error in the last line must not cost a night.
+    profiles = {name: context.load_profile(name) for name in {i.profile for i in waiting if i.profile}}
+    with _output(options.output) as out:
+        run = _Run(context, out, waiting, profiles=profiles)
+        with _progress(context, total=len(items), done=len(items) - len(waiting)) as advance:
+            interrupted = _drive(run, advance)
+    _summary(run, skipped=len(items) - len(waiting), interrupted=interrupted)
+    return 130 if interrupted else batch_exit_code(run.outcomes)
+
+
+def _drive(run: _Run, advance: _Advance) -> bool:
+    """Keeps `--jobs` turns running; True when Ctrl-C ended it early."""
+    while run.running or (run.waiting and not run.stopping):
+        try:
+            _fill(run, advance)
+            ended, _ = concurrent.futures.wait(
+                run.running, timeout=_LOOK_S, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in ended:
+                _end(run, run.running.pop(future), future, advance)
+            advance.tick()
+        except KeyboardInterrupt:
+            if run.stopping:
+                raise
+            run.stopping = True
+            for item in run.running.values():
+                _cancel(run, item)
+    return run.stopping
+
+
+def _fill(run: _Run, advance: _Advance) -> None:
+    while not run.stopping and len(run.running) < run.context.options.jobs:
+        item = next_ready(run.waiting, {i.session for i in run.running.values() if i.session})
+        if item is None:
+            return
+        run.waiting.remove(item)
+        profile = run.profiles.get(item.profile) if item.profile else None
+        order = run.context.order(item.prompt, session=item.session, profile=profile, id=item.id)
+        try:
+            run.running[run.context.pool.submit(order, lambda _: None)] = item
+        except GovError as error:
+            _write(run, refused_report(order, error), advance)
+
+
+def _end(run: _Run, item: BatchItem, future: concurrent.futures.Future[TurnReport], advance: _Advance) -> None:
+    try:
+        report = future.result()
+    except GovError as error:
+        profile = run.profiles.get(item.profile) if item.profile else None
+        report = refused_report(
+            run.context.order(item.prompt, session=item.session, profile=profile, id=item.id), error
+        )
+    _write(run, report, advance)
+
+
+def _write(run: _Run, report: TurnReport, advance: _Advance) -> None:
+    if run.stopping and report.outcome in INTERRUPTED:
+        return
+    run.outcomes.append(report.outcome)
+    run.out.write(report.to_json() + "\n")
+    run.out.flush()
+    advance.step(report)
+
+
+def _cancel(run: _Run, item: BatchItem) -> None:
+    from agentao_gov.governor.requests import SessionKey
+
+    for info in run.context.pool.sessions(run.context.options.tenant):
+        if item.session is None or info.key == SessionKey(run.context.options.tenant, item.session):
+            run.context.pool.cancel(info.key, "cancelled")
+
+
+def _read(name: str) -> list[BatchItem]:
+    if name == "-":
+        return parse_batch(sys.stdin, name="standard input")
+    try:
+        with Path(name).open(encoding="utf-8") as file:
+            return parse_batch(file, name=name)
+    except OSError as error:
+        raise ConfigError(f"The batch file {name!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The batch file {name!r} is not UTF-8: {error}.") from None
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        file = path.open("a", encoding="utf-8")
+        path.chmod(0o600)
+    except OSError as error:
+        raise UsageError(f"The output {str(path)!r} cannot be written: {error.strerror}.") from None
+    with file:
+        yield file
+
+
+class _Advance:
+    """Progress: a bar on a terminal, now and then a line elsewhere, nothing when quiet."""
+
+    def __init__(self, context: RunContext, *, total: int, done: int, bar: Progress | None) -> None:
+        self._quiet = context.options.quiet
+        self._total = total
+        self._done = done
+        self._failed = 0
+        self._bar = bar
+        self._task = bar.add_task("turns", total=total, completed=done) if bar else None
+        self._said_at = time.monotonic()
+
+    def step(self, report: TurnReport) -> None:
+        """One more turn is written."""
+        self._done += 1
+        self._failed += report.outcome is not Outcome.ANSWERED
+        if self._bar is not None and self._task is not None:
+            words = f"turns, {self._failed} failed" if self._failed else "turns"
+            self._bar.update(self._task, completed=self._done, description=words)
+
+    def tick(self) -> None:
+        """Says something where no bar does."""
+        if self._bar is None and not self._quiet and time.monotonic() - self._said_at >= _LINE_EVERY_S:
+            self._said_at = time.monotonic()
+            sys.stderr.write(f"batch: {self._done} of {self._total} turns, {self._failed} failed\n")
+
+
+@contextlib.contextmanager
+def _progress(context: RunContext, *, total: int, done: int) -> Iterator[_Advance]:
+    err = console(sys.stderr)
+    if context.options.quiet or not err.file.isatty():
+        yield _Advance(context, total=total, done=done, bar=None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bar:
+        yield _Advance(context, total=total, done=done, bar=bar)
+
+
+def _summary(run: _Run, *, skipped: int, interrupted: bool) -> None:
+    if run.context.options.quiet:
+        return
+    counts = Counter(run.outcomes)
+    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to do"
+    before = f"; {skipped} were done before" if skipped else ""
+    console(sys.stderr).print(f"batch: {words}{before}")
+    if interrupted:
+        left = len(run.waiting) + len(run.running)
+        again = (
+            "Run the same command again to go on." if run.context.options.output else "--output FILE can be continued."
+        )
+        console(sys.stderr).print(f"interrupted with {left} or more turns left. {again}")

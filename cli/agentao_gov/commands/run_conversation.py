@@ -1,0 +1,126 @@
+"""A conversation at the terminal: one turn after another, and the commands that begin with a slash."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from agentao_gov.commands.run_turn import Asker, print_answer, take_turn
+from agentao_gov.errors import GovError
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.report.terminal import console
+from agentao_gov.report.turn_panel import print_budget, print_limits, print_panel
+
+if TYPE_CHECKING:
+    from agentao_gov.commands.run_setup import RunContext
+
+__all__ = ["converse"]
+
+_HELP = """/limits   every limit with its value and where it came from
+/budget   what is used of each token budget
+/report   the last turn's report as JSON
+/save     write the conversation to a Markdown file: /save [FILE]
+/quit     leave; the session is kept and can be continued"""
+#: Two Ctrl-C at the prompt within this time leave.
+_TWICE_S = 2.0
+
+
+@dataclass(slots=True)
+class _Talk:
+    session: str
+    err: Console
+    said: list[tuple[str, TurnReport]] = field(default_factory=list)
+
+    @property
+    def last(self) -> TurnReport | None:
+        return self.said[-1][1] if self.said else None
+
+
+def converse(context: RunContext, asker: Asker | None) -> int:
+    """Talks until /quit or the end of input; returns the exit code: 0, or 130 after two Ctrl-C."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 -- gives input() its line editing and history
+    session = context.options.session or f"chat-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    context.options = replace(context.options, session=session)
+    talk = _Talk(session, console(sys.stderr))
+    talk.err.print(f"session {session} · /limits /budget /report /save /quit · Ctrl-C cancels the turn", style="dim")
+    interrupted_at = float("-inf")
+    while True:
+        try:
+            line = input("\n› " if sys.stdout.isatty() else "").strip()
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if time.monotonic() - interrupted_at < _TWICE_S:
+                return 130
+            interrupted_at = time.monotonic()
+            talk.err.print("\nCtrl-C again, or /quit, leaves.", style="dim")
+            continue
+        if not line:
+            continue
+        if line.startswith("/"):
+            if not _slash(talk, line):
+                break
+            continue
+        _turn(context, talk, line, asker)
+    talk.err.print(f"\nTo go on: agentao-gov run --session {session}", style="dim")
+    return 0
+
+
+def _turn(context: RunContext, talk: _Talk, message: str, asker: Asker | None) -> None:
+    """One turn. What ends it badly does not end the conversation."""
+    try:
+        report = take_turn(context, context.order(message, session=talk.session), asker)
+    except GovError as error:
+        talk.err.print(f"{error.code}: {error}", style="bold red")
+        return
+    talk.said.append((message, report))
+    print_answer(report)
+    if not context.options.quiet:
+        print_panel(talk.err, report)
+
+
+def _slash(talk: _Talk, line: str) -> bool:
+    """Carries out a slash command; False ends the conversation."""
+    name, _, rest = line.partition(" ")
+    report = talk.last
+    if name in {"/quit", "/exit"}:
+        return False
+    if name == "/save":
+        _save(talk, rest.strip())
+    elif name not in {"/limits", "/budget", "/report"}:
+        talk.err.print(_HELP)
+    elif report is None:
+        talk.err.print("No turn has ended yet.")
+    elif name == "/limits":
+        print_limits(talk.err, report)
+    elif name == "/budget":
+        print_budget(talk.err, report.budget)
+    else:
+        talk.err.print(report.model_dump_json(by_alias=True, indent=2))
+    return True
+
+
+def _save(talk: _Talk, name: str) -> None:
+    """Writes what was said to a new file, readable by its owner."""
+    path = Path(name or f"{talk.session}.md").expanduser()
+    parts = [f"# {talk.session}\n"]
+    for message, report in talk.said:
+        parts.append(f"\n## {message}\n\n{report.answer or f'({report.outcome})'}\n")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            path.chmod(0o600)
+            file.write("".join(parts))
+    except FileExistsError:
+        talk.err.print(f"{path} exists; give another name: /save FILE", style="yellow")
+    except OSError as error:
+        talk.err.print(f"{path} cannot be written: {error.strerror}", style="yellow")
+    else:
+        talk.err.print(f"saved {len(talk.said)} turns to {path}")
