@@ -95,20 +95,15 @@ class Pool(Settings):
     session_file_bytes: PositiveBytes | None = Field(
         default=1024**3, alias="session_file_size", description="Largest file a session may write (subprocess mode)."
     )
+    # Off: pids that tools and MCP servers write down would mean nothing outside their session.
+    session_pid_namespace: bool = Field(
+        default=False,
+        description="A process namespace per session: its tools cannot see or signal others (subprocess mode).",
+    )
     # Two openings at once find a process waiting; each costs some 15 MiB until a session takes it.
     ready_workers: Annotated[int, Field(ge=0)] = Field(
         default=2, description="Session processes kept ready (subprocess mode)."
     )
-    # Limits of a session process and what it starts (subprocess mode); absent: none.
-    session_processes: Count | None = Field(default=256, description="Processes below one session at once.")
-    session_cpu_s: PositiveDuration | None = Field(
-        default=None, alias="session_cpu", description="Processor time of each process over its life."
-    )
-    session_files: Annotated[int, Field(ge=64)] | None = Field(default=1024, description="Open files of each process.")
-    session_file_bytes: PositiveBytes | None = Field(
-        default=1024**3, alias="session_file_size", description="Largest file a process may write."
-    )
-    ready_workers: Annotated[int, Field(ge=0)] = Field(default=2, description="Session processes kept ready.")
     max_opening: Count | None = Field(default=None, description="Sessions opened at once; absent: one per core.")
     # Each stuck turn keeps a thread and a slot for ever; past a few of them a restart is the cure.
     max_stuck: Count = Field(default=8, description="Abandoned turns after which the service reports not ready.")
@@ -137,7 +132,6 @@ class Tenant(Settings):
     max_sessions_per_user: Count | None = None
     daily_tokens: PositiveTokens | None = None
     timezone: TimeZone | None = None
-    python: str | None = Field(default=None, description="Interpreter of its session processes (subprocess mode).")
     profiles: list[str] | None = None
     python: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="Python of this tenant's session processes, for other dependencies (subprocess mode)."
