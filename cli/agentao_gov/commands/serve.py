@@ -1,0 +1,176 @@
+"""`agentao-gov serve`: the session pool as an HTTP service."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from agentao_gov.config import ModelChoice, Overrides, ResolvedDeployment, ResolvedProfile
+
+__all__ = ["command", "run_one"]
+
+
+def command(
+    config: Annotated[Path | None, typer.Option("--config", help="The deployment file.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; not loopback: needs keys.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="fresh | in-process | subprocess")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes over one ledger.")] = 1,
+    model: Annotated[str | None, typer.Option("--model", help="A model's name, `embedded` or `simulated`.")] = None,
+    base_url: Annotated[str | None, typer.Option("--base-url", help="An OpenAI-compatible endpoint.")] = None,
+    api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="Variable that holds its key.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="K=V: any key of the deployment file.")] = None,
+    warden: Annotated[bool, typer.Option("--warden/--no-warden", help="A supervisor above the service.")] = True,
+) -> int:
+    """The session pool as an HTTP service: OpenAI-compatible and native API, metrics, a live page at `/`."""
+    from agentao_gov.process.supervision import is_guarded, run_below_warden
+
+    if warden and not is_guarded():
+        # What must not survive this process, even when it is killed or hangs, has to be ended by another one.
+        run_below_warden([sys.executable, "-m", "agentao_gov.main", *sys.argv[1:]])
+    settings = {
+        "config": None if config is None else str(config),
+        "flags": {"server.host": host, "server.port": port, "pool.mode": mode},
+        "sets": list(set_ or ()),
+        "model": (model, base_url, api_key_env),
+        "workers": workers,
+    }
+    return _serve(settings)
+
+
+def _serve(settings: dict[str, Any]) -> int:
+    from agentao_gov.monitor.logs import configure_logging
+    from agentao_gov.process.supervision import Heartbeat
+    from agentao_gov.service.server import bind
+
+    configure_logging()
+    heart = Heartbeat()
+    deployment = _deployment(settings)
+    server = deployment.deployment.server
+    listener = bind(server.host, server.port)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        settings["local_models"] = _start_local_models(deployment, settings, stack)
+        _tell(deployment, listener, settings)
+        heart.start()
+        stack.callback(heart.stop)
+        if settings["workers"] > 1:
+            from agentao_gov.service.workers import run_workers
+
+            return run_workers(run_one, settings, listener, settings["workers"])
+        return run_one(settings, 0, lambda: None, listener)
+
+
+def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None], listener: socket.socket) -> int:
+    """One process's service, until its ladder is walked. Runs in each worker, and in the command itself with one."""
+    from agentao_gov.monitor.logs import configure_logging
+    from agentao_gov.runtime import build_runtime
+    from agentao_gov.service.build import build_service, offered_profiles
+    from agentao_gov.service.server import serve
+
+    configure_logging()
+    deployment = _deployment(settings)
+    offered = offered_profiles(deployment, _chooser(deployment, settings))
+    runtime = build_runtime(deployment)
+    try:
+        service = build_service(
+            deployment,
+            runtime.pool,
+            runtime.ledger,
+            offered,
+            worker=worker,
+            workers=settings["workers"],
+        )
+        for observer in service.observers:
+            runtime.governor.observe(observer)
+        started()
+        try:
+            return serve(service.app, service.gateway, listener)
+        finally:
+            service.close()
+    finally:
+        runtime.close()
+
+
+def _overrides(settings: Mapping[str, Any]) -> Overrides:
+    from agentao_gov.config import Overrides
+
+    names = {"server.host": "--host", "server.port": "--port", "pool.mode": "--mode"}
+    flags = {key: (names[key], value) for key, value in settings["flags"].items() if value is not None}
+    return Overrides(flags=flags, sets=tuple(settings["sets"]))
+
+
+def _deployment(settings: Mapping[str, Any]) -> ResolvedDeployment:
+    from agentao_gov.config import load_deployment
+
+    return load_deployment(settings["config"], overrides=_overrides(settings))
+
+
+def _chooser(deployment: ResolvedDeployment, settings: Mapping[str, Any]) -> Callable[[ResolvedProfile], ModelChoice]:
+    """Chooses each profile's model; local ones get the address they were started at."""
+    from dataclasses import replace
+
+    from agentao_gov.config import ModelFlags, resolve_model
+
+    flags = ModelFlags(*settings["model"])
+
+    def choose(profile: ResolvedProfile) -> ModelChoice:
+        choice = resolve_model(flags, profile=profile, deployment=deployment)
+        local = settings.get("local_models", {}).get(choice.kind)
+        if local is None:
+            return choice
+        return replace(choice, base_url=local["base_url"], name=local["name"], context_window=local["context_window"])
+
+    return choose
+
+
+def _start_local_models(
+    deployment: ResolvedDeployment, settings: Mapping[str, Any], stack: contextlib.ExitStack
+) -> dict[str, dict[str, Any]]:
+    """Starts the local models that profiles use, one process each, ended with the stack."""
+    from agentao_gov.service.build import offered_profiles
+    from agentao_gov.simulator import start_simulator
+    from agentao_gov.simulator.embedded import start_embedded
+
+    unfitted = offered_profiles(deployment, _chooser(deployment, settings))
+    kinds = {offer.model.kind for offer in unfitted.values()}
+    local: dict[str, dict[str, Any]] = {}
+    if "simulated" in kinds:
+        simulator = stack.enter_context(start_simulator())
+        local["simulated"] = {"base_url": simulator.base_url, "name": "simulated", "context_window": None}
+    if "embedded" in kinds:
+        embedded = stack.enter_context(start_embedded())
+        local["embedded"] = {
+            "base_url": embedded.base_url,
+            "name": embedded.name,
+            "context_window": embedded.context_window,
+        }
+    return local
+
+
+def _tell(deployment: ResolvedDeployment, listener: socket.socket, settings: Mapping[str, Any]) -> None:
+    """Says on standard error what is served, with which model, and where to look."""
+    from agentao_gov.monitor.logs import log_event
+    from agentao_gov.service.build import offered_profiles
+
+    offered = offered_profiles(deployment, _chooser(deployment, settings))
+    host, port = listener.getsockname()[:2]
+    models = sorted({f"{offer.model.name} ({offer.model.source})" for offer in offered.values()})
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    for offer in offered.values():
+        for finding in offer.resolved.findings:
+            log_event("profile warning", 30, profile=offer.name, key=finding.key, detail=finding.message)
+    for finding in deployment.findings:
+        log_event("deployment warning", 30, key=finding.key, detail=finding.message)
+    log_event(
+        "starting", address=address, page=f"{address}/", mode=deployment.deployment.pool.mode,
+        profiles=", ".join(offered), model="; ".join(models), workers=settings["workers"], pid=os.getpid(),
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""From measurements to a capacity plan: how many sessions, how many busy, and what gives way first. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from agentao_gov.governor.outcome import Mode
+
+__all__ = ["CapacityPlan", "Machine", "McpMeasured", "Measured", "make_plan", "rule_of_thumb_bytes"]
+
+#: Part of memory, descriptors and processes a plan may use: the rest is the system's and a bad minute's.
+HEADROOM = 0.8
+#: Part of the CPU that turns may use before waiting times run away (M/M/1 at 0.7: 3.3 times the service time).
+CPU_SHARE = 0.7
+#: The published rule of thumb.
+RULE_SESSION_BYTES = 10_000_000
+RULE_MCP_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What there is. Limits of the container where there is one."""
+
+    memory_bytes: int
+    cores: int
+    fds_max: int
+    processes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class McpMeasured:
+    """One MCP server of the profile."""
+
+    name: str
+    bytes: int
+    processes: int
+    start_s: float
+    share: Literal["session", "tenant", "process"] = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the probe found."""
+
+    mode: Mode
+    #: The service's process without sessions, and what it took to get there.
+    base_bytes: int
+    base_fds: int
+    start_s: float
+    #: Opening a session without MCP servers, median.
+    open_ms: float
+    session_empty_bytes: int
+    session_full_bytes: int
+    #: Prompt tokens of the full conversation.
+    full_tokens: int
+    session_fds: float
+    #: Processes of a session that are not MCP servers.
+    session_processes: int
+    cpu_ms_empty: float
+    cpu_ms_full: float
+    mcp: tuple[McpMeasured, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityPlan:
+    """What this machine holds."""
+
+    sessions: int
+    busy: int
+    turns_per_s: float
+    mcp_processes: int
+    memory_bytes: int
+    bottleneck: str
+    #: Sessions that each resource alone would hold.
+    sessions_by: Mapping[str, int]
+    #: The lines at which alerts fire.
+    alert_lines: Mapping[str, float]
+    alert_at: float
+    #: What the published rule of thumb says these sessions need.
+    rule_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rule_of_thumb_bytes(sessions: int, mcp_servers: int) -> int:
+    """Published: sessions x 10 MB + MCP servers x 100 MB."""
+    return sessions * RULE_SESSION_BYTES + mcp_servers * RULE_MCP_BYTES
+
+
+def make_plan(
+    machine: Machine,
+    measured: Measured,
+    *,
+    max_sessions: int,
+    max_busy: int,
+    turn_s: float,
+    tenants: int = 1,
+    alert_at: float = 0.85,
+) -> CapacityPlan:
+    """The plan for a machine. `turn_s`: how long a turn takes, nearly all of it the model's time."""
+    own = [server for server in measured.mcp if server.share == "session"]
+    shared = [server for server in measured.mcp if server.share != "session"]
+    copies = {server.name: tenants if server.share == "tenant" else 1 for server in shared}
+    shared_bytes = sum(server.bytes * copies[server.name] for server in shared)
+    shared_processes = sum(server.processes * copies[server.name] for server in shared)
+    each_bytes = measured.session_full_bytes + sum(server.bytes for server in own)
+    each_processes = measured.session_processes + sum(server.processes for server in own)
+
+    by = {
+        "memory": _fits(machine.memory_bytes * HEADROOM - measured.base_bytes - shared_bytes, each_bytes),
+        "descriptors": _fits(machine.fds_max * HEADROOM - measured.base_fds, measured.session_fds),
+        "processes": _fits(machine.processes_max * HEADROOM - shared_processes, each_processes),
+        "max_sessions": max_sessions,
+    }
+    bottleneck = min(by, key=lambda name: by[name])
+    sessions = max(0, by[bottleneck])
+    busy, turns_per_s, busy_by = _busy(machine, measured, sessions=sessions, max_busy=max_busy, turn_s=turn_s)
+    mcp_processes = sessions * sum(server.processes for server in own) + shared_processes
+    # Rounded up to 64 MiB: the plan is a line to alert on, not a prediction to the byte.
+    need = measured.base_bytes + shared_bytes + sessions * each_bytes
+    step = 64 * 2**20
+    memory_bytes = -(-int(need / alert_at) // step) * step
+    servers = sum(sessions for _ in own) + sum(copies.values())
+    return CapacityPlan(
+        sessions=sessions,
+        busy=busy,
+        turns_per_s=turns_per_s,
+        mcp_processes=mcp_processes,
+        memory_bytes=min(memory_bytes, machine.memory_bytes),
+        bottleneck=bottleneck,
+        sessions_by=by,
+        alert_lines={
+            "sessions": sessions * alert_at,
+            "mcp_processes": mcp_processes * alert_at,
+            "memory_bytes": min(memory_bytes, machine.memory_bytes) * alert_at,
+        },
+        alert_at=alert_at,
+        rule_bytes=rule_of_thumb_bytes(sessions, servers),
+        details={"session_bytes": each_bytes, "need_bytes": need, "busy_by": busy_by},
+    )
+
+
+def _fits(room: float, each: float) -> int:
+    """How many fit; what costs nothing never runs out."""
+    if each <= 0:
+        return 1_000_000
+    return max(0, int(room / each))
+
+
+def _busy(
+    machine: Machine, measured: Measured, *, sessions: int, max_busy: int, turn_s: float
+) -> tuple[int, float, str]:
+    """Turns at once, turns a second, and what limits them."""
+    # One interpreter lock a process: in this process all turns share a core.
+    cores = machine.cores if measured.mode == "subprocess" else 1
+    cpu_s = max(measured.cpu_ms_full, measured.cpu_ms_empty, 0.001) / 1000
+    turns_per_s = CPU_SHARE * cores / cpu_s
+    by = {"cpu": max(1, int(turns_per_s * turn_s)), "max_busy": max_busy, "sessions": max(1, sessions)}
+    limit = min(by, key=lambda name: by[name])
+    return by[limit], turns_per_s, limit
