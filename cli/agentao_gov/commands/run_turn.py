@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from agentao_gov.config.edit import write_whole
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
 from agentao_gov.report.live_turn import LiveTurn
@@ -34,6 +35,8 @@ __all__ = ["Asker", "run_once", "take_turn"]
 _LOOK_S = 0.1
 #: A person who thinks longer than the turn may last has answered no; the turn's end must not wait for them.
 _ASK_MARGIN_S = 0.5
+#: How often the embedded model is asked what it does.
+_ASK_MODEL_S = 0.5
 
 
 @dataclass(slots=True)
@@ -185,18 +188,18 @@ def _note(context: RunContext) -> Any:
     local = context.local
     if not isinstance(local, EmbeddedModel):
         return lambda: ""
-    state = {"at": 0.0, "text": ""}
+    asked_at, text = 0.0, ""
 
     def note() -> str:
-        now = time.monotonic()
-        if now - float(state["at"]) > 0.5:
+        nonlocal asked_at, text
+        if time.monotonic() - asked_at > _ASK_MODEL_S:
             progress = local.progress()
             words = {
                 "reading": f"reading the prompt: {progress.prompt_tokens_read:,} tokens",
                 "answering": f"answering: {progress.completion_tokens:,} tokens",
             }
-            state["at"], state["text"] = now, words.get(progress.state, "")
-        return str(state["text"])
+            asked_at, text = time.monotonic(), words.get(progress.state, "")
+        return text
 
     return note
 
@@ -205,7 +208,7 @@ def _deliver(context: RunContext, report: TurnReport) -> None:
     options = context.options
     if options.output is not None:
         text = report.to_json() + "\n" if options.json else f"{report.answer or ''}\n"
-        _write_private(options.output, text)
+        write_whole(options.output, text)
     if options.json:
         sys.stdout.write(report.to_json() + "\n")
         return
@@ -224,19 +227,3 @@ def print_answer(report: TurnReport) -> None:
         out.print(Markdown(report.answer))
     else:
         sys.stdout.write(report.answer.rstrip("\n") + "\n")
-
-
-def _write_private(path: Any, text: str) -> None:
-    """Whole or not at all, readable by its owner."""
-    import os
-    import tempfile
-
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
