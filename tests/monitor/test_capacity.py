@@ -15,7 +15,8 @@ MIB = 2**20
 MACHINE = Machine(memory_bytes=4 * GIB, cores=2, fds_max=20_000, processes_max=1_000)
 LEAN = Measured(
     mode="in-process", base_bytes=100 * MIB, base_fds=20, start_s=2.0, open_ms=1.5, session_empty_bytes=30_000,
-    session_full_bytes=200_000, full_tokens=48_000, session_fds=0.0, session_processes=0, cpu_ms_empty=6.0, cpu_ms_full=8.0,
+    session_full_bytes=200_000, full_tokens=48_000, session_fds=0.0, session_processes=0, cpu_ms_empty=6.0,
+    cpu_ms_full=8.0,
 )  # fmt: skip
 SERVER = McpMeasured("m", bytes=60 * MIB, processes=1, start_s=1.0)
 

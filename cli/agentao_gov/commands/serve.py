@@ -7,10 +7,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Model, Sets
 
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, Overrides, ResolvedDeployment, ResolvedProfile
@@ -19,15 +20,15 @@ __all__ = ["command", "run_one"]
 
 
 def command(
-    config: Annotated[Path | None, typer.Option("--config", help="The deployment file.")] = None,
+    config: Config = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; not loopback: needs keys.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="fresh | in-process | subprocess")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes over one ledger.")] = 1,
-    model: Annotated[str | None, typer.Option("--model", help="A model's name, `embedded` or `simulated`.")] = None,
-    base_url: Annotated[str | None, typer.Option("--base-url", help="An OpenAI-compatible endpoint.")] = None,
-    api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="Variable that holds its key.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="K=V: any key of the deployment file.")] = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    set_: Sets = None,
     warden: Annotated[bool, typer.Option("--warden/--no-warden", help="A supervisor above the service.")] = True,
 ) -> int:
     """The session pool as an HTTP service: OpenAI-compatible and native API, metrics, a live page at `/`."""
@@ -90,7 +91,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
             workers=settings["workers"],
         )
         for observer in service.observers:
-            runtime.governor.observe(observer)
+            runtime.observe(observer)
         started()
         try:
             return serve(service.app, service.gateway, listener)
@@ -137,22 +138,13 @@ def _start_local_models(
 ) -> dict[str, dict[str, Any]]:
     """Starts the local models that profiles use, one process each, ended with the stack."""
     from agentao_gov.service.build import offered_profiles
-    from agentao_gov.simulator import start_simulator
-    from agentao_gov.simulator.embedded import start_embedded
+    from agentao_gov.simulator.local import running_model
 
-    unfitted = offered_profiles(deployment, _chooser(deployment, settings))
-    kinds = {offer.model.kind for offer in unfitted.values()}
+    choices = [offer.model for offer in offered_profiles(deployment, _chooser(deployment, settings)).values()]
     local: dict[str, dict[str, Any]] = {}
-    if "simulated" in kinds:
-        simulator = stack.enter_context(start_simulator())
-        local["simulated"] = {"base_url": simulator.base_url, "name": "simulated", "context_window": None}
-    if "embedded" in kinds:
-        embedded = stack.enter_context(start_embedded())
-        local["embedded"] = {
-            "base_url": embedded.base_url,
-            "name": embedded.name,
-            "context_window": embedded.context_window,
-        }
+    for choice in {choice.kind: choice for choice in choices if choice.kind != "remote"}.values():
+        model, _ = stack.enter_context(running_model(choice))
+        local[choice.kind] = {"base_url": model.base_url, "name": model.name, "context_window": model.context_window}
     return local
 
 

@@ -14,6 +14,8 @@ __all__ = ["CapacityPlan", "Machine", "McpMeasured", "Measured", "make_plan", "r
 HEADROOM = 0.8
 #: Part of the CPU that turns may use before waiting times run away (M/M/1 at 0.7: 3.3 times the service time).
 CPU_SHARE = 0.7
+#: What costs next to nothing is said to fit this often.
+ENOUGH = 1_000_000
 #: The published rule of thumb.
 RULE_SESSION_BYTES = 10_000_000
 RULE_MCP_BYTES = 100_000_000
@@ -143,9 +145,9 @@ def make_plan(
 
 def _fits(room: float, each: float) -> int:
     """How many fit; what costs nothing never runs out."""
-    if each <= 0:
-        return 1_000_000
-    return max(0, int(room / each))
+    if room <= 0:
+        return 0
+    return ENOUGH if each * ENOUGH <= room else int(room / each)
 
 
 def _busy(
