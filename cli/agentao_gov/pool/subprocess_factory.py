@@ -39,7 +39,7 @@ class SubprocessSettings:
     #: Processes kept ready beyond those in use; each costs some MiB until a session takes it.
     ready: int = 2
     #: Whether each session gets a pid namespace of its own where the system allows it.
-    pid_namespace: bool = True
+    pid_namespace: bool = False
     #: tenant -> Python of its own, for other dependencies; such sessions start cold.
     pythons: Mapping[str, str] = field(default_factory=dict)
     #: False: every session starts cold, from nothing.
@@ -49,23 +49,20 @@ class SubprocessSettings:
     def of(cls, deployment: ResolvedDeployment) -> SubprocessSettings:
         """What the deployment file says."""
         pool = deployment.deployment.pool
-        given = {
-            name: getattr(pool, attribute)
-            for name, attribute in (
-                ("memory_bytes", "session_memory_bytes"),
-                ("processes", "session_processes"),
-                ("cpu_s", "session_cpu_s"),
-                ("files", "session_files"),
-                ("file_bytes", "session_file_bytes"),
-            )
-            if hasattr(pool, attribute)
-        }
-        pythons = {
-            name: python
-            for name, tenant in deployment.deployment.tenants.items()
-            if (python := getattr(tenant, "python", None)) is not None
-        }
-        return cls(limits=replace(OsLimits(), **given), ready=getattr(pool, "ready_workers", 2), pythons=pythons)
+        limits = OsLimits(
+            memory_bytes=pool.session_memory_bytes,
+            processes=pool.session_processes,
+            cpu_s=pool.session_cpu_s,
+            files=pool.session_files,
+            file_bytes=pool.session_file_bytes,
+        )
+        tenants = deployment.deployment.tenants.items()
+        return cls(
+            limits=limits,
+            ready=pool.ready_workers,
+            pid_namespace=pool.session_pid_namespace,
+            pythons={name: tenant.python for name, tenant in tenants if tenant.python is not None},
+        )
 
 
 class SubprocessFactory:

@@ -29,6 +29,7 @@ from agentao_gov.pool.subprocess_report import TurnWitness
 from agentao_gov.process import worker_wire as wire
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.spawn import SessionProcess
+from agentao_gov.process.tags import TAG_VARIABLE
 from agentao_gov.process.tree import SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 
@@ -74,7 +75,7 @@ class SubprocessHost:
     """Satisfies `SessionHost`. `cancel`, `kill` and the properties are safe from any thread."""
 
     def __init__(self, spec: SessionSpec, parts: HostParts, conversation: Conversation | None) -> None:
-        self._spec = spec
+        self.spec = spec
         self._parts = parts
         self._desk = LedgerDesk(parts.ledger, spec.key.tenant, parts.clock)
         #: The conversation after the last turn that ended well: what a new process starts from.
@@ -93,13 +94,13 @@ class SubprocessHost:
     def start(self, deadline: Deadline) -> None:
         """Gets a process and opens the session in it. Raises GovError."""
         gone = threading.Event()
-        process = self._parts.spawn(self._spec, deadline)
+        process = self._parts.spawn(self.spec, deadline)
         peer = WirePeer(
             process.wire,
             notifications={wire.EVENT: self._on_event, wire.OBSERVE: self._on_observe, wire.LEDGER: self._desk.notice},
             requests={wire.LEDGER: self._desk.handle},
             on_close=gone.set,
-            name=self._spec.key.session,
+            name=self.spec.key.session,
         )
         live = _Live(process, peer, gone)
         peer.start()
@@ -109,15 +110,15 @@ class SubprocessHost:
                 self._live = live
         if refused:
             self._bury(live)
-            raise InternalError(f"Session {self._spec.key} was closed while it opened.")
+            raise InternalError(f"Session {self.spec.key} was closed while it opened.")
         try:
             within_s = min(deadline.remaining_s(), 1e6)
             opening = peer.call(
                 wire.OPEN,
                 {
-                    "spec": wire.encode_spec(self._spec),
+                    "spec": wire.encode_spec(self.spec),
                     "conversation": wire.encode_conversation(self._conversation),
-                    "home": str(self._parts.home(self._spec)),
+                    "home": str(self._parts.home(self.spec)),
                     "within_s": within_s,
                 },
             )
@@ -134,11 +135,11 @@ class SubprocessHost:
     def turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
         """Runs one turn; see SessionHost. Raises InternalError for a second turn beside the first, or after close."""
         if not self._one_turn.acquire(blocking=False):
-            raise InternalError(f"Session {self._spec.key} already runs a turn.")
+            raise InternalError(f"Session {self.spec.key} already runs a turn.")
         try:
             with self._lock:
                 if self._closed:
-                    raise InternalError(f"Session {self._spec.key} is closed.")
+                    raise InternalError(f"Session {self.spec.key} is closed.")
                 self._cancelled = None
             return self._observed_turn(request, on_event)
         finally:
@@ -198,7 +199,7 @@ class SubprocessHost:
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────
 
     def _observed_turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
-        spec, parts = self._spec, self._parts
+        spec, parts = self.spec, self._parts
         labels = TurnLabels(
             spec.key, request.user, spec.profile.profile.name, spec.mode, request.turn_id, spec.model.name
         )
@@ -237,7 +238,7 @@ class SubprocessHost:
         answer.add_done_callback(lambda _: witness.wake.set())
         if self._cancelled is not None:  # cancelled while a process was being started
             live.peer.notify(wire.CANCEL, {"reason": self._cancelled})
-        grace_s = float(self._spec.profile.profile.limits.cancel_grace_s)
+        grace_s = float(self.spec.profile.profile.limits.cancel_grace_s)
         if not self._await(answer, witness, deadline, grace_s):
             self._bury(live)
             outcome, why = self._why_stopped(witness)
@@ -311,9 +312,7 @@ class SubprocessHost:
         if live is not None and not live.peer.closed:
             return live
         if live is not None:
-            _log.warning(
-                "The process of session %s is gone; starting another. %s", self._spec.key, self._obituary(live)
-            )
+            _log.warning("The process of session %s is gone; starting another. %s", self.spec.key, self._obituary(live))
         self.start(deadline)
         with self._lock:
             live = self._live
@@ -337,10 +336,11 @@ class SubprocessHost:
         live.process.let_go()
         live.peer.close()
         gone = live.process.wait_gone(_KILL_S)
-        tag = self._spec.child_env.get("AGENTAO_GOV_TAG")
-        if not gone and tag is not None:
-            gone = not SessionTree(tag, [live.process.root]).kill(_KILL_S).survivors
         live.process.last_words(0)
+        if not live.process.ended_well:
+            # The warden itself was killed: what it guarded is found by its tag.
+            tree = SessionTree(self.spec.child_env[TAG_VARIABLE], [live.process.root])
+            gone = not tree.kill(_KILL_S).survivors
         with self._lock:
             if self._live is live:
                 self._live = None

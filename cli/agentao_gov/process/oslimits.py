@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ class OsLimits:
     #: Processes below the session at once. A test suite or a build runs some dozens.
     processes: int | None = 256
     #: Processor seconds of each process over its life; None: turns are limited by their deadline anyway.
-    cpu_s: int | None = None
+    cpu_s: float | None = None
     #: Open files of each process.
     files: int | None = 1024
     #: Largest file any process may write.
@@ -45,7 +46,7 @@ class OsLimits:
     def apply(self) -> None:
         """Takes on the per-process limits; everything this process starts inherits them."""
         wanted = {
-            resource.RLIMIT_CPU: self.cpu_s,
+            resource.RLIMIT_CPU: None if self.cpu_s is None else math.ceil(self.cpu_s),
             resource.RLIMIT_NOFILE: self.files,
             resource.RLIMIT_FSIZE: self.file_bytes,
             resource.RLIMIT_CORE: 0,

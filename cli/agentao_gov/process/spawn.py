@@ -51,6 +51,8 @@ class SessionProcess:
     lifeline: int
     #: What the warden says: `limit ...`, `exit ...`; end-of-file: nothing of the tree is left.
     status: int
+    #: Whether the warden's last word said that it had ended everything below itself.
+    ended_well: bool = False
     started_at: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -110,7 +112,7 @@ class SessionProcess:
         for line in text.decode(errors="replace").splitlines():
             word, _, rest = line.partition(" ")
             if word == "exit":
-                code = int(rest)
+                code, self.ended_well = int(rest), True
             elif word == "limit":
                 struck = rest
         return code, struck
@@ -148,7 +150,7 @@ class _Ends:
 class ColdSpawner:
     """Starts a session process from nothing, with any Python that has the package installed: about a second."""
 
-    def __init__(self, python: str | Path = sys.executable, *, pid_namespace: bool = True) -> None:
+    def __init__(self, python: str | Path = sys.executable, *, pid_namespace: bool = False) -> None:
         self._python = str(python)
         self._pid_namespace = pid_namespace
 
@@ -189,7 +191,7 @@ class ZygoteSpawner:
     The zygote starts with the first spawn, or ahead of it with `start`, and again if it died.
     """
 
-    def __init__(self, env: Mapping[str, str], *, pid_namespace: bool = True) -> None:
+    def __init__(self, env: Mapping[str, str], *, pid_namespace: bool = False) -> None:
         self._env = dict(env)
         self._pid_namespace = pid_namespace
         self._lock = threading.Lock()

@@ -155,7 +155,8 @@ class Worker:
         saved = params["conversation"]
         conversation = wire.decode_conversation(saved) if saved is not None else None
         home = Path(params["home"])
-        (home / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (home, home / "tmp"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.update({"HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
         os.chdir(spec.workdir)
@@ -255,6 +256,7 @@ def _end_soon(code: int) -> None:
 
 def main() -> int:
     """Serves one session on standard input and output until either ends."""
+    os.umask(0o077)
     read_fd, write_fd = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -31,11 +31,21 @@ PRELOAD = (
     "agentao.memory",
     "agentao.skills",
     "agentao.embedding",
+    "agentao.host.models",
+    "agentao.host.schema",
+    "agentao.host.stream",
     "agentao.tools",
     "mcp.client.stdio",
     "mcp.client.session",
     "openai",
-    "openai.resources.chat.completions",
+    "openai.resources.chat.chat",
+    "openai.resources.chat.completions.completions",
+    "openai.resources.models",
+    "openai.lib._chat_completion_resources",
+    "openai.lib.streaming.chat",
+    "openai.types.chat.completions",
+    "jiter",
+    "encodings.idna",
     "agentao_gov.budget",
     "agentao_gov.config",
     "agentao_gov.governor",
@@ -48,9 +58,10 @@ def preload() -> None:
     """Imports everything and moves it out of the collector's sight, so that a collection does not touch its pages."""
     for name in PRELOAD:
         importlib.import_module(name)
-    from agentao_gov.process import worker
+    from agentao_gov.process import rehearsal, worker
 
     worker.warm_up()
+    rehearsal.rehearse()
     gc.collect()
     gc.freeze()
     # The collector stays off here: a collection just before a fork would dirty pages in every child.
