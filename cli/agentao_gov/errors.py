@@ -22,6 +22,7 @@
     ├── StoreError                      the ledger or the session archive cannot be used
     ├── ModelError                      the model or its provider failed
     ├── TurnTimeoutError                the turn met its deadline
+    ├── SessionStuckError               an earlier turn never came back: the session is quarantined
     └── InternalError                   ours to mend; the traceback is in a file
 
 Each class maps to exactly one exit code and one HTTP status (`contract.md`, "Exit codes" and "HTTP service").
@@ -49,6 +50,7 @@ __all__ = [
     "QueueFullError",
     "QueueTimeoutError",
     "SessionNotFoundError",
+    "SessionStuckError",
     "StoreError",
     "TenantSessionLimitError",
     "TooLargeError",
@@ -264,6 +266,20 @@ class TurnTimeoutError(GovError):
     code = "turn_timeout"
     exit_code = 5
     http_status = 504
+
+
+class SessionStuckError(GovError):
+    """Raised when a session is quarantined because an earlier turn of it never came back."""
+
+    code = "stuck"
+    exit_code = 5
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"Session {session} is quarantined: an earlier turn of it never came back.",
+            hint="Start another session; a restart of the service frees this one.",
+        )
+        self.session = session
 
 
 class InternalError(GovError):

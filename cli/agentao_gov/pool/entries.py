@@ -102,3 +102,8 @@ class Entry:
         self.overdue = False
         #: Its archive could not be written: not to be evicted before this time.
         self.pinned_until = 0.0
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it only waits to be removed."""
+        return CloseReason.DELETED in (self.doomed, self.close_reason)

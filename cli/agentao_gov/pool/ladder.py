@@ -34,7 +34,7 @@ class Rung(IntEnum):
     @property
     def label(self) -> str:
         """As it is written in status and log."""
-        return self.name.lower().replace("_", " ")
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,354 @@
+"""The pool as its users see it: orders in, reports out, a look at what goes on, and the way down."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.governor.outcome import Mode
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import EventSink, SessionKey, TurnEvent
+from agentao_gov.pool.core import Verdict
+from agentao_gov.pool.engine import CLOSERS, Engine
+from agentao_gov.pool.keeper import Keeper
+from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
+from agentao_gov.pool.lease import HeldLease
+from agentao_gov.pool.settings import pool_limits, rung_times
+from agentao_gov.pool.tickets import Ticket
+from agentao_gov.pool.turns import Turns
+from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState, TurnOrder
+from agentao_gov.pool.views import info_of_head, resident_infos, stats_of
+from agentao_gov.pool.watch import Watch
+
+if TYPE_CHECKING:
+    from agentao_gov.config import ResolvedDeployment
+    from agentao_gov.pool.archive import SessionArchive
+    from agentao_gov.pool.effects import Effect
+    from agentao_gov.pool.events import PoolObserver
+    from agentao_gov.pool.host import HostFactory
+    from agentao_gov.pool.limits import PoolLimits
+
+__all__ = ["AgentPool"]
+
+#: Past a turn's limit and grace by this much, its host counts as hung and its lease as leaked.
+_LEAK_MARGIN_S = 5.0
+#: Between looks at whether a rung of the way down has nothing left to wait for.
+_RUNG_LOOK_S = 0.05
+#: How long `delete` waits for the session's agent to be gone.
+_DELETE_S = 5.0
+
+
+def _no_env(_: SessionKey) -> Mapping[str, str]:
+    return {}
+
+
+class AgentPool:
+    """Sessions of many tenants, one turn at a time each. Thread-safe; what blocks says so."""
+
+    def __init__(
+        self,
+        deployment: ResolvedDeployment,
+        factories: Mapping[Mode, HostFactory],
+        archive: SessionArchive,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        workdirs: Path | None = None,
+        child_env: Callable[[SessionKey], Mapping[str, str]] = _no_env,
+        closers: int = CLOSERS,
+    ) -> None:
+        """`workdirs`: where temporary working directories are made; `child_env`: marks every child of a session."""
+        config = deployment.deployment
+        self._times = rung_times(config)
+        self._memory_bytes = config.capacity.memory_bytes if config.capacity is not None else None
+        self._clock = clock
+        self._archive = archive
+        keeper = Keeper(
+            archive,
+            factories,
+            hibernate=config.pool.hibernate,
+            workdirs=workdirs if workdirs is not None else deployment.state_dir / "work",
+            child_env=child_env,
+            clock=clock,
+        )
+        self._engine = Engine(pool_limits(config), keeper, clock, self._times.close_s)
+        self._engine.closers.allow(closers)
+        self._turns = Turns(self._engine)
+        self._watch = Watch(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
+        self._rung = Rung.SERVING
+
+    # -- turns -----------------------------------------------------------------------------------------------------
+
+    def submit(self, order: TurnOrder, on_event: EventSink | None = None) -> Future[TurnReport]:
+        """Asks for one turn; returns at once.
+
+        The future ends with the turn's report, or with a CapacityError when there is no place for it, another GovError
+        when its session cannot be opened. `future.cancel()` works until the turn has its place; `cancel` from then on.
+        `on_event` is called on the turn's thread.
+        """
+        future: Future[TurnReport] = Future()
+        self._acquire(Ticket(order, future, self._turns.granted, on_event or _ignore, self._clock.monotonic()))
+        return future
+
+    def lease(self, order: TurnOrder) -> Future[HeldLease]:
+        """Asks for the session itself instead of a turn on it; the order's message is not used."""
+        future: Future[HeldLease] = Future()
+        self._acquire(Ticket(order, future, self._lend, _ignore, self._clock.monotonic()))
+        return future
+
+    def cancel(self, key: SessionKey, reason: str = "cancelled", *, turn_id: str | None = None) -> bool:
+        """Cancels the session's turn in flight, or the first that waits for it; or the one with this id.
+
+        `reason`: `cancelled`, `client_gone`, `shutdown`. False: there was none.
+        """
+        engine = self._engine
+        with engine.lock:
+            ticket = engine.running.get(key)
+            if ticket is None or (turn_id is not None and ticket.order.turn_id != turn_id):
+                ticket = self._waiting(key, turn_id)
+            if ticket is None:
+                return False
+            ticket.cancel_reason = ticket.cancel_reason or reason
+            waits = ticket.waiter_id in engine.tickets
+        if waits:
+            self._call_off(ticket)
+        elif ticket.started and ticket.resident is not None:
+            ticket.resident.host.cancel(reason)
+            # The host may be between its grant and its first step: the watch says it again until the turn ends.
+            self._watch.expect(0.0)
+        return True
+
+    # -- sessions --------------------------------------------------------------------------------------------------
+
+    def delete(self, key: SessionKey) -> bool:
+        """Removes a session for good: agent, archive and working directory; cancels its turn. Blocks, 5 s at most.
+
+        False: there was no such session. A turn that comes later begins a new one.
+        """
+        engine = self._engine
+        gone = threading.Event()
+        before = SessionState.GONE
+
+        def forget(now: float) -> list[Effect]:
+            nonlocal before
+            before, effects = engine.core.delete(now, key)
+            return effects
+
+        engine.decide(forget)
+        if before is SessionState.BUSY:
+            self.cancel(key)
+        existed = self._archive.delete(key)
+        in_memory = before not in (SessionState.GONE, SessionState.STUCK)
+        deadline = Deadline.after(_DELETE_S, self._clock)
+        while in_memory and self._dying(key) and not deadline.passed:
+            gone.wait(0.01)
+        return existed or before is not SessionState.GONE
+
+    def session(self, key: SessionKey) -> SessionInfo | None:
+        """One session, in memory or hibernated. May read a file."""
+        found = resident_infos(self._engine, key=key)
+        if found:
+            return found[0]
+        if self._dying(key):
+            return None
+        head = self._archive.head(key)
+        return info_of_head(head) if head is not None else None
+
+    def sessions(self, tenant: str | None = None) -> list[SessionInfo]:
+        """A tenant's sessions, hibernated ones too; without a tenant everyone's, those in memory alone. Reads files."""
+        resident = resident_infos(self._engine, tenant)
+        if tenant is None:
+            return resident
+        known = {info.key for info in resident}
+        heads = self._archive.heads(tenant)
+        return resident + [info_of_head(head) for head in heads if head.key not in known and not self._dying(head.key)]
+
+    def stats(self) -> PoolStats:
+        """The pool at this moment."""
+        return stats_of(self._engine, self._rung.label)
+
+    def subscribe(self, observer: PoolObserver) -> None:
+        """Adds an observer of everything that happens from now on."""
+        self._engine.subscribe(observer)
+
+    # -- limits ----------------------------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> PoolLimits:
+        """What holds now."""
+        return self._engine.core.limits
+
+    def resize(self, limits: PoolLimits) -> None:
+        """New limits, at once: surplus idle sessions leave memory, busy ones finish first."""
+        self._engine.decide(lambda now: self._engine.core.resize(now, limits))
+
+    def memory_used(self, used_bytes: int) -> None:
+        """A reading of the memory in use; above nine tenths of the plan's, idle sessions leave until it is eight."""
+        if self._memory_bytes:
+            fraction = used_bytes / self._memory_bytes
+            self._engine.decide(lambda now: self._engine.core.memory(now, fraction))
+
+    # -- the way down ----------------------------------------------------------------------------------------------
+
+    def begin_lame_duck(self) -> None:
+        """Not ready any more; turns are still taken."""
+        self._rung = Rung.LAME_DUCK
+
+    def begin_drain(self) -> None:
+        """Refuses new and waiting turns, closes idle sessions; turns in flight go on."""
+        self._rung = Rung.DRAINING
+        # Five hundred polite closes of 0.25 s would take sixteen threads longer than the whole budget.
+        self._watch.widen()
+        self._engine.decide(self._engine.core.drain)
+
+    def cancel_running(self) -> list[SessionKey]:
+        """Cancels the turns in flight; returns whose."""
+        self._rung = Rung.CANCELLING
+        with self._engine.lock:
+            keys = list(self._engine.running)
+        return [key for key in keys if self.cancel(key, "shutdown")]
+
+    def close_all(self) -> list[SessionKey]:
+        """Closes what can be closed; returns the sessions that still have to. Drains first if nobody did."""
+        if not self._engine.core.draining:
+            self.begin_drain()
+        self._rung = Rung.CLOSING
+        with self._engine.lock:
+            return list(self._engine.residents)
+
+    def kill_all(self) -> list[SessionKey]:
+        """Ends by force what is left; returns which sessions. Does not wait for it."""
+        self._rung = Rung.KILLING
+        with self._engine.lock:
+            left = dict(self._engine.residents)
+        for resident in left.values():
+            threading.Thread(target=resident.host.kill, name="pool-kill", daemon=True).start()
+        return list(left)
+
+    def close(self, times: RungTimes | None = None) -> None:
+        """The whole way down, blocking: drains, cancels, closes, kills. By default without waiting for turns."""
+        ladder = Ladder(times if times is not None else _at_once(self._times))
+        enter: dict[Rung, Callable[[], Any]] = {
+            Rung.LAME_DUCK: self.begin_lame_duck,
+            Rung.DRAINING: self.begin_drain,
+            Rung.CANCELLING: self.cancel_running,
+            Rung.CLOSING: self.close_all,
+            Rung.KILLING: self.kill_all,
+        }
+        entered = ladder.signal(self._clock.monotonic())
+        while True:
+            for rung in entered:
+                enter.get(rung, _nothing)()
+            if ladder.rung is Rung.GONE:
+                break
+            with self._engine.lock:
+                table = self._engine.core.table
+                busy = table.count[SessionState.BUSY]
+                resident = table.pool.resident - table.count[SessionState.STUCK]
+                self._engine.changed.clear()
+            entered = ladder.tick(self._clock.monotonic(), busy=busy, resident=resident)
+            if not entered:
+                self._engine.changed.wait(_RUNG_LOOK_S)
+        self._rung = Rung.GONE
+        self._watch.stop()
+        deadline = Deadline.after(self._times.kill_s, self._clock)
+        for factory in {id(factory): factory for factory in self._engine.keeper.factories.values()}.values():
+            factory.shutdown(deadline)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _acquire(self, ticket: Ticket) -> None:
+        engine, order = self._engine, ticket.order
+        limits = order.profile.profile.limits
+        deadline_at = order.deadline.at if order.deadline is not None else float("inf")
+        leak_after_s = limits.turn_timeout_s + limits.cancel_grace_s + engine.core.limits.queue_timeout_s
+
+        def ask(now: float) -> list[Effect]:
+            ticket.waiter_id, effects = engine.core.acquire(
+                now,
+                order.key,
+                order.user,
+                deadline_at=deadline_at,
+                once=order.mode == "fresh",
+                leak_after_s=leak_after_s + _LEAK_MARGIN_S,
+            )
+            engine.tickets[ticket.waiter_id] = ticket
+            return effects
+
+        engine.decide(ask)
+        if ticket.lease_id is None:
+            ticket.future.add_done_callback(functools.partial(self._left, ticket))
+            self._watch.expect(min(deadline_at, ticket.submitted_at + engine.core.limits.queue_timeout_s))
+
+    def _left(self, ticket: Ticket, future: Future[Any]) -> None:
+        """The caller cancelled the future while the turn waited."""
+        if future.cancelled():
+            self._call_off(ticket)
+
+    def _call_off(self, ticket: Ticket) -> None:
+        """Takes a waiting turn out of the queue. One that was granted in the same moment ends on its own thread."""
+        engine = self._engine
+        waits = False
+
+        def leave(now: float) -> list[Effect]:
+            nonlocal waits
+            waits = engine.tickets.pop(ticket.waiter_id, None) is not None
+            return engine.core.cancel(now, ticket.waiter_id)[1] if waits else []
+
+        engine.decide(leave)
+        if waits:
+            ticket.drop_hold()
+            self._turns.answer(ticket, self._turns.cancelled_report(ticket) if ticket.cancel_reason else None)
+
+    def _waiting(self, key: SessionKey, turn_id: str | None) -> Ticket | None:
+        """The first turn that waits for a session, or the one with this id. Under the lock."""
+        entry = self._engine.core.table.entries.get(key)
+        for waiter in entry.waiters if entry is not None else ():
+            ticket = self._engine.tickets[waiter.id]
+            if turn_id is None or ticket.order.turn_id == turn_id:
+                return ticket
+        return None
+
+    def _dying(self, key: SessionKey) -> bool:
+        with self._engine.lock:
+            entry = self._engine.core.table.entries.get(key)
+            return entry is not None and entry.is_deleted
+
+    def _lend(self, ticket: Ticket) -> None:
+        resident, lease_id = ticket.resident, ticket.lease_id
+        assert resident is not None
+        assert lease_id is not None
+        ticket.thread_id = threading.get_ident()
+        if ticket.future.set_running_or_notify_cancel():
+            release = functools.partial(self._take_back, ticket)
+            ticket.future.set_result(HeldLease(lease_id, ticket.key, resident.host, ticket.waited_s, release))
+        else:
+            self._take_back(ticket, lease_id, Verdict.OK)
+
+    def _take_back(self, ticket: Ticket, lease_id: int, verdict: Verdict) -> None:
+        engine = self._engine
+
+        def release(now: float) -> list[Effect]:
+            effects = engine.core.release(now, lease_id, verdict)
+            del engine.running[ticket.key]
+            return effects
+
+        # Raises StaleLeaseError before anything has changed.
+        engine.decide(release)
+        engine.changed.set()
+
+
+def _ignore(_: TurnEvent) -> None:
+    """Events of a turn that nobody listens to."""
+
+
+def _nothing() -> None:
+    """A rung without a deed."""
+
+
+def _at_once(times: RungTimes) -> RungTimes:
+    return RungTimes(0.0, 0.0, times.cancel_s, times.close_s, times.kill_s, times.budget_s)

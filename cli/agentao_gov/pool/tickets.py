@@ -1,0 +1,108 @@
+"""One order on its way through the pool: who waits for it, what it holds, whether it was called off."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from agentao_gov.governor.requests import EventSink, SessionKey
+
+if TYPE_CHECKING:
+    from agentao_gov.pool.files import SessionDir
+    from agentao_gov.pool.keeper import Resident
+    from agentao_gov.pool.types import TurnOrder
+
+__all__ = ["Ticket", "stack_of_caller"]
+
+_STACK_DEPTH = 12
+
+
+class Ticket:
+    """Its fields belong to the engine's lock until the grant and to the turn's thread after it, but for the flags."""
+
+    __slots__ = (
+        "abandoned",
+        "borrower",
+        "cancel_reason",
+        "future",
+        "granted",
+        "held",
+        "lease_id",
+        "on_event",
+        "order",
+        "resident",
+        "started",
+        "submitted_at",
+        "thread_id",
+        "waited_s",
+        "waiter_id",
+    )
+
+    def __init__(
+        self,
+        order: TurnOrder,
+        future: Future[Any],
+        granted: Callable[[Ticket], None],
+        on_event: EventSink,
+        submitted_at: float,
+    ) -> None:
+        self.order = order
+        self.future = future
+        #: What happens on the grant; called outside every lock, must not block.
+        self.granted = granted
+        self.on_event = on_event
+        self.submitted_at = submitted_at
+        self.waiter_id = 0
+        self.lease_id: int | None = None
+        self.resident: Resident | None = None
+        #: The session's lock between processes; kept through a reopening, so that nobody overtakes.
+        self.held: SessionDir | None = None
+        self.waited_s = 0.0
+        self.thread_id: int | None = None
+        #: The host has been asked to run the turn: from here on a cancel goes to the host.
+        self.started = False
+        #: Set once, never cleared; read by the turn's thread and the timer.
+        self.cancel_reason: str | None = None
+        #: The lease was taken away because the turn never came back. Under the engine's lock.
+        self.abandoned = False
+        self.borrower: tuple[tuple[CodeType, int], ...] = _frames()
+
+    @property
+    def key(self) -> SessionKey:
+        """Whose turn it is."""
+        return self.order.key
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody wants this turn any more."""
+        return self.cancel_reason is not None or self.future.cancelled()
+
+    def drop_hold(self) -> None:
+        """Gives the session's lock back, if it is held."""
+        held, self.held = self.held, None
+        if held is not None:
+            held.release()
+
+
+def _frames() -> tuple[tuple[CodeType, int], ...]:
+    """Where the caller stands: code and line, 2 µs; the text is made only if the lease leaks."""
+    frames: list[tuple[CodeType, int]] = []
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and len(frames) < _STACK_DEPTH:
+        frames.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(frames)
+
+
+def stack_of_caller(frames: tuple[tuple[CodeType, int], ...]) -> str:
+    """The frames as text, the outermost first."""
+    lines = []
+    for code, line in reversed(frames):
+        lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}\n')
+        if source := linecache.getline(code.co_filename, line).strip():
+            lines.append(f"    {source}\n")
+    return "".join(lines)
