@@ -281,7 +281,7 @@ class Book:
             return None
         now_s = self.at(now_s)
         crossings = self._post(call, kind, posting, owner, now_s)
-        if self.waiters and posting.used + posting.reserved < 0:
+        if self.waiters and min(posting.used, posting.reserved) < 0:
             self.serve_waiting(now_s)
         return crossings
 

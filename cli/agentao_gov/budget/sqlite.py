@@ -209,7 +209,7 @@ class SqliteStore:
         if posting is None:
             return Settlement(posted=False)
         crossings = self._post(tx, kind, call_id, call, posting)
-        if tx.cache.waiting and posting.used + posting.reserved < 0:
+        if tx.cache.waiting and min(posting.used, posting.reserved) < 0:
             self._serve_waiting(tx)
         return Settlement(posted=True, crossings=crossings)
 
