@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -66,14 +67,14 @@ def _split(value: object, pattern: str, wanted: str) -> tuple[float, str]:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact way to write it: `90s`, `5m`, `1.5h` is `90m`, `250ms`."""
-    if seconds < 1 and seconds > 0:
-        return f"{seconds * 1000:g}ms"
+    """The shortest exact way to write it: `90s`, `5m`, `1.5h` is `90m`, `0.25s`."""
     # A minute and a half is read as 90s more easily than as 1.5m, so only whole units above 2 minutes are used.
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
+            return f"{seconds / size:.0f}{unit}"
+    # Every digit, without an exponent: dumped settings are read again by session processes.
+    digits = format(Decimal(repr(float(seconds))), "f")
+    return f"{digits.removesuffix('.0')}s"
 
 
 def format_bytes(size: int) -> str:

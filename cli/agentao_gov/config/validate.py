@@ -43,9 +43,9 @@ def build(model: type[M], layers: Layers) -> tuple[M | None, list[Finding]]:
         return None, list(dict.fromkeys(found))
 
 
-def finding(layers: Layers, key: str, message: str, *, error: bool) -> Finding:
-    """A finding about a key, placed where its value came from."""
-    layer = layers.layer_of(key)
+def finding(layers: Layers, key: str, message: str, *, error: bool, at: str | None = None) -> Finding:
+    """A finding about a key, placed where its value came from, or where the key `at` did."""
+    layer = layers.layer_of(at or key)
     level = "error" if error else "warning"
     if layer is None:
         return Finding(level, key, message)  # type: ignore[arg-type]
@@ -57,7 +57,9 @@ def finding(layers: Layers, key: str, message: str, *, error: bool) -> Finding:
 def _finding(model: type[BaseModel], layers: Layers, details: ErrorDetails) -> Finding:
     # Indices of list items and pydantic's `[key]` marker are no part of a TOML key.
     key = ".".join(part for part in details["loc"] if isinstance(part, str) and part != "[key]")
-    return finding(layers, key, _message(model, key, details), error=True)
+    # A key that is missing has no place; the table that lacks it has.
+    at = key.rpartition(".")[0] if details["type"] == "missing" else None
+    return finding(layers, key, _message(model, key, details), error=True, at=at)
 
 
 def _message(model: type[BaseModel], key: str, details: ErrorDetails) -> str:

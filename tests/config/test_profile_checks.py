@@ -1,0 +1,154 @@
+"""What is an error in a profile, what a warning, and what is quietly made to fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.config import Overrides, inspect_profile, load_profile
+from agentao_gov.errors import ConfigError
+
+
+def _profile(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('[limits]\n\nturn_timout = "30s"\n', 3, "unknown key; did you mean limits.turn_timeout?"),
+        ('name = "x"\n[limit]\nturn_timeout = "30s"\n', 2, "unknown key; did you mean limits?"),
+        ('turn_timeout = "30s"\n', 1, "unknown key; did you mean limits.turn_timeout?"),
+        ('[mcp.servers.s]\ncommand = "x"\ntimeout = 3\n', 3, "unknown key; did you mean mcp.servers.s."),
+        ("[limits]\nmax_iterations = 0\n", 2, "must be at least 1, not 0"),
+        ("[limits]\nmax_iterations = true\n", 2, "must be a whole number, not True"),
+        ('[limits]\nmax_iterations = "many"\n', 2, "must be a whole number, not 'many'"),
+        ("[limits]\nmax_context_tokens = -5\n", 2, "cannot be negative"),
+        ("[limits]\nturn_tokens = 0\n", 2, "must be more than 0, not 0"),
+        ('[limits]\nturn_timeout = "0s"\n', 2, "must be more than 0"),
+        ('[limits]\nturn_timeout = "5 weeks"\n', 2, "is not a duration such as 90s"),
+        ("[limits]\nllm_retries = -1\n", 2, "must be at least 0, not -1"),
+        ('[on_limit]\nmax_iterations = "continue"\n', 2, "must be one of 'wrap_up', 'stop', not 'continue'"),
+        ('[tools]\nallow = "read_file"\n', 2, "must be a list"),
+        ('task = "chat"\n', 1, "must be one of 'qa', 'code', 'research', 'custom', not 'chat'"),
+        ('name = "../../etc"\n', 1, "does not have the form"),
+        ("limits = 3\n", 1, "must be a table"),
+        ("[mcp.servers.s]\nargs = []\n", 1, "is required"),
+    ],
+)
+def test_an_impossible_value_is_an_error_with_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    """The message names the place, what is wrong, and where it can the right word."""
+    path = _profile(tmp_path, text)
+
+    _, findings = inspect_profile(path)
+
+    errors = [finding for finding in findings if finding.level == "error"]
+    assert any(message in error.message and error.line == line and error.file == path for error in errors), findings
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    """Nobody wants to run a check once per mistake."""
+    path = _profile(tmp_path, 'tusk = "qa"\n[limits]\nmax_iterations = -1\nturn_tokens = "x"\n')
+
+    with pytest.raises(ConfigError) as caught:
+        load_profile(path)
+
+    assert "has 3 errors" in caught.value.message
+    assert all(f"mine.toml:{line}" in caught.value.message for line in (1, 3, 4))
+
+
+def test_a_tool_time_out_above_the_turns_is_an_error_inside_one_file(tmp_path: Path) -> None:
+    """Who wrote both meant something else."""
+    text = '[limits]\nturn_timeout = "60s"\ntool_timeout = "2m"\n[limits.tool_timeouts]\nglob = "3m"\n'
+
+    _, findings = inspect_profile(_profile(tmp_path, text))
+
+    errors = {(finding.key, finding.line) for finding in findings if finding.level == "error"}
+    assert errors == {("limits.tool_timeout", 3), ("limits.tool_timeouts.glob", 5)}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [Overrides(flags={"limits.turn_timeout": ("--timeout", "10s")}), Overrides(sets=("limits.turn_timeout=10s",))],
+)
+def test_an_override_that_lowers_the_turn_clamps_tools_with_a_warning(overrides: Overrides) -> None:
+    """`--timeout 10s` needs no second flag; the report still says what happened."""
+    resolved = load_profile("code", overrides=overrides)
+
+    limits = resolved.profile.limits
+    assert limits.turn_timeout_s == limits.tool_timeout_s == 10.0
+    assert set(limits.tool_timeouts_s.values()) == {10.0}
+    assert any(f.key == "limits.tool_timeout" and "lowered from 60s" in f.message for f in resolved.findings)
+
+
+def test_a_short_turn_clamps_the_default_tool_time_out_without_a_word(tmp_path: Path) -> None:
+    """Nobody chose the default, so nobody has to hear that it moved."""
+    resolved = load_profile(_profile(tmp_path, 'tier = "batch"\n[limits]\nturn_timeout = "5s"\n'))
+
+    assert resolved.profile.limits.tool_timeout_s == 5.0
+    assert resolved.findings == ()
+
+
+def test_the_tool_flag_overrides_the_time_outs_by_name_and_of_servers(tmp_path: Path) -> None:
+    """`--tool-timeout 5s` means every tool."""
+    path = _profile(
+        tmp_path, '[limits.tool_timeouts]\nglob = "9s"\n[mcp.servers.s]\ncommand = "x"\nrequest_timeout = "9s"\n'
+    )
+
+    resolved = load_profile(path, overrides=Overrides(flags={"limits.tool_timeout": ("--tool-timeout", "5s")}))
+
+    limits = resolved.profile.limits
+    assert (limits.tool_timeout_s, limits.tool_timeouts_s) == (5.0, {"glob": 5.0})
+    assert resolved.profile.mcp.servers["s"].request_timeout_s == 5.0
+    assert resolved.source("limits.tool_timeouts.glob") == "flag --tool-timeout"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "recommended"),
+    [
+        ('task = "qa"\n[limits]\nmax_iterations = 90\n', "limits.max_iterations", "20-30"),
+        ('task = "code"\n[limits]\nmax_iterations = 25\n', "limits.max_iterations", "80-150"),
+        ('task = "research"\n[limits]\nmax_iterations = 900\n', "limits.max_iterations", "200-500"),
+        ("[limits]\nmax_iterations = 5000\n", "limits.max_iterations", "1-500"),
+        ('[limits]\nturn_timeout = "10m"\n', "limits.turn_timeout", "60s-2m"),
+        ('tier = "background"\n[limits]\nturn_timeout = "2h"\n', "limits.turn_timeout", "5m-30m"),
+        (
+            '[limits]\nmax_context_tokens = 400_000\n[model]\nname = "gpt-4.1"\n',
+            "limits.max_context_tokens",
+            "100,000-128,000",
+        ),
+    ],
+)
+def test_a_value_outside_the_recommended_range_is_a_warning_with_the_range(
+    tmp_path: Path, text: str, key: str, recommended: str
+) -> None:
+    """It can be run with, and the range is named."""
+    resolved = load_profile(_profile(tmp_path, text))
+
+    assert [f.key for f in resolved.findings if recommended in f.message and f.level == "warning"] == [key]
+
+
+@pytest.mark.parametrize(
+    "model", ['name = "gpt-4.1"', 'name = "openai/GPT-4.1-2025-04-14"', 'name = "own"\ncontext_window = 1_047_576']
+)
+def test_a_context_cap_above_80_percent_of_the_window_is_an_error(tmp_path: Path, model: str) -> None:
+    """The summariser needs the rest, whether the window is known or stated."""
+    at_cap = _profile(tmp_path, f"[limits]\nmax_context_tokens = 838_060\n[model]\n{model}\n")
+    assert load_profile(at_cap).profile.limits.max_context_tokens == 838_060
+
+    above = _profile(tmp_path, f"[limits]\nmax_context_tokens = 838_061\n[model]\n{model}\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml:2: limits\.max_context_tokens: 838,061 is above 838,060"):
+        load_profile(above)
+
+
+def test_a_secret_in_a_wrong_value_is_not_repeated(tmp_path: Path) -> None:
+    """Error messages end up in logs."""
+    path = _profile(tmp_path, '[mcp.servers.s]\ncommand = "x"\nenv = { KEY = ["sk-secret"] }\n')
+
+    with pytest.raises(ConfigError) as caught:
+        load_profile(path)
+
+    assert "sk-secret" not in str(caught.value)
