@@ -72,6 +72,6 @@ def verdict(
     return Check("pass" if ok else "fail", expected, str(observed), lines, None if ok else remedy)
 
 
-def directive(text: str, **behaviour: Any) -> str:
+def directive(question: str, /, **behaviour: Any) -> str:
     """A question that tells the simulated model how to answer it."""
-    return f"{text}\n@sim {json.dumps(behaviour)}"
+    return f"{question}\n@sim {json.dumps(behaviour)}"

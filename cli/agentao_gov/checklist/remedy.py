@@ -15,18 +15,13 @@ __all__ = ["Remedy", "apply", "render"]
 class Remedy:
     """Settings to make, and a sentence where settings are not enough.
 
-    `settings` maps dotted keys (`tenants.acme.max_sessions`) to values as TOML writes them.
+    `settings` maps keys to values as TOML writes them; a key is dotted, or a tuple where a name may hold dots itself.
     """
 
-    settings: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str | tuple[str, ...], Any], ...] = ()
     note: str = ""
     #: `deployment` or `profile NAME`.
     file: str = "deployment"
-
-    @classmethod
-    def of(cls, note: str = "", /, *, file: str = "deployment", **settings: Any) -> Remedy:
-        """`Remedy.of(pool__hibernate=True)`: double underscores stand for dots."""
-        return cls(tuple((key.replace("__", "."), value) for key, value in settings.items()), note, file)
 
 
 def render(remedies: Iterable[Remedy]) -> str | None:
@@ -61,8 +56,8 @@ def _title(file: str) -> str:
     return "agentao-gov.toml" if file == "deployment" else f"{file.removeprefix('profile ')}.toml (the profile)"
 
 
-def _put(table: dict[str, Any], key: str, value: Any) -> None:
-    *path, leaf = key.split(".")
+def _put(table: dict[str, Any], key: str | tuple[str, ...], value: Any) -> None:
+    *path, leaf = key.split(".") if isinstance(key, str) else key
     for name in path:
         table = table.setdefault(name, {})
     table[leaf] = value

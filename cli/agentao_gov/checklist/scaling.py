@@ -85,6 +85,18 @@ class ProbeConfig:
         """A value of the profile."""
         return _get(self.profile, key)
 
+    def tenant_limit(self, name: str) -> Any:
+        """A value of the probed tenant; None when absent."""
+        return self.deployment["tenants"][self.tenant].get(name)
+
+    def scale_tenant(self, name: str, value: Any) -> None:
+        """As `scale`, for the probed tenant."""
+        table = self.deployment["tenants"][self.tenant]
+        if table.get(name) != value:
+            key = f"tenants.{self.tenant}.{name}"
+            self.scaled.append(Scaled(key=key, configured=_shown(table.get(name)), probed=_shown(value)))
+            table[name] = value
+
     def scale(self, key: str, value: Any, *, profile: bool = False) -> None:
         """Sets another value and records it as scaled."""
         table = self.profile if profile else self.deployment
@@ -107,9 +119,11 @@ class ProbeConfig:
             tenant["daily_tokens"] = PLENTY_TOKENS
         self.lift("limits.turn_tokens", PLENTY_TOKENS, profile=True)
 
-    def lift_caps(self) -> None:
-        """No session cap of a tenant or user is met in this probe."""
-        for tenant in self.deployment["tenants"].values():
+    def lift_caps(self, *, but: str = "") -> None:
+        """No session cap of a tenant or user is met in this probe, but for one tenant's."""
+        for name, tenant in self.deployment["tenants"].items():
+            if name == but:
+                continue
             tenant["max_sessions"] = PLENTY_SESSIONS
             tenant["max_sessions_per_user"] = PLENTY_SESSIONS
 

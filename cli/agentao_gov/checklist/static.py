@@ -56,7 +56,7 @@ def _session_caps(facts: Facts) -> Iterator[Check]:
             not missing,
             f"tenant {name}: caps on sessions, per tenant and per user",
             f"no {' and no '.join(missing)}: unlimited" if missing else _figures(caps),
-            Remedy(tuple((f"tenants.{name}.{key}", suggested[key]) for key in missing)),
+            Remedy(tuple((("tenants", name, key), suggested[key]) for key in missing)),
         )
         if tenant.max_sessions is not None and tenant.max_sessions > pool.max_sessions:
             absurd = tenant.max_sessions > ABSURD_SESSIONS
@@ -64,7 +64,7 @@ def _session_caps(facts: Facts) -> Iterator[Check]:
                 "fail" if absurd else "warn",
                 f"tenant {name}: a cap that the pool can reach",
                 f"max_sessions = {tenant.max_sessions:,} above the pool's {pool.max_sessions:,} never refuses",
-                remedy=Remedy(((f"tenants.{name}.max_sessions", pool.max_sessions),)),
+                remedy=Remedy(((("tenants", name, "max_sessions"), pool.max_sessions),)),
             )
         per_user = tenant.max_sessions_per_user
         if per_user is not None and tenant.max_sessions is not None and per_user > tenant.max_sessions:
@@ -73,7 +73,7 @@ def _session_caps(facts: Facts) -> Iterator[Check]:
                 f"tenant {name}: a cap per user below the tenant's",
                 f"max_sessions_per_user = {per_user:,} above max_sessions = {tenant.max_sessions:,}: "
                 "one user can take it all",
-                remedy=Remedy(((f"tenants.{name}.max_sessions_per_user", max(1, tenant.max_sessions // 4)),)),
+                remedy=Remedy(((("tenants", name, "max_sessions_per_user"), max(1, tenant.max_sessions // 4)),)),
             )
     if not facts.open_door and "default" not in facts.deployment.tenants:
         yield Check("pass", "tenants that are not listed", "are refused: there is no [tenants.default]")

@@ -1,0 +1,58 @@
+"""Turns that are held open at the simulated model, so that sessions are busy for as long as a probe needs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.probe import directive
+from agentao_gov.checklist.stage import patiently
+from agentao_gov.simulator import Simulator
+
+__all__ = ["Holding"]
+
+GATE = "gate"
+#: How long a turn may take to either reach the model or be refused: a queue's time-out is 10 s by default.
+DECIDED_S_MAX = 20.0
+
+
+class Holding:
+    """Starts turns and keeps those that reach the model there."""
+
+    def __init__(self, simulator: Simulator, client: ServiceClient, profile: str) -> None:
+        self._simulator = simulator
+        self._client = client
+        self._profile = profile
+        self._futures: dict[str, Future[Answer]] = {}
+
+    @property
+    def held(self) -> int:
+        """Turns at the model now."""
+        return self._simulator.truth(requests=False).held
+
+    def open(self, session: str, user: str) -> Answer | None:
+        """Starts a turn; None when it is held at the model, its answer when it was refused."""
+        before = self.held
+        message = directive("hold", hold=GATE, text="held and answered")
+        future = self._client.start_turn(session, message, profile=self._profile, user=user)
+        for _ in patiently(DECIDED_S_MAX):
+            if future.done():
+                return future.result()
+            if self.held > before:
+                self._futures[session] = future
+                return None
+        self._futures[session] = future
+        return Answer(0, error=f"neither served nor refused within {DECIDED_S_MAX:.0f} s")
+
+    def release(self) -> dict[str, Answer]:
+        """Lets all turns go and returns their answers."""
+        self._simulator.release(GATE, stay_open=True)
+        return {session: _result(future) for session, future in self._futures.items()}
+
+
+def _result(future: Future[Answer]) -> Answer:
+    try:
+        return future.result(DECIDED_S_MAX)
+    except FutureTimeoutError:
+        return Answer(0, error="no answer after the model had answered")

@@ -1,0 +1,197 @@
+"""Item 6: SIGTERM with a turn in flight, a hung turn and MCP children; then the same with a second SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.probe import Context, directive
+from agentao_gov.checklist.probes.pool_limits import stubs_below
+from agentao_gov.checklist.remedy import Remedy
+from agentao_gov.checklist.scaling import ProbeConfig
+from agentao_gov.checklist.stage import POLL_S, Stage, children_of, patiently
+from agentao_gov.config.units import format_duration, parse_duration_s
+
+__all__ = ["probe_graceful_shutdown"]
+
+#: Scaled rungs: long enough to be seen, and for an MCP server to close (0.3 s when polite).
+RUNGS_S = {"lame_duck": 0.5, "drain": 3.0, "cancel": 2.0, "close": 3.0, "kill": 1.0}
+#: The turn in flight answers this long after SIGTERM: past the lame duck, within the drain.
+ANSWER_AFTER_S = 1.5
+#: A rung that a second signal cuts short.
+LONG_DRAIN_S = 20.0
+#: From the last rung to the process's end: closing the ledger and the interpreter, on a loaded machine.
+EXIT_SLACK_S = 4.0
+RUNG_NAMES = ("serving", "lame_duck", "draining", "cancelling", "closing", "killing", "gone")
+
+
+@dataclass
+class _Watch:
+    """Polls the service on its way down: rungs as they are seen, and what a new turn gets."""
+
+    client: ServiceClient
+    profile: str
+    rungs: list[str] = field(default_factory=list)
+    readiness: list[int] = field(default_factory=list)
+    refusals: list[Answer] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Until the listener is gone."""
+        while not self.over.wait(POLL_S):
+            ready = self.client.request("GET", "/readyz", timeout_s=2)
+            if not ready.status:
+                return
+            self.readiness.append(ready.status)
+            rung = _rung(self.client)
+            if rung and (not self.rungs or self.rungs[-1] != rung):
+                self.rungs.append(rung)
+            if rung in ("draining", "cancelling") and len(self.refusals) < 3:
+                self.refusals.append(self.client.turn("late", "Too late?", profile=self.profile, timeout_s=5))
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the rungs only went down."""
+        numbers = [RUNG_NAMES.index(rung) for rung in self.rungs]
+        return numbers == sorted(numbers)
+
+
+def probe_graceful_shutdown(context: Context) -> None:
+    """In-flight answers are delivered, the rest is cancelled, within the budget, without orphans; signals escalate."""
+    _one_signal(context)
+    _two_signals(context)
+
+
+def _config(context: Context) -> ProbeConfig:
+    config = context.config()
+    config.lift_budgets()
+    config.lift_caps()
+    config.roomy_pool(8)
+    config.long_turns()
+    servers = dict((config.limit("mcp.servers")) or {})
+    config.add_stub()
+    # The user's own servers are part of this: closing them is what takes time.
+    config.profile["mcp"]["servers"].update(servers)
+    return config
+
+
+def _one_signal(context: Context) -> None:
+    config = _config(context)
+    for rung, seconds in RUNGS_S.items():
+        if parse_duration_s(config.get(f"shutdown.{rung}")) > seconds:
+            config.scale(f"shutdown.{rung}", format_duration(seconds))
+    budget_s = min(
+        parse_duration_s(config.get("server.shutdown_budget")),
+        sum(parse_duration_s(config.get(f"shutdown.{rung}")) for rung in RUNGS_S),
+    )
+    config.scale("server.shutdown_budget", format_duration(budget_s))
+    with context.stage(config) as stage:
+        flying, hung = _turns_in_flight(stage)
+        context.simulator.wait_for(in_flight=2, timeout_s=20)
+        pids = {child.pid for child in children_of(stage.pid)}
+        stubs = stubs_below(stage.pid)
+        context.say("SIGTERM with turns in flight")
+        watch, seconds, code = _terminate(stage, budget_s)
+        _judge_turns(context, flying, hung, watch)
+        context.note(
+            code == 143 and seconds <= budget_s + EXIT_SLACK_S,
+            f"the process ends within its shutdown_budget ({budget_s:g} s) with 143",
+            f"exit code {code} after {seconds:.1f} s",
+            () if code is not None else stage.log_tail(),
+        )
+        _no_orphans(context, pids, len(stubs))
+
+
+def _turns_in_flight(stage: Stage) -> tuple[Future[Answer], Future[Answer]]:
+    client, profile = stage.client(), stage.config.profile_name
+    client.turn("resting", "Rest.", profile=profile)
+    late = directive("Answer soon.", first_token=f"{ANSWER_AFTER_S}s", text="delivered")
+    flying = client.start_turn("flying", late, profile=profile)
+    hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=profile)
+    return flying, hung
+
+
+def _terminate(stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None]:
+    watch = _Watch(stage.client(), stage.config.profile_name)
+    thread = threading.Thread(target=watch.run, name="probe-watch", daemon=True)
+    began = time.monotonic()
+    stage.signal(signal.SIGTERM)
+    thread.start()
+    code = stage.wait(budget_s + EXIT_SLACK_S + 10)
+    seconds = time.monotonic() - began
+    watch.over.set()
+    thread.join(10)
+    return watch, seconds, code
+
+
+def _judge_turns(context: Context, flying: Future[Answer], hung: Future[Answer], watch: _Watch) -> None:
+    order = " → ".join(watch.rungs) or "none was seen"
+    seen = {"draining"} <= set(watch.rungs)
+    context.note(watch.in_order and seen, "the rungs come in order", order)
+    context.note(503 in watch.readiness, "readiness goes first", f"/readyz answered {sorted(set(watch.readiness))}")
+    refused = bool(watch.refusals) and all(
+        a.status == 503 and a.code == "draining" and a.retry_after_s for a in watch.refusals
+    )
+    text = ", ".join(map(str, watch.refusals)) or "none could be asked"
+    context.note(refused, "new turns get 503 draining with Retry-After", text)
+    delivered = flying.result(10)
+    remedy = Remedy((("shutdown.drain", "12s"),))
+    context.note(
+        delivered.answered and delivered.report.get("answer") == "delivered",
+        "the turn in flight is answered",
+        f"got {delivered}",
+        remedy=remedy,
+    )
+    cancelled = hung.result(10)
+    ended = cancelled.status == 503 and cancelled.code in ("draining", "shutdown")
+    context.note(ended, "the hung turn is cancelled and told so", f"got {cancelled}")
+
+
+def _no_orphans(context: Context, pids: set[int], stubs: int) -> None:
+    import psutil
+
+    left: set[int] = pids
+    for _ in patiently(5.0):
+        left = {pid for pid in pids if psutil.pid_exists(pid)}
+        if not left:
+            break
+    text = f"{len(pids)} children, {stubs} of them MCP servers; {len(left)} left"
+    context.note(not left and stubs > 0, "no child process is left", text, [f"left: {sorted(left)}"] if left else [])
+
+
+def _two_signals(context: Context) -> None:
+    config = _config(context)
+    # The present rung must be long for its end to be the signal's doing.
+    config.lift("shutdown", {"lame_duck": "100ms", "drain": f"{LONG_DRAIN_S:g}s", "cancel": "2s", "close": "3s"})
+    config.lift("server.shutdown_budget", f"{LONG_DRAIN_S + 10:g}s")
+    with context.stage(config) as stage:
+        client = stage.client()
+        hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=config.profile_name)
+        context.simulator.wait_for(in_flight=1, timeout_s=20)
+        context.say("a second SIGTERM")
+        began = time.monotonic()
+        stage.signal(signal.SIGTERM)
+        reached = _await_rung(client, "draining")
+        stage.signal(signal.SIGTERM)
+        code = stage.wait(LONG_DRAIN_S)
+        seconds = time.monotonic() - began
+        hung.result(10)
+        context.note(
+            reached and code == 143 and seconds < LONG_DRAIN_S,
+            f"a second signal ends the drain of {LONG_DRAIN_S:g} s at once",
+            f"exit code {code} after {seconds:.1f} s" if reached else "draining was never seen",
+        )
+
+
+def _await_rung(client: ServiceClient, wanted: str) -> bool:
+    return any(_rung(client) == wanted for _ in patiently(10.0))
+
+
+def _rung(client: ServiceClient) -> str:
+    """The rung by the contract's metric: a foreign service has no status document of ours."""
+    number = client.metrics().get("agentao_gov_shutdown_rung")
+    return RUNG_NAMES[int(number)] if number is not None and 0 <= number < len(RUNG_NAMES) else ""
