@@ -129,6 +129,15 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _run(args: list[str]) -> int:
+    try:
+        return _outcome(args)
+    except BrokenPipeError:
+        # The reader of our output left (`| head`). What a shell reports for SIGPIPE.
+        _to_null()
+        return 141
+
+
+def _outcome(args: list[str]) -> int:
     as_json = failures.wants_json(args)
     try:
         result = _group().main(args, prog_name="agentao-gov", standalone_mode=False)
@@ -139,9 +148,7 @@ def _run(args: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        # The reader of our output left (`| head`). What a shell reports for SIGPIPE.
-        _to_null()
-        return 141
+        raise
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
