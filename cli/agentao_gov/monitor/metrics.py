@@ -17,6 +17,7 @@ from agentao_gov.monitor.labels import LabelSet
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.observed import Observed
 from agentao_gov.pool.events import PoolEvent, SessionClosed, TurnEnded, TurnRefused, TurnStarted
+from agentao_gov.process.tally import ORPHANS_KILLED
 
 __all__ = ["PREFIX", "Metrics"]
 
@@ -78,6 +79,8 @@ class Metrics:
             PREFIX + "close_duration_seconds", "Closing a session's agent.", buckets=_CLOSE_BUCKETS, registry=r
         )
         self.orphans_killed = Counter(PREFIX + "orphans_killed", "Child processes that had to be killed.", registry=r)
+        #: How many of the process's orphans the counter has; scrapes come one at a time or lose nothing but a moment.
+        self._orphans_told = 0
         r.register(_StateCollector(observe, self._tenant))
 
     def on_event(self, event: PoolEvent) -> None:
@@ -128,6 +131,9 @@ class Metrics:
 
     def render(self) -> bytes:
         """The exposition text. Reads /proc: call it on a worker thread."""
+        killed = ORPHANS_KILLED.total
+        self.orphans_killed.inc(killed - self._orphans_told)
+        self._orphans_told = killed
         return generate_latest(self.registry)
 
 

@@ -15,8 +15,15 @@ from agentao_gov.process.tags import KIND_VARIABLE, Kind
 __all__ = ["KINDS", "Census", "take_census"]
 
 KINDS: tuple[Kind, ...] = ("mcp", "shell", "session", "other")
-#: Names that session processes give themselves: a forked worker cannot show a variable set after its start.
-SESSION_NAMES = frozenset({"gov-session", "gov-warden", "gov-zygote", "gov-init"})
+#: What our own processes call themselves: a forked one cannot show a variable set after its start. Only the process
+#: that runs a session's agent counts as `session`; its warden, the zygote and the stock are `other`.
+_OWN_NAMES: dict[str, Kind] = {
+    "gov-session": "session",
+    "gov-ready": "other",
+    "gov-warden": "other",
+    "gov-init": "other",
+    "gov-zygote": "other",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +41,15 @@ class Census:
 
 
 def _kind(process: psutil.Process, inherited: Kind) -> Kind:
-    """By its own mark, else by its name, else what its parent is."""
+    """By its own name, else by its mark, else what its parent is."""
+    stat = procfs.read_stat(process.pid)
+    if stat is not None and stat.comm in _OWN_NAMES:
+        return _OWN_NAMES[stat.comm]
     mark = procfs.environ_value(process.pid, KIND_VARIABLE.encode())
     for kind in KINDS:
         if mark == kind:
             return kind
-    try:
-        return "session" if process.name() in SESSION_NAMES else inherited
-    except psutil.Error:
-        return inherited
+    return inherited
 
 
 def take_census(pid: int | None = None, *, pss: bool = False) -> Census:

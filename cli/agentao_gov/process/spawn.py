@@ -21,6 +21,7 @@ from agentao_gov.errors import InternalError
 from agentao_gov.process import procfs, warden
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.procfs import ProcessRef
+from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.tree import kill_processes
 
 __all__ = ["ColdSpawner", "SessionProcess", "ZygoteSpawner", "scrubbed_env"]
@@ -113,6 +114,8 @@ class SessionProcess:
             word, _, rest = line.partition(" ")
             if word == "exit":
                 code, self.ended_well = int(rest), True
+            elif word == "killed":
+                ORPHANS_KILLED.add(int(rest))
             elif word == "limit":
                 struck = rest
         return code, struck

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agentao_gov.process import procfs
 from agentao_gov.process.tags import Owner, Tag
+from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.tree import kill_processes
 
 __all__ = ["SweepResult", "find_orphans", "sweep"]
@@ -58,4 +59,5 @@ def sweep(of: Callable[[Owner], bool] | None = None, *, within_s: float = 2.0) -
         return SweepResult(0, 0)
     tags = set(orphans.values())
     result = kill_processes(tags, within_s=within_s)
+    ORPHANS_KILLED.add(result.killed)
     return SweepResult(result.killed, len({tag.owner for tag in tags}), result.survivors)

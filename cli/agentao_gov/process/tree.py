@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef, Stat
 from agentao_gov.process.tags import TAG_VARIABLE, Kind, Tag, child_env
+from agentao_gov.process.tally import ORPHANS_KILLED
 
 __all__ = ["KillResult", "SessionTree", "kill_processes", "send_signal"]
 
@@ -192,8 +193,10 @@ class SessionTree:
         return tuple(sorted(ref for ref in members | hunt.hit if procfs.alive(ref)))
 
     def kill(self, within_s: float = 1.0) -> KillResult:
-        """Ends all of them by force; idempotent, from any thread."""
-        return kill_processes({self.tag}, self._roots, within_s=within_s)
+        """Ends all of them by force; idempotent, from any thread. Whoever is still there counts as an orphan."""
+        result = kill_processes({self.tag}, self._roots, within_s=within_s)
+        ORPHANS_KILLED.add(result.killed)
+        return result
 
     def end(self, grace_s: float, within_s: float = 1.0) -> KillResult:
         """Asks them to leave (SIGTERM), waits up to `grace_s`, then kills who stayed."""

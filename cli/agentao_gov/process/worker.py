@@ -7,6 +7,7 @@ methods carry what ACP has no words for (the spec, deadlines, reports, the ledge
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -158,6 +159,7 @@ class Worker:
         for directory in (home, home / "tmp"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _name_process("gov-session")
         os.environ.update({"HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
         os.chdir(spec.workdir)
         self._opening = spec, conversation, Deadline.after(params["within_s"])
@@ -217,6 +219,12 @@ class Worker:
         """The end is near: the turn in flight stops, so that the server's drain returns."""
         if self._agent is not None:
             self._agent.session.cancel("shutdown")
+
+
+def _name_process(name: str) -> None:
+    """What `ps` and the census show; prctl would name the calling thread only."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def _guarded(handler: Any, params: Any) -> Any:

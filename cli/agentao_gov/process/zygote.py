@@ -72,7 +72,7 @@ def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
     """In the new session process: limits, standard streams, then the worker."""
     from agentao_gov.process import worker
 
-    warden.name_process("gov-session")
+    warden.name_process("gov-ready")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     OsLimits.from_wire(order["limits"]).apply()
     os.dup2(wire, 0)
