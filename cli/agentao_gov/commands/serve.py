@@ -76,12 +76,14 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     from agentao_gov.runtime import build_runtime
     from agentao_gov.service.build import build_service, offered_profiles
     from agentao_gov.service.server import serve
+    from agentao_gov.service.warm import warm_up
 
     configure_logging()
     deployment = _deployment(settings)
     offered = offered_profiles(deployment, _chooser(deployment, settings))
     runtime = build_runtime(deployment)
     try:
+        warm_up(runtime.governor, offered.values())
         service = build_service(
             deployment,
             runtime.pool,
@@ -89,6 +91,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
             offered,
             worker=worker,
             workers=settings["workers"],
+            not_ours=[local["pid"] for local in settings["local_models"].values()],
         )
         for observer in service.observers:
             runtime.observe(observer)
@@ -143,8 +146,14 @@ def _start_local_models(
     choices = [offer.model for offer in offered_profiles(deployment, _chooser(deployment, settings)).values()]
     local: dict[str, dict[str, Any]] = {}
     for choice in {choice.kind: choice for choice in choices if choice.kind != "remote"}.values():
-        model, _ = stack.enter_context(running_model(choice))
-        local[choice.kind] = {"base_url": model.base_url, "name": model.name, "context_window": model.context_window}
+        model, process = stack.enter_context(running_model(choice))
+        assert process is not None
+        local[choice.kind] = {
+            "base_url": model.base_url,
+            "name": model.name,
+            "context_window": model.context_window,
+            "pid": process.pid,
+        }
     return local
 
 

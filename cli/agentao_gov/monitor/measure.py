@@ -76,8 +76,8 @@ class Measurer:
         """One measurement; `sessions` are the resident ones, with the process trees they own."""
         census = take_census()
         foreign = [size for pid in self._not_ours if (size := _rss(pid))]
-        counts = {kind: census.counts.get(kind, 0) for kind in KINDS}
-        sizes = {kind: census.rss_bytes.get(kind, 0) for kind in KINDS}
+        counts: dict[str, int] = {kind: census.counts.get(kind, 0) for kind in KINDS}
+        sizes: dict[str, int] = {kind: census.rss_bytes.get(kind, 0) for kind in KINDS}
         counts["other"] = max(0, counts["other"] - len(foreign))
         sizes["other"] = max(0, sizes["other"] - sum(foreign))
         with self._me.oneshot():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -24,7 +24,7 @@ __all__ = ["RUNGS", "Monitor", "PoolView"]
 #: The shutdown ladder, bottom rung first; `shutdown_rung` is the index.
 RUNGS = tuple(rung.label for rung in Rung)
 #: A picture this old is good enough for a second reader: a page, a scrape and the alerts share one measurement.
-FRESH_S = 0.25
+FRESH_S = 0.05
 #: Between looks of the watch itself. A session takes longer to open than memory takes to grow past a line.
 INTERVAL_S = 1.0
 #: Memory a session means something once this many share the growth.
@@ -53,14 +53,18 @@ class Monitor:
         planned_sessions: int | None = None,
         clock: Clock = SYSTEM_CLOCK,
         on_memory: Callable[[int], None] | None = None,
+        not_ours: Collection[int] = (),
     ) -> None:
-        """`on_memory` hears the total memory in bytes at every look, so that a pool can react to pressure."""
+        """`on_memory` hears the total memory in bytes at every look, so that a pool can react to pressure.
+
+        `not_ours`: child processes that are no part of the service, like a local model.
+        """
         self._pool = pool
         self.budgets = budgets
         self._planned_sessions = planned_sessions
         self._clock = clock
         self._on_memory = on_memory
-        self.measurer = Measurer()
+        self.measurer = Measurer(not_ours)
         self._lock = threading.Lock()
         #: Guarded by `_lock`.
         self._book = AlertBook(rules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,7 @@ def build_service(
     host: str | None = None,
     worker: int = 0,
     workers: int = 1,
+    not_ours: Collection[int] = (),
 ) -> Service:
     """The service over a pool. Starts the monitor's thread; `Service.close` ends it.
 
@@ -105,7 +106,14 @@ def build_service(
         alert_at=plan.alert_at,
         stuck_max=config.pool.max_stuck,
     )
-    monitor = Monitor(pool, budgets, rules, planned_sessions=plan.sessions)
+    monitor = Monitor(
+        pool,
+        budgets,
+        rules,
+        planned_sessions=plan.sessions,
+        on_memory=pool.memory_used,
+        not_ours=not_ours,
+    )
     metrics = Metrics(monitor.observe, tenants=known)
 
     def on_pool_event(event: PoolEvent) -> None:

@@ -88,7 +88,7 @@ class Gateway:
     def abandon(self, order: TurnOrder, future: Future[TurnReport]) -> None:
         """Cancels a turn whose client left: taken out of the queue when it waits, cancelled when it runs."""
         if not future.cancel():
-            self.pool.cancel(order.key, "client_gone")
+            self.pool.cancel(order.key, "client_gone", turn_id=order.turn_id)
 
     def refused(self, error: GovError) -> None:
         """Counts a refusal that no turn report tells of; the pool's own are counted by its events."""
