@@ -16,7 +16,7 @@ from agentao_gov.loadtest.thresholds import samples_needed
 
 __all__ = ["Comparison", "compare_percentile", "differences"]
 
-_RESAMPLES = 4_000
+_RESAMPLES = 2_000
 #: One-sided: the chance of calling chance a regression, per measure.
 _ALPHA = 0.025
 

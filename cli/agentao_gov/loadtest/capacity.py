@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 __all__ = ["CapacityResult", "CapacitySearch", "ProbeResult", "Resources", "binding_constraint", "wilson"]
 
 PROBES_MAX = 10
+UNKNOWN = "unknown"
 #: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
 _SATURATED = 0.9
 #: ... and is at that ceiling for sure below this share.
@@ -230,9 +231,14 @@ class CapacitySearch:
         high = self.high
         if high is None:
             return "none", f"nothing gave way up to {self.low} sessions"
-        beyond = next(probe for probe in self.probes if probe.load == high and not self.holds(probe))
         first = min(self.probes, key=lambda probe: probe.load)
-        return binding_constraint(beyond, first)
+        beyond = sorted((p for p in self.probes if p.load >= high and not self.holds(p)), key=lambda probe: probe.load)
+        for probe in beyond:
+            # Just above the knee little has given way yet; further up it shows.
+            name, evidence = binding_constraint(probe, first)
+            if name != UNKNOWN:
+                return name, evidence
+        return binding_constraint(beyond[0], first)
 
 
 _Rule = Callable[[ProbeResult, ProbeResult], str | None]
@@ -249,7 +255,7 @@ def binding_constraint(beyond: ProbeResult, alone: ProbeResult) -> tuple[str, st
             return name, evidence
     if beyond.missed:
         return f"objective {beyond.missed[0]}", f"missed at {beyond.load} sessions; no resource was at its limit"
-    return "unknown", f"turns take longer at {beyond.load} sessions, and no resource was seen at its limit"
+    return UNKNOWN, f"turns take longer at {beyond.load} sessions, and no resource was seen at its limit"
 
 
 def _refused(*codes: str) -> _Rule:

@@ -39,7 +39,7 @@ class Figures:
     completion_tokens: int = 0
     llm_calls: int = 0
     refused: int = 0
-    #: Answered turns that met every latency objective.
+    #: Answered before the load ended, and of these the turns that met every latency objective.
     good: int = 0
     answered_in_time: int = 0
 
@@ -107,9 +107,10 @@ def _count(
         # The first text of a turn that failed later helped nobody.
         if sample.first_token_us is not None:
             columns["first_token"].append(sample.first_token_us)
-        figures.answered_in_time += sample.ended_s <= figures.duration_s
+        in_time = sample.ended_s <= figures.duration_s
         seen = {"turn": sample.latency_us / 1000, "first_token": (sample.first_token_us or 0) / 1000}
-        figures.good += all(seen[series] <= limit for series, limit in limits)
+        figures.answered_in_time += in_time
+        figures.good += in_time and all(seen[series] <= limit for series, limit in limits)
     elif sample.outcome in CAPACITY_OUTCOMES:
         figures.refused += 1
 

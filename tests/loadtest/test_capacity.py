@@ -1,0 +1,135 @@
+"""The search finds a known capacity in few probes, and says what binds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from agentao_gov.loadtest.capacity import (
+    CapacityResult,
+    CapacitySearch,
+    ProbeResult,
+    Resources,
+    binding_constraint,
+    wilson,
+)
+
+TURN_S = 0.2
+PROBE_S = 10.0
+
+
+def search(limit: int, mode: str, seed: int, *, noise: float = 0.02, ceiling: int = 500) -> CapacityResult:
+    """A search against a model of a service: `queue` waits at the limit, `refuse` answers 429."""
+    rng = random.Random(f"{seed}:{mode}:{limit}")
+    searching = CapacitySearch(ceiling=ceiling)
+    while (load := searching.next_load()) is not None:
+        served = min(load, limit)
+        rate = served / TURN_S * rng.gauss(1, noise)
+        good = max(1, round(rate * PROBE_S))
+        refused = round((load - served) / 0.25 * PROBE_S) if mode == "refuse" else 0
+        waiting = load if mode == "queue" else served
+        searching.record(
+            ProbeResult(
+                load=load,
+                good=good,
+                total=good + refused,
+                turns_per_s=rate,
+                mean_s=waiting / rate,
+                refusals={"model_error": refused} if refused else {},
+                resources=Resources(model_ms=waiting / rate * 1000),
+            )
+        )
+    return searching.result()
+
+
+@pytest.mark.parametrize("mode", ["queue", "refuse"])
+@pytest.mark.parametrize("limit", [3, 17, 60])
+def test_a_known_limit_is_found_within_ten_percent_or_one_session(mode: str, limit: int) -> None:
+    """In at most ten probes, and the model is named as what binds; 60 noisy services, at most three misses."""
+    results = [search(limit, mode, seed) for seed in range(60)]
+
+    missed = [r for r in results if r.sessions is None or abs(r.sessions - limit) > max(1, 0.1 * limit)]
+    assert len(missed) <= 3
+    assert max(len(r.probes) for r in results) <= 10
+    assert sum(r.bottleneck == "model" for r in results) >= 57
+
+
+def test_an_unlimited_service_is_called_so() -> None:
+    """Nothing gave way up to the ceiling: that is a lower bound, and no knee."""
+    result = search(10_000, "queue", 0)
+
+    assert (result.outcome, result.sessions, result.high) == ("unlimited", 500, None)
+
+
+def test_an_unattainable_objective_is_called_so() -> None:
+    """Not even one session: no number is invented."""
+    searching = CapacitySearch(ceiling=100)
+    assert searching.next_load() == 1
+
+    searching.record(ProbeResult(1, 50, 50, 5.0, 0.2, missed=("turn_p95<100ms",)))
+
+    assert searching.next_load() is None
+    assert (searching.result().outcome, searching.result().sessions) == ("unattainable", None)
+    assert searching.result().bottleneck == "objective turn_p95<100ms"
+
+
+def test_an_objective_binds_below_saturation() -> None:
+    """Latency that grows with load and misses its objective at 20 sessions: 19 is the capacity."""
+    searching = CapacitySearch(ceiling=500)
+
+    while (load := searching.next_load()) is not None:
+        missed = ("first_token_p95<1s",) if load >= 20 else ()
+        searching.record(ProbeResult(load, 500, 500, load / TURN_S, TURN_S, missed=missed))
+
+    assert searching.result().low in (18, 19)
+    assert searching.result().bottleneck == "objective first_token_p95<1s"
+
+
+def test_a_generator_that_gives_in_ends_the_search_without_a_claim() -> None:
+    """Its limit is not the service's."""
+    searching = CapacitySearch(ceiling=500)
+    searching.record(ProbeResult(1, 50, 50, 5.0, 0.2))
+    searching.record(ProbeResult(4, 200, 200, 20.0, 0.2, generator_bound="late by 300 ms"))
+
+    assert searching.next_load() is None
+    assert searching.result().outcome == "unclear"
+    assert searching.result().bottleneck == "the load generator"
+
+
+ALONE = ProbeResult(1, 50, 50, 5.0, 0.2, resources=Resources(model_ms=100))
+
+
+@pytest.mark.parametrize(
+    ("refusals", "resources", "name"),
+    [
+        ({"tenant_session_limit": 40}, {}, "tenant session cap"),
+        ({"user_session_limit": 40}, {}, "user session cap"),
+        ({"budget_exhausted": 40}, {}, "token budget"),
+        ({}, {"busy": 64, "busy_max": 64, "service_cpu": 0.3}, "max_busy"),
+        ({"queue_full": 40}, {"busy": 64, "busy_max": 64}, "max_busy"),
+        ({"queue_timeout": 40}, {"sessions": 500, "sessions_max": 500}, "max_sessions"),
+        ({}, {"memory_bytes": 990, "memory_max_bytes": 1000}, "memory"),
+        ({}, {"fds": 1020, "fds_max": 1024}, "descriptors"),
+        ({}, {"service_cpu": 0.97}, "CPU of the service"),
+        ({}, {"generator_cpu": 0.97, "service_cpu": 0.97}, "CPU of the load generator"),
+        ({}, {"model_ms": 300}, "model"),
+        ({}, {"model_ms": 101}, "unknown"),
+    ],
+)
+def test_the_binding_constraint_is_named(refusals: dict[str, int], resources: dict[str, Any], name: str) -> None:
+    """With the evidence for it."""
+    beyond = ProbeResult(80, 900, 1000, 60.0, 1.0, refusals=refusals, resources=Resources(**resources))
+
+    found, evidence = binding_constraint(beyond, ALONE)
+
+    assert found == name
+    assert "80 sessions" in evidence
+
+
+def test_wilson_knows_how_little_it_knows() -> None:
+    """Ten of ten is no proof of 99 %; nothing says nothing."""
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(10, 10)[0] < 0.8
+    assert wilson(990, 1000)[0] == pytest.approx(0.982, abs=0.002)
