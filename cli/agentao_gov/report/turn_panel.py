@@ -62,7 +62,7 @@ def print_panel(out: Console, report: TurnReport) -> None:
     if report.detail:
         out.print(Text(f"  {report.detail}"))
     for name, used, limit, shown in _rows(report):
-        out.print(Text.assemble(f"  {name:<10}", bar(used, limit), f"  {shown}"))
+        out.print(Text.assemble(f"  {name:<11}", bar(used, limit), f"  {shown}"))
     for warning in report.warnings:
         out.print(Text.assemble(("  warning: ", STYLES["warn"]), warning))
 
@@ -78,7 +78,7 @@ def _rows(report: TurnReport) -> Iterable[tuple[str, float, float | None, str]]:
     cap = limits.get("max_iterations")
     if cap:
         calls = report.usage.llm_calls
-        yield "iterations", report.iterations, cap, f"{report.iterations} of {cap}, {calls} model calls"
+        yield "iterations", report.iterations, cap, f"{report.iterations} of {cap}, {calls} model call" + ("s" if calls != 1 else "")
     usage = report.usage
     spent = f"prompt {usage.prompt_tokens:,} + completion {usage.completion_tokens:,}"
     if usage.estimated_tokens:
