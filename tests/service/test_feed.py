@@ -16,7 +16,7 @@ def test_events_arrive_in_order_with_neighbouring_texts_joined() -> None:
         feed = EventFeed(asyncio.get_running_loop())
         for event in (TextEvent("a"), TextEvent("b"), ToolEvent("t", "ok", 1), TextEvent("c")):
             feed.push(event)
-        return list(await feed.take(1))
+        return list(await feed.take(1) or ())
 
     assert asyncio.run(scenario()) == [TextEvent("ab"), ToolEvent("t", "ok", 1), TextEvent("c")]
 
@@ -32,7 +32,7 @@ def test_nothing_is_lost_between_a_busy_thread_and_the_loop() -> None:
         seen = ""
         async with asyncio.timeout(10):
             while seen.count(",") < len(words):
-                seen += "".join(event.delta for event in await feed.take(1) if isinstance(event, TextEvent))
+                seen += "".join(event.delta for event in await feed.take(1) or () if isinstance(event, TextEvent))
         thread.join()
         return seen
 

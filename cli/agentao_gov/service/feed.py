@@ -60,14 +60,14 @@ class EventFeed:
         except RuntimeError:  # the loop is closed: nobody is left to read
             return
 
-    async def take(self, wait_s: float) -> list[TurnEvent]:
-        """The events since the last call, neighbouring texts joined; none after `wait_s` without any, or when woken."""
+    async def take(self, wait_s: float) -> list[TurnEvent] | None:
+        """The events since the last call, neighbouring texts joined; [] when woken without one, None after `wait_s`."""
         if not self._has_events():
             try:
                 async with asyncio.timeout(wait_s):
                     await self._ready.wait()
             except TimeoutError:
-                return []
+                return None
         self._ready.clear()
         return self.drain()
 

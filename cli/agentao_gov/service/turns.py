@@ -78,7 +78,6 @@ class TurnResponse(Response):
         except GovError as error:
             await self._refuse(error)(scope, receive, send)
             return
-        future.add_done_callback(lambda _: feed.wake())
         work = asyncio.wrap_future(future)
         leaving = asyncio.create_task(_disconnected(receive))
         run = self._stream(work, feed, send) if self._writer else self._whole(work, scope, receive, send)
@@ -156,9 +155,9 @@ class TurnResponse(Response):
                 events = await feed.take(KEEP_ALIVE_S)
                 if feed.overflowed:
                     raise _Gone("reads too slowly")
-                data = b"".join(self._writer.event(event) for event in events)
-                if data or (not events and not end.done()):
-                    await stream.write(data or KEEP_ALIVE)
+                data = KEEP_ALIVE if events is None else b"".join(self._writer.event(event) for event in events)
+                if data:
+                    await stream.write(data)
             await self._finish(stream, end.result(), feed)
         finally:
             end.cancel()
