@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agentao_gov.budget import MemoryStore, SqliteStore, Store
+from agentao_gov.budget import MemoryStore, RedisStore, SqliteStore, Store
+from agentao_gov.clock import Clock
 from tests.support.clock import FakeClock
 
 OpenStore = Callable[[], Store]
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis or Valkey server of our own, on a socket in a private directory."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        pytest.skip("no redis-server or valkey-server here: `apt-get install redis-server` runs these tests too")
+    # Not the test's own directory: a socket's path has to be short.
+    directory = tmp_path_factory.mktemp("r")
+    path = directory / "s"
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(directory)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        give_up = time.monotonic() + 15
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    break
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < give_up, "the server does not listen"
+            time.sleep(0.01)
+        yield f"unix://{path}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def redis_ledger(redis_url: str) -> Callable[[Clock], RedisStore]:
+    """Opens this test's own ledger on the shared server."""
+    name = f"test-{next(_names)}"
+    return lambda clock: RedisStore(redis_url, clock=clock, name=name)
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])

@@ -7,6 +7,7 @@ from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Crossing, Ref
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable, usd
+from agentao_gov.budget.redis_store import RedisStore
 from agentao_gov.budget.setup import ledger_path, limit_of, open_ledger, scope_limits, tenant_timezone
 from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.sqlite_verify import verify_file
@@ -31,6 +32,7 @@ __all__ = [
     "Ledger",
     "MemoryStore",
     "PriceTable",
+    "RedisStore",
     "Refusal",
     "Reservation",
     "ReservationLostError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -134,15 +134,19 @@ class Replay:
     problems: list[str] = field(default_factory=list)
 
 
-def replay(rows: Iterable[tuple[int, str, bytes]]) -> Replay:
+def replay(
+    rows: Iterable[tuple[int, str, bytes]],
+    link: Callable[[bytes, str], bytes] = chain,
+    genesis: bytes = GENESIS,
+) -> Replay:
     """Walks (number, text, hash) from the first entry, checks the chain and adds up. Never raises for bad rows."""
-    result = Replay()
+    result = Replay(head=genesis)
     for number, text, digest in rows:
         result.entries += 1
         if number != result.entries:
             result.problems.append(f"journal: entry {result.entries} is missing, found {number}")
             result.entries = number
-        result.head = chain(result.head, text)
+        result.head = link(result.head, text)
         if result.head != digest:
             result.problems.append(f"journal: entry {number} does not match its hash")
             result.head = digest

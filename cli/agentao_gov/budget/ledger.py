@@ -87,22 +87,36 @@ class TokenLedger:
             return Reservation(request.id, request.prompt_tokens, request.output_tokens_max, windows)
 
     def _reserve(self, request: ReserveRequest, deadline: Deadline, cancelled: threading.Event | None) -> Reservation:
+        def withdraw() -> None:
+            self._store.withdraw(request.id)
+
         with self._room.ticket(request.id) as event:
-            queued = False
             try:
                 while isinstance(answer := self._store.reserve(request), Waiting):
-                    queued = True
-                    end = self._room.wait(event, deadline, cancelled)
-                    if end != "answered":
-                        raise self._ended(end, answer.scope, request)
-                queued = False
-            finally:
+                    self._wait(event, answer.scope, request, deadline, cancelled)
+            except StoreError:
+                # It may have been granted although the answer was lost.
+                self._owe("withdraw", request.id, withdraw)
+                raise
+            except BaseException:
                 # Whatever ended the wait, the place in the queue, or the grant that came with it, is given back.
-                if queued:
-                    self._post("withdraw", request.id, lambda: self._store.withdraw(request.id))
+                self._post("withdraw", request.id, withdraw)
+                raise
         if isinstance(answer, Refused):
             raise self._refused(answer)
         return answer
+
+    def _wait(
+        self,
+        event: threading.Event,
+        scope: Scope,
+        request: ReserveRequest,
+        deadline: Deadline,
+        cancelled: threading.Event | None,
+    ) -> None:
+        end = self._room.wait(event, deadline, cancelled)
+        if end != "answered":
+            raise self._ended(end, scope, request)
 
     def dispatch(self, reservation_id: str) -> None:
         """See Ledger. Raises ReservationLostError when the call must not be sent."""
@@ -227,10 +241,13 @@ class TokenLedger:
         except ReservationLostError:
             raise
         except StoreError:
-            with self._lock:
-                if len(self._owed) < _OWED_MAX:
-                    self._owed[(operation, call_id)] = post
+            self._owe(operation, call_id, post)
             raise
+
+    def _owe(self, operation: str, call_id: str, post: Callable[[], None]) -> None:
+        with self._lock:
+            if len(self._owed) < _OWED_MAX:
+                self._owed[(operation, call_id)] = post
 
     def _beat(self) -> None:
         self._store.heartbeat()

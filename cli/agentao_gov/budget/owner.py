@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Liveness", "Owner", "boot_id", "this_process"]
+__all__ = ["Liveness", "Owner", "boot_id", "gone", "this_process"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -50,6 +50,12 @@ def this_process() -> Owner:
     return Owner(f"{pid}-{secrets.token_hex(4)}", pid, _started(pid) or 0, boot_id(), namespace)
 
 
+def gone(owner: Owner, here: Owner) -> bool:
+    """Whether the owner's process is seen to have ended: only for one of this boot and this namespace of pids."""
+    same = (owner.boot, owner.pid_namespace) == (here.boot, here.pid_namespace)
+    return same and owner.id != here.id and _started(owner.pid) != owner.started
+
+
 class Liveness:
     """Decides which owners are dead: their process is gone, or they have been silent for a whole lease.
 
@@ -69,7 +75,7 @@ class Liveness:
             return False
         if owner.boot != self._here.boot:
             return True
-        if owner.pid_namespace == self._here.pid_namespace and _started(owner.pid) != owner.started:
+        if gone(owner, self._here):
             return True
         counter, since_s = self._seen.get(owner.id, (heartbeat, time.monotonic()))
         if counter != heartbeat:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable
+from agentao_gov.budget.redis_store import RedisStore
 from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.store import Store, StoreSettings
 from agentao_gov.budget.types import Scope, ScopeLimit
@@ -89,6 +90,10 @@ def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSet
         return MemoryStore(clock, settings)
     if name == "sqlite":
         return SqliteStore(ledger_path(deployment), clock, settings)
+    if name.startswith(("redis://", "rediss://", "unix://")):
+        mark = deployment.state_dir / "ledger.redis.mark"
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return RedisStore(name, settings, mark=mark)
     raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from agentao_gov.budget.types import ReservationState
 
-__all__ = ["OPEN_STATES", "Holding", "Posting", "Price", "charge", "release", "settle"]
+__all__ = ["OPEN_STATES", "Holding", "Posting", "Price", "charge", "check_usage", "release", "settle"]
 
 #: States in which tokens are held.
 OPEN_STATES = frozenset({ReservationState.RESERVED, ReservationState.DISPATCHED})
@@ -53,7 +53,7 @@ def settle(holding: Holding, prompt: int, completion: int, estimated: int = 0) -
 
     Usage that arrives for a call already released (its owner was silent too long) is real all the same.
     """
-    _check(prompt, completion, estimated)
+    check_usage(prompt, completion, estimated)
     if holding.state is ReservationState.SETTLED:
         return None
     return _post(holding, ReservationState.SETTLED, prompt, completion, estimated)
@@ -61,7 +61,7 @@ def settle(holding: Holding, prompt: int, completion: int, estimated: int = 0) -
 
 def charge(holding: Holding, prompt: int, completion: int) -> Posting | None:
     """Charges an upper bound for a call whose usage never came. None: its end is known already."""
-    _check(prompt, completion, 0)
+    check_usage(prompt, completion, 0)
     if holding.state not in OPEN_STATES:
         return None
     return _post(holding, ReservationState.CHARGED_ESTIMATE, prompt, completion, prompt + completion)
@@ -89,6 +89,7 @@ def _post(holding: Holding, state: ReservationState, prompt: int, completion: in
     )
 
 
-def _check(prompt: int, completion: int, estimated: int) -> None:
+def check_usage(prompt: int, completion: int, estimated: int) -> None:
+    """Raises ValueError for usage that cannot be."""
     if prompt < 0 or completion < 0 or not 0 <= estimated <= prompt + completion:
         raise ValueError(f"usage cannot be {prompt} + {completion} tokens, {estimated} of them estimated")

@@ -1,0 +1,358 @@
+-- The ledger in Redis: every step is one call of this script, so it happens as a whole or not at all.
+-- KEYS[1] is the prefix of all keys, with a hash tag; ARGV[1] the request as JSON. Answers with JSON.
+-- Amounts of tokens stay below 2^53, where Lua's numbers are exact; sums of cost are kept by HINCRBY, which is
+-- exact to 2^63. The rules are those of `admission.py` and `states.py`; one contract suite holds all three stores.
+
+local p, a = KEYS[1], cjson.decode(ARGV[1])
+local meta_key, waiters_key = p .. 'meta', p .. 'waiters'
+
+local function int(n) return string.format('%.0f', n) end
+local function value(v) if v == cjson.null then return nil end return v end
+
+local meta = redis.call('HMGET', meta_key, 'id', 'last', 'hash', 'high')
+if not meta[1] and a.op == 'create' then
+  meta = {a.ledger, '0', string.rep('0', 40), '0'}
+  redis.call('HSET', meta_key, 'id', a.ledger)
+end
+if not meta[1] or (a.op ~= 'create' and meta[1] ~= a.ledger) then return cjson.encode({error = 'lost'}) end
+local last, hash, high = tonumber(meta[2]), meta[3], tonumber(meta[4])
+if last < a.seen then return cjson.encode({error = 'older', last = last}) end
+
+local now = value(a.now)
+if not now then
+  local time = redis.call('TIME')
+  now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+if now < high then now = high end
+
+local function append(kind, id, lines, post, note)
+  local names = #lines == 0 and '[]' or cjson.encode(lines)
+  local text = '[' .. int(now) .. ',"' .. kind .. '",' .. cjson.encode(id) .. ',' .. cjson.encode(a.owner) .. ','
+    .. names .. ',' .. int(post.used or 0) .. ',' .. int(post.reserved or 0) .. ',' .. int(post.estimated or 0) .. ','
+    .. int(post.granted or 0) .. ',' .. int(post.cost or 0) .. ',' .. int(post.unpriced or 0) .. ','
+    .. cjson.encode(note or '') .. ']'
+  last, hash = last + 1, redis.sha1hex(hash .. text)
+  redis.call('RPUSH', p .. 'journal', hash .. text)
+end
+
+local function reply(answer)
+  redis.call('HSET', meta_key, 'last', int(last), 'hash', hash, 'high', int(now))
+  answer.last, answer.now = last, now
+  answer.waiting_calls = redis.call('ZCARD', waiters_key)
+  return cjson.encode(answer)
+end
+
+-- ── lines ─────────────────────────────────────────────────────────────────────────────────────────
+
+local function line_key(name) return p .. 'line:' .. name end
+
+local FIELDS = {'limit', 'granted', 'used', 'reserved', 'warned', 'kind', 'key', 'timezone', 'window',
+                'estimated', 'cost', 'unpriced'}
+
+local function load_line(name)
+  local f = redis.call('HMGET', line_key(name), unpack(FIELDS))
+  local limit = f[1] ~= '' and f[1] and tonumber(f[1]) or nil
+  return {name = name, limit = limit, granted = tonumber(f[2]), used = tonumber(f[3]), reserved = tonumber(f[4]),
+          warned = tonumber(f[5]), kind = f[6], key = f[7], timezone = f[8], window = f[9], estimated = tonumber(f[10]),
+          cost = f[11], unpriced = tonumber(f[12]), effective = limit and limit + tonumber(f[2])}
+end
+
+local function open_line(s)
+  local key, limit = line_key(s.name), value(s.limit)
+  local text = limit and int(limit) or ''
+  local known = redis.call('HGET', key, 'limit')
+  if not known then
+    redis.call('HSET', key, 'limit', text, 'granted', 0, 'used', 0, 'reserved', 0, 'estimated', 0, 'cost', 0,
+      'unpriced', 0, 'warned', 0, 'kind', s.kind, 'key', s.key, 'timezone', s.timezone, 'window', s.window)
+    redis.call('SADD', p .. 'lines', s.name)
+    append('line', s.name, {}, {}, s.name)
+  end
+  if known ~= text then
+    redis.call('HSET', key, 'limit', text)
+    append('limit', s.name, {}, {}, limit and int(limit) or 'None')
+  end
+  return load_line(s.name)
+end
+
+local function post_lines(names, post)
+  for _, name in ipairs(names) do
+    local key = line_key(name)
+    for _, field in ipairs({'used', 'reserved', 'estimated', 'cost', 'unpriced'}) do
+      if (post[field] or 0) ~= 0 then redis.call('HINCRBY', key, field, int(post[field])) end
+    end
+  end
+end
+
+local function stale()
+  for _, s in ipairs(a.scopes or {}) do
+    if now < s.start_ms or now >= s.end_ms then return true end
+  end
+  return false
+end
+
+local function describe(line)
+  return {kind = line.kind, key = line.key, timezone = line.timezone, window = line.window, limit = line.effective,
+          used = line.used, reserved = line.reserved, estimated = line.estimated, granted = line.granted,
+          cost = line.cost, unpriced = line.unpriced, name = line.name}
+end
+
+-- ── calls ─────────────────────────────────────────────────────────────────────────────────────────
+
+local function call_key(id) return p .. 'call:' .. id end
+
+local function load_call(id)
+  local f = redis.call('HMGET', call_key(id), 'owner', 'lines', 'state', 'held_prompt', 'held_output', 'used',
+    'estimated', 'cost', 'unpriced', 'price_prompt', 'price_completion', 'windows')
+  if not f[1] then return nil end
+  local call = {id = id, owner = f[1], lines = cjson.decode(f[2]), state = f[3], held_prompt = tonumber(f[4]),
+    held_output = tonumber(f[5]), used = tonumber(f[6]), estimated = tonumber(f[7]), cost = tonumber(f[8]),
+    unpriced = tonumber(f[9]), windows = cjson.decode(f[12])}
+  if f[10] and f[10] ~= '' then call.price = {tonumber(f[10]), tonumber(f[11])} end
+  call.open = call.state == 'reserved' or call.state == 'dispatched'
+  call.held = call.open and call.held_prompt + call.held_output or 0
+  return call
+end
+
+local function reservation(call)
+  return {id = call.id, prompt = call.held_prompt, output = call.held_output, windows = call.windows,
+          state = call.state}
+end
+
+local function hold(r, owner, lines, output)
+  local names, windows = {}, {}
+  for i, line in ipairs(lines) do names[i], windows[i] = line.name, line.window end
+  local pp, pc = value(r.price_prompt), value(r.price_completion)
+  redis.call('HSET', call_key(r.id), 'owner', owner, 'lines', cjson.encode(names), 'windows', cjson.encode(windows),
+    'state', 'reserved', 'held_prompt', int(r.prompt), 'held_output', int(output), 'used', 0, 'estimated', 0,
+    'cost', 0, 'unpriced', 0, 'price_prompt', pp and int(pp) or '', 'price_completion', pc and int(pc) or '')
+  redis.call('SADD', p .. 'open:' .. owner, r.id)
+  -- An owner that its neighbours gave up, and that came back, is watched again from its first reservation on.
+  redis.call('ZADD', p .. 'beats', 'NX', now, owner)
+  local post = {reserved = r.prompt + output}
+  post_lines(names, post)
+  local price = pp and int(pp) .. ' ' .. int(pc) or 'unpriced'
+  append('reserve', r.id, names, post, int(r.prompt) .. ' ' .. int(output) .. ' ' .. price)
+  return {reservation = {id = r.id, prompt = r.prompt, output = output, windows = windows, state = 'reserved'}}
+end
+
+-- As `admission.admit`: nil when granted and the output, else the answer and the positions that block.
+local function admit(lines, r)
+  local least, grant, blocking, impossible, exhausted = r.prompt + r.output_min, r.output_max, {}, {}, {}
+  for i, line in ipairs(lines) do
+    if line.effective then
+      local free = line.effective - line.used - line.reserved
+      if free - r.prompt < grant then grant = free - r.prompt end
+      if least > free then
+        blocking[#blocking + 1] = i
+        if least > line.effective then impossible[#impossible + 1] = i
+        elseif least > line.effective - line.used then exhausted[#exhausted + 1] = i end
+      end
+    end
+  end
+  if #impossible > 0 then return 'impossible', impossible end
+  if #exhausted > 0 then return 'exhausted', exhausted end
+  if #blocking > 0 then return 'wait', blocking end
+  return nil, grant
+end
+
+local function attempt(r, owner)
+  local lines = {}
+  for i, s in ipairs(a.scopes) do lines[i] = open_line(s) end
+  local answer, extra = admit(lines, r)
+  if not answer then return hold(r, owner, lines, extra) end
+  return {answer = answer, blocking = extra, line = describe(lines[extra[1]])}
+end
+
+local function enqueue()
+  if redis.call('ZSCORE', waiters_key, a.request.id) then return end
+  redis.call('ZADD', waiters_key, redis.call('HINCRBY', meta_key, 'arrivals', 1), a.request.id)
+  redis.call('HSET', p .. 'waiting', a.request.id, a.stored)
+end
+
+local function leave(id)
+  if redis.call('ZREM', waiters_key, id) == 0 then return false end
+  redis.call('HDEL', p .. 'waiting', id)
+  redis.call('HINCRBY', meta_key, 'answered', 1)
+  if redis.call('ZCARD', waiters_key) == 0 then redis.call('DEL', p .. 'served') end
+  return true
+end
+
+local function crossings(names)
+  local found = {}
+  for _, name in ipairs(names) do
+    local line = load_line(name)
+    if line.effective then
+      local passed
+      for _, share in ipairs(a.warn_at) do
+        local mark = math.floor(share * 1000 + 0.5)
+        if mark > line.warned and line.used >= share * line.effective then passed = share end
+      end
+      if passed then
+        redis.call('HSET', line_key(name), 'warned', int(math.floor(passed * 1000 + 0.5)))
+        local crossing = describe(line)
+        crossing.threshold = passed
+        found[#found + 1] = crossing
+      end
+    end
+  end
+  return found
+end
+
+-- Closes a call: `state` is its last one; prompt and completion what is posted (nil for a release).
+local function finish(call, kind, state, prompt, completion, estimated)
+  local used = (prompt or 0) + (completion or 0)
+  local post = {reserved = -call.held, used = 0, estimated = 0, cost = 0, unpriced = 0}
+  if prompt then
+    local cost = call.price and prompt * call.price[1] + completion * call.price[2] or 0
+    post.used, post.estimated = used - call.used, estimated - call.estimated
+    post.cost, post.unpriced = cost - call.cost, (call.price and 0 or used) - call.unpriced
+  end
+  redis.call('HSET', call_key(call.id), 'state', state, 'used', int(call.used + post.used),
+    'estimated', int(call.estimated + post.estimated), 'cost', int(call.cost + post.cost),
+    'unpriced', int(call.unpriced + post.unpriced))
+  redis.call('SREM', p .. 'open:' .. call.owner, call.id)
+  redis.call('PEXPIRE', call_key(call.id), a.keep_ms)
+  for _, name in ipairs(call.lines) do
+    if string.sub(name, 1, 5) == 'turn:' then redis.call('PEXPIRE', line_key(name), a.keep_ms) end
+  end
+  post_lines(call.lines, post)
+  append(kind, call.id, call.lines, post)
+  return {posted = true, crossings = post.used ~= 0 and crossings(call.lines) or {}, freed = post.used < 0 or call.held > 0}
+end
+
+-- ── steps ─────────────────────────────────────────────────────────────────────────────────────────
+
+local steps = {}
+
+function steps.create()
+  if last == 0 then append('open', '', {}, {}, a.ledger) end
+  return {ledger = meta[1]}
+end
+
+function steps.reserve()
+  local call = load_call(a.request.id)
+  if call then return {reservation = reservation(call)} end
+  if stale() then return {stale = true} end
+  if redis.call('ZCARD', waiters_key) > 0 and not a.direct then
+    enqueue()
+    return {queued = true}
+  end
+  local answer = attempt(a.request, a.owner)
+  if answer.answer == 'wait' then enqueue() end
+  return answer
+end
+
+function steps.serve()
+  if not redis.call('ZSCORE', waiters_key, a.request.id) then return {gone = true} end
+  if stale() then return {stale = true} end
+  local answer = attempt(a.request, a.waiter)
+  if answer.answer == 'wait' then return answer end
+  if not answer.answer then
+    local number = redis.call('HINCRBY', meta_key, 'servings', 1)
+    redis.call('HSET', p .. 'served', a.tenant, number, a.user, number)
+  end
+  leave(a.request.id)
+  return answer
+end
+
+function steps.withdraw()
+  if leave(a.id) then return {freed = true} end
+  local call = load_call(a.id)
+  if call and call.state == 'reserved' then return finish(call, 'release', 'released') end
+  return {freed = false}
+end
+
+function steps.dispatch()
+  local call = load_call(a.id)
+  if not call then return {error = 'unknown'} end
+  if call.state == 'dispatched' then return {} end
+  if call.state ~= 'reserved' then return {error = 'state', state = call.state} end
+  redis.call('HSET', call_key(a.id), 'state', 'dispatched')
+  append('dispatch', a.id, call.lines, {})
+  return {}
+end
+
+function steps.extend()
+  local call = load_call(a.id)
+  if not call then return {error = 'unknown'} end
+  local more = call.open and a.tokens or 0
+  for _, name in ipairs(call.lines) do
+    local line = load_line(name)
+    if line.effective then more = math.min(more, line.effective - line.used - line.reserved) end
+  end
+  if more <= 0 then return {more = 0} end
+  redis.call('HSET', call_key(a.id), 'held_output', int(call.held_output + more))
+  post_lines(call.lines, {reserved = more})
+  append('extend', a.id, call.lines, {reserved = more})
+  return {more = more}
+end
+
+function steps.settle()
+  local call = load_call(a.id)
+  if not call then return {error = 'unknown'} end
+  if call.state == 'settled' then return {posted = false} end
+  return finish(call, call.open and 'settle' or 'correct', 'settled', a.prompt, a.completion, a.estimated)
+end
+
+function steps.charge()
+  local call = load_call(a.id)
+  if not call then return {error = 'unknown'} end
+  if not call.open then return {posted = false} end
+  return finish(call, 'charge', 'charged_estimate', a.prompt, a.completion, a.prompt + a.completion)
+end
+
+function steps.release()
+  local call = load_call(a.id)
+  if not call then return {error = 'unknown'} end
+  if not call.open then return {posted = false} end
+  return finish(call, 'release', 'released')
+end
+
+function steps.grant()
+  if stale() then return {stale = true} end
+  local line = open_line(a.scopes[1])
+  redis.call('HINCRBY', line_key(line.name), 'granted', int(a.tokens))
+  append('grant', '', {line.name}, {granted = a.tokens})
+  line = load_line(line.name)
+  local still = 0
+  for _, share in ipairs(a.warn_at) do
+    if line.effective and line.used >= share * line.effective then still = math.floor(share * 1000 + 0.5) end
+  end
+  if still < line.warned then redis.call('HSET', line_key(line.name), 'warned', int(still)) end
+  return {line = describe(line), freed = true}
+end
+
+function steps.look()
+  return {}
+end
+
+-- Says that this owner lives; resolves those that were silent for a lease and those the caller knows to be gone.
+function steps.beat()
+  redis.call('HSET', p .. 'owners', a.owner, a.about)
+  redis.call('ZADD', p .. 'beats', now, a.owner)
+  local dead = redis.call('ZRANGEBYSCORE', p .. 'beats', '-inf', int(now - a.lease_ms))
+  for _, owner in ipairs(a.gone) do dead[#dead + 1] = owner end
+  local freed = false
+  for _, owner in ipairs(dead) do
+    for _, id in ipairs(redis.call('SMEMBERS', p .. 'open:' .. owner)) do
+      local call = load_call(id)
+      if call and call.state == 'reserved' then finish(call, 'release', 'released') end
+      if call and call.state == 'dispatched' then
+        local held = call.held_prompt + call.held_output
+        finish(call, 'charge', 'charged_estimate', call.held_prompt, call.held_output, held)
+      end
+      freed = true
+    end
+    for _, id in ipairs(redis.call('ZRANGE', waiters_key, 0, -1)) do
+      local stored = redis.call('HGET', p .. 'waiting', id)
+      if stored and cjson.decode(stored)[1] == owner then leave(id) end
+    end
+    redis.call('DEL', p .. 'open:' .. owner)
+    redis.call('HDEL', p .. 'owners', owner)
+    redis.call('ZREM', p .. 'beats', owner)
+  end
+  return {freed = freed}
+end
+
+local answer = steps[a.op]()
+return reply(answer)
