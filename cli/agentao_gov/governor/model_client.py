@@ -7,6 +7,7 @@ of attempts of our own, because agentao's retries are bounded by neither the pro
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -167,10 +168,10 @@ class GovernedModel(LLMClient):
             turn.call_begins()
         if turn.stopped or token.is_cancelled:
             return self._nothing()
-        whole = self._whole(turn, token, messages, tools, max_tokens, purpose, on_retry)
+        whole = functools.partial(self._whole, turn, token, messages, tools, max_tokens, purpose, on_retry)
         if self._is_gemini():
             # Its streamed tool calls lose a signature that it wants back.
-            return self._loop_call(whole, on_text_chunk)
+            return self._loop_call(whole(), on_text_chunk)
         kwargs = self._build_request_kwargs(
             messages, tools, self._wanted(max_tokens), stream=True, cache_boundary=cache_boundary
         )
@@ -206,7 +207,7 @@ class GovernedModel(LLMClient):
         call: _Call,
         show_whole: Callable[[str], None] | None,
         *,
-        instead: _Call | None = None,
+        instead: Callable[[], _Call] | None = None,
         show: Callable[[str], None] | None = None,
     ) -> Any:
         """A call of the tool loop: a stopped turn gets an empty response, by which agentao ends it in order.
@@ -222,7 +223,7 @@ class GovernedModel(LLMClient):
             if call.token.is_cancelled or turn.stopped:
                 return self._nothing()
             if instead is not None and _is_streaming_unsupported(str(error).lower()):
-                return self._loop_call(instead, show)
+                return self._loop_call(instead(), show)
             if not self._subtree:
                 turn.model_failed(self._describe(error))
             raise

@@ -134,8 +134,8 @@ class Anchor:
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.completion_tokens = 0
-        # The messages that `prompt_tokens` covers, each with its size then: one that grew in place is new.
-        self._covered: list[tuple[Message, int]] = []
+        # The messages that `prompt_tokens` covers, each with its mark then: one that changed in place is new.
+        self._covered: list[tuple[Message, object]] = []
         self._tools = ""
 
     @property
@@ -153,7 +153,7 @@ class Anchor:
         """Keeps what a provider reported for a request."""
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
-        self._covered = [(message, message_bytes(message)) for message in messages]
+        self._covered = [(message, _mark(message)) for message in messages]
         self._tools = _render_tools(tools)
 
     def bound(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, model: str) -> int | None:
@@ -165,8 +165,8 @@ class Anchor:
         if not self.known:
             return None
         shared = 0
-        for message, (before, size) in zip(messages, self._covered, strict=False):
-            if (message is not before and message != before) or message_bytes(message) > size:
+        for message, (before, mark) in zip(messages, self._covered, strict=False):
+            if (message is not before and message != before) or _mark(message) != mark:
                 break
             shared += 1
         if shared == 0:
@@ -207,8 +207,16 @@ class Anchor:
             return
         self.prompt_tokens = saved.get("prompt_tokens", 0)
         self.completion_tokens = saved.get("completion_tokens", 0)
-        self._covered = [(message, message_bytes(message)) for message in messages[:kept]]
+        self._covered = [(message, _mark(message)) for message in messages[:kept]]
         self._tools = rendered
+
+
+def _mark(message: Message) -> object:
+    """Tells whether a message changed in place. A text is its own mark, which costs a pointer and compares at once."""
+    content = message.get("content")
+    if isinstance(content, str) and not message.get("tool_calls"):
+        return content
+    return message_bytes(message)
 
 
 def _digest(system: Message, rendered_tools: str) -> int:

@@ -1,0 +1,241 @@
+"""What governing a turn costs: our turn against a bare `Agentao.chat`, paired, on the same simulated model, in one run.
+
+    python benchmarks/turn_overhead.py [--rounds 60] [--sessions 100 500] [--quick]
+
+Variants take turns (A B C A B C ...), so that drift of the machine meets all of them. The model runs in its own process
+with zero latency; CPU is this process's user + system time. Memory is measured in a child process a variant, USS after
+one turn a session and a collection. Writes turn_overhead.json beside this file and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from agentao import Agentao
+from agentao.transport import SdkTransport
+from pydantic import SecretStr
+
+from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
+from agentao_gov.clock import SYSTEM_CLOCK, Deadline
+from agentao_gov.config import ModelChoice, Profile, ResolvedProfile
+from agentao_gov.governor import Conversation, Governor, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.simulator import start_simulator
+
+HERE = Path(__file__).parent
+ANSWER = {"text": "Forty-two."}
+TOOL_LOOP = {"text": "Done.", "tool": {"name": "glob", "args": {"pattern": "*{round}"}, "vary": True, "rounds": 3}}
+TOOLS = ["read_file", "glob", "search_file_content", "list_directory"]
+VARIANTS = ("bare", "bare_without_log", "governed")
+
+
+def history(length: int) -> list[dict[str, Any]]:
+    """A conversation of so many messages of about 200 characters."""
+    roles = ("user", "assistant")
+    return [
+        {"role": roles[n % 2], "content": f"Message {n}. " + "Limits make agents predictable. " * 6}
+        for n in range(length)
+    ]
+
+
+class Bare:
+    """agentao as its guide shows it."""
+
+    def __init__(self, base_url: str, workdir: Path, *, log: bool) -> None:
+        quiet = logging.getLogger("bench.quiet")
+        quiet.setLevel(logging.CRITICAL)
+        self.agent = Agentao(
+            api_key="sk-bench-0123456789",
+            base_url=base_url,
+            model="simulated",
+            max_tokens=4_096,
+            working_directory=workdir,
+            permission_mode="read-only",
+            enabled_tools=TOOLS,
+            transport=SdkTransport(confirm_tool=lambda *_: False),
+            **({} if log else {"logger": quiet}),
+        )
+
+    def ask(self, message: str) -> str:
+        return str(self.agent.chat(message, 25))
+
+    def recall(self, messages: list[dict[str, Any]]) -> None:
+        self.agent.messages = list(messages)
+
+    def close(self) -> None:
+        self.agent.close()
+
+
+class Governed:
+    """The same through the governor, with a ledger in memory."""
+
+    governor: Governor | None = None
+
+    def __init__(self, base_url: str, workdir: Path) -> None:
+        if Governed.governor is None:
+            ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+            Governed.governor = Governor(ledger=ledger)
+        model = ModelChoice("simulated", "simulated", base_url, SecretStr("sk-bench-0123456789"), None, "benchmark")
+        settings = {"name": "bench", "limits": {"turn_tokens": "1000m", "max_context_tokens": 200_000}}
+        profile = ResolvedProfile(profile=Profile.model_validate(settings), sources={})
+        key = SessionKey("bench", workdir.name)
+        spec = SessionSpec(key, "user", profile, model, workdir, "in-process")
+        self.session = Governed.governor.open(spec, Conversation(), Deadline.after(30))
+        self._turns = 0
+
+    def ask(self, message: str) -> str:
+        self._turns += 1
+        report = self.session.turn(TurnRequest(f"{self.session._spec.key}-{self._turns}", message, "user"), _nothing)
+        assert report.outcome == "answered", report
+        return str(report.answer)
+
+    def recall(self, messages: list[dict[str, Any]]) -> None:
+        self.session._parts.agent.messages = list(messages)
+
+    def close(self) -> None:
+        self.session.close(Deadline.after(5))
+
+
+def _nothing(_: object) -> None:
+    """An event sink."""
+
+
+def make(variant: str, base_url: str, workdir: Path) -> Bare | Governed:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if variant == "governed":
+        return Governed(base_url, workdir)
+    return Bare(base_url, workdir, log=variant == "bare")
+
+
+def measure(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall and CPU of one run, milliseconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return (time.perf_counter() - wall) * 1000, (time.process_time() - cpu) * 1000
+
+
+def overhead(base_url: str, rounds: int, root: Path) -> dict[str, Any]:
+    """Wall and CPU of a turn, by scenario and variant."""
+    scenarios = {f"{n}_messages": (history(n), ANSWER) for n in (0, 50, 200)}
+    scenarios["3_call_tool_loop"] = (history(0), TOOL_LOOP)
+    found: dict[str, Any] = {}
+    for name, (messages, directive) in scenarios.items():
+        subjects = {variant: make(variant, base_url, root / f"{name}-{variant}") for variant in VARIANTS}
+        samples: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+        question = f"What is the answer?\n@sim {json.dumps(directive)}"
+        gc.collect()
+        for number in range(rounds + 5):
+            for variant, subject in subjects.items():
+                subject.recall(messages)
+                sample = measure(partial(subject.ask, question))
+                if number >= 5:  # warm-up
+                    samples[variant].append(sample)
+        for subject in subjects.values():
+            subject.close()
+        found[name] = {variant: summary(values) for variant, values in samples.items()}
+    return found
+
+
+def summary(samples: list[tuple[float, float]]) -> dict[str, Any]:
+    walls, cpus = zip(*samples, strict=True)
+    return {
+        "wall_ms_median": round(statistics.median(walls), 2),
+        "wall_ms_p90": round(statistics.quantiles(walls, n=10)[-1], 2),
+        "cpu_ms_median": round(statistics.median(cpus), 2),
+        "wall_ms": [round(value, 2) for value in walls],
+        "cpu_ms": [round(value, 2) for value in cpus],
+    }
+
+
+def memory_child(variant: str, sessions: int, base_url: str) -> None:
+    """In a process of its own: opens sessions, runs a turn on each, prints the bytes a session."""
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        question = f"hello\n@sim {json.dumps(ANSWER)}"
+        first = make(variant, base_url, root / "warm")
+        first.ask(question)
+        gc.collect()
+        before = process.memory_full_info().uss
+        subjects = [make(variant, base_url, root / str(n)) for n in range(sessions)]
+        opened = process.memory_full_info().uss
+        for subject in subjects:
+            subject.ask(question)
+        gc.collect()
+        after = process.memory_full_info().uss
+        print(
+            json.dumps({"opened": (opened - before) / sessions, "after_turn": (after - before) / sessions}), flush=True
+        )
+        os._exit(0)
+
+
+def memory(base_url: str, counts: list[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for count in counts:
+        for variant in VARIANTS:
+            command = [sys.executable, __file__, "--memory-child", variant, str(count), base_url]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            line = json.loads(done.stdout.splitlines()[-1])
+            found.setdefault(str(count), {})[variant] = {key: round(value / 1024, 1) for key, value in line.items()}
+    return found
+
+
+def tables(result: dict[str, Any]) -> str:
+    lines = ["| turn | variant | wall, ms (median) | p90 | CPU, ms |", "|---|---|---|---|---|"]
+    for scenario, variants in result["overhead"].items():
+        for variant, line in variants.items():
+            figures = f"{line['wall_ms_median']} | {line['wall_ms_p90']} | {line['cpu_ms_median']}"
+            lines.append(f"| {scenario.replace('_', ' ')} | {variant.replace('_', ' ')} | {figures} |")
+    lines += ["", "| live sessions | variant | KiB each, opened | KiB each, after one turn |", "|---|---|---|---|"]
+    for count, variants in result["memory_kib"].items():
+        for variant, line in variants.items():
+            lines.append(f"| {count} | {variant.replace('_', ' ')} | {line['opened']} | {line['after_turn']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--sessions", type=int, nargs="*", default=[100, 500])
+    parser.add_argument("--quick", action="store_true", help="10 rounds, 50 sessions, nothing written")
+    parser.add_argument("--memory-child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_child:
+        variant, sessions, base_url = options.memory_child
+        memory_child(variant, int(sessions), base_url)
+    rounds, counts = (10, [50]) if options.quick else (options.rounds, options.sessions)
+    with tempfile.TemporaryDirectory() as directory, start_simulator() as simulator:
+        os.environ["HOME"] = directory
+        result = {
+            "environment": {
+                "python": platform.python_version(),
+                "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
+                **{name: version(name) for name in ("agentao", "openai", "agentao-gov")},
+                "load_before": [round(value, 2) for value in os.getloadavg()],
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            },
+            "overhead": overhead(simulator.base_url, rounds, Path(directory) / "sessions"),
+            "memory_kib": memory(simulator.base_url, counts),
+        }
+    print(tables(result))
+    if not options.quick:
+        (HERE / "turn_overhead.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
