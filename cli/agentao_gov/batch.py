@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.errors import CapacityError, ConfigError, DrainingError, GovError, ModelError, StoreError, UsageError
+from agentao_gov.errors import CapacityError, DrainingError, GovError, ModelError, StoreError, UsageError
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import Timing, TurnReport, Usage
 
 if TYPE_CHECKING:
     from agentao_gov.pool import TurnOrder
 
-__all__ = ["INTERRUPTED", "BatchItem", "batch_exit_code", "finished_ids", "next_ready", "parse_batch", "refused_report"]
+__all__ = ["INTERRUPTED", "BatchItem", "batch_exit_code", "finished", "next_ready", "parse_batch", "refused_report"]
 
 _KEYS = ("id", "prompt", "profile", "session")
 #: A turn that ended so was cut short from outside: it is not written, so that the next run does it again.
@@ -38,7 +38,7 @@ def parse_batch(lines: Iterable[str], *, name: str) -> list[BatchItem]:
     """Every line as an item; empty lines are passed over. A line is `{"id","prompt","profile","session"}`, a JSON
     string, or plain text.
 
-    Raises ConfigError with the line's number for one that is none of these, and for an id that comes twice.
+    Raises UsageError with the line's number for one that is none of these, and for an id that comes twice.
     """
     items: list[BatchItem] = []
     seen: dict[str | int, int] = {}
@@ -48,7 +48,7 @@ def parse_batch(lines: Iterable[str], *, name: str) -> list[BatchItem]:
             continue
         item = _parse_line(text, number, f"{name}:{number}")
         if item.id in seen:
-            raise ConfigError(
+            raise UsageError(
                 f"{name}:{number}: the id {item.id!r} stands in line {seen[item.id]} too.",
                 hint="Ids tell a resumed batch what is done; give each line its own, or none.",
             )
@@ -65,7 +65,7 @@ def _parse_line(text: str, number: int, place: str) -> BatchItem:
     except ValueError as error:
         if text[0] == '"':
             return BatchItem(number, text)
-        raise ConfigError(f"{place}: this line is not valid JSON: {error}.") from None
+        raise UsageError(f"{place}: this line is not valid JSON: {error}.") from None
     if isinstance(value, str):
         value = {"prompt": value}
     return _from_record(value, number, place)
@@ -74,27 +74,28 @@ def _parse_line(text: str, number: int, place: str) -> BatchItem:
 def _from_record(record: dict[str, Any], number: int, place: str) -> BatchItem:
     unknown = sorted(set(record) - set(_KEYS))
     if unknown:
-        raise ConfigError(f"{place}: unknown key {unknown[0]!r}; a line has {', '.join(_KEYS)}.")
+        raise UsageError(f"{place}: unknown key {unknown[0]!r}; a line has {', '.join(_KEYS)}.")
     prompt = record.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f"{place}: 'prompt' must be a text that is not empty.")
+        raise UsageError(f"{place}: 'prompt' must be a text that is not empty.")
     identity = record.get("id", number)
     if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise ConfigError(f"{place}: 'id' must be a text or a whole number.")
+        raise UsageError(f"{place}: 'id' must be a text or a whole number.")
     for key in ("profile", "session"):
         if record.get(key) is not None and not isinstance(record[key], str):
-            raise ConfigError(f"{place}: {key!r} must be a text.")
+            raise UsageError(f"{place}: {key!r} must be a text.")
     return BatchItem(identity, prompt, record.get("profile"), record.get("session"))
 
 
-def finished_ids(output: Path) -> set[str | int]:
-    """The ids that an earlier run has written; a half-written last line is cut off, to be done again.
+def finished(output: Path) -> dict[str | int, Outcome]:
+    """The ids that an earlier run has written, with how each ended; a half-written last line is cut off, to be done
+    again.
 
     Raises UsageError where the file holds something else than reports: it is not overwritten.
     """
     if not output.exists():
-        return set()
-    done: set[str | int] = set()
+        return {}
+    done: dict[str | int, Outcome] = {}
     whole = 0
     with output.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -102,7 +103,7 @@ def finished_ids(output: Path) -> set[str | int]:
                 break
             try:
                 record = json.loads(line)
-                done.add(record["id"])
+                done[record["id"]] = Outcome(record["outcome"])
             except (ValueError, KeyError, TypeError):
                 raise UsageError(
                     f"{output}:{number} is not a report of a batch; the file is left as it is.",

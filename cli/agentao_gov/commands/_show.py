@@ -75,7 +75,8 @@ def print_findings(findings: Iterable[Finding]) -> None:
     """One line each on standard error: `qa.toml:12: warning: limits.max_iterations: ...`."""
     for finding in findings:
         place = f"{finding.place}: " if finding.place else ""
-        sys.stderr.write(f"{place}{finding.level}: {finding.key}: {finding.message}\n")
+        source = f" ({finding.source})" if finding.source else ""
+        sys.stderr.write(f"{place}{finding.level}: {finding.key}: {finding.message}{source}\n")
 
 
 def summary(findings: Iterable[Finding]) -> str:

@@ -18,12 +18,12 @@ from agentao_gov.batch import (
     INTERRUPTED,
     BatchItem,
     batch_exit_code,
-    finished_ids,
+    finished,
     next_ready,
     parse_batch,
     refused_report,
 )
-from agentao_gov.errors import ConfigError, GovError, UsageError
+from agentao_gov.errors import GovError, UsageError
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.report.terminal import console
@@ -55,7 +55,7 @@ def run_batch(context: RunContext) -> int:
     options = context.options
     items = _read(options.batch or "-")
     # Output as it is written by this run; on standard output when no file is named.
-    done = finished_ids(options.output) if options.output is not None else set()
+    done = finished(options.output) if options.output is not None else {}
     waiting = [item for item in items if item.id not in done]
     # Every profile is loaded before the first turn: a typing error in the last line must not cost a night.
     profiles = {name: context.load_profile(name) for name in {i.profile for i in waiting if i.profile}}
@@ -64,7 +64,8 @@ def run_batch(context: RunContext) -> int:
         with _progress(context, total=len(items), done=len(items) - len(waiting)) as advance:
             interrupted = _drive(run, advance)
     _summary(run, skipped=len(items) - len(waiting), interrupted=interrupted)
-    return 130 if interrupted else batch_exit_code(run.outcomes)
+    before = [done[item.id] for item in items if item.id in done]
+    return 130 if interrupted else batch_exit_code([*before, *run.outcomes])
 
 
 def _drive(run: _Run, advance: _Advance) -> bool:
@@ -136,9 +137,9 @@ def _read(name: str) -> list[BatchItem]:
         with Path(name).open(encoding="utf-8") as file:
             return parse_batch(file, name=name)
     except OSError as error:
-        raise ConfigError(f"The batch file {name!r} cannot be read: {error.strerror}.") from None
+        raise UsageError(f"The batch file {name!r} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"The batch file {name!r} is not UTF-8: {error}.") from None
+        raise UsageError(f"The batch file {name!r} is not UTF-8: {error}.") from None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ import contextlib
 import getpass
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentao_gov.config import (
     ModelChoice,
@@ -25,12 +27,13 @@ from agentao_gov.config import (
     parse_tokens,
     resolve_model,
 )
-from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
 from agentao_gov.governor.requests import SessionKey
-from agentao_gov.pool import AgentPool, TurnOrder
 from agentao_gov.report.terminal import console, warn
-from agentao_gov.runtime import build_runtime
 from agentao_gov.simulator.local import LocalModel, running_model
+
+if TYPE_CHECKING:
+    from agentao_gov.pool import AgentPool, TurnOrder
 
 __all__ = ["RunContext", "RunOptions", "run"]
 
@@ -90,13 +93,14 @@ class RunContext:
 
     def load_profile(self, name: str) -> ResolvedProfile:
         """Another profile under the same flags and model, for a batch's lines."""
-        loaded = load_profile(name, deployment=self.deployment, overrides=self.options.overrides)
-        return fit_to_model(loaded, self.model)
+        return fit_to_model(_profile(self.options, self.deployment, name), self.model)
 
     def order(
         self, message: str, *, session: str | None, profile: ResolvedProfile | None = None, id: str | int | None = None
     ) -> TurnOrder:
         """A turn of a session; without one, of an agent that leaves nothing behind."""
+        from agentao_gov.pool import TurnOrder
+
         return TurnOrder(
             key=SessionKey(self.options.tenant, session or f"once-{uuid.uuid4().hex[:12]}"),
             user=self.user,
@@ -115,7 +119,7 @@ def run(options: RunOptions) -> int:
     """Everything behind the flags; returns the exit code."""
     prompt = _check(options)
     deployment = _deployment(options)
-    profile = load_profile(options.profile, deployment=deployment, overrides=options.overrides)
+    profile = _profile(options, deployment, options.profile)
     choice = resolve_model(
         ModelFlags(options.model, options.base_url, options.api_key_env), profile=profile, deployment=deployment
     )
@@ -125,12 +129,16 @@ def run(options: RunOptions) -> int:
         if not options.quiet:
             note.print(line)
 
+    # agentao and the OpenAI SDK take a second to import; a local model's process takes one to start. Both at once.
+    threading.Thread(target=import_module, args=("agentao_gov.runtime",), name="import", daemon=True).start()
     with running_model(choice, gguf=options.gguf, on_progress=say) as (model, local):
         profile = fit_to_model(profile, model)
         say(f"model: {model.name} ({model.source})")
         if options.verbose:
             for finding in (*deployment.findings, *profile.findings):
                 warn(f"{finding.key}: {finding.message}")
+        from agentao_gov.runtime import build_runtime
+
         with _asking(options) as asker, contextlib.closing(build_runtime(deployment, confirm=asker)) as runtime:
             context = RunContext(options, deployment, profile, model, local, runtime.pool)
             return _dispatch(context, prompt, asker)
@@ -180,6 +188,20 @@ def _check(options: RunOptions) -> str | None:
     if not text.strip():
         raise UsageError("The prompt is empty.", hint="Give it as the argument or on standard input.")
     return text
+
+
+def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:
+    """A profile that the tenant may use."""
+    tenants = deployment.deployment.tenants
+    entry = tenants.get(options.tenant) or tenants.get("default")
+    resolved = load_profile(name, deployment=deployment, overrides=options.overrides)
+    allowed = entry.profiles if entry is not None else None
+    if allowed is not None and resolved.profile.name not in allowed:
+        raise ProfileNotAllowedError(
+            f"Tenant {options.tenant!r} may not use the profile {resolved.profile.name!r}.",
+            hint=f"It may use: {', '.join(allowed) or 'none'}.",
+        )
+    return resolved
 
 
 def _deployment(options: RunOptions) -> ResolvedDeployment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agentao_gov.errors import ConfigError
+from agentao_gov.errors import ConfigError, UsageError
 
 __all__ = ["Finding", "raise_errors"]
 
@@ -23,6 +23,8 @@ class Finding:
     #: The file it stands in; None for a flag, the environment or a default.
     file: Path | None = None
     line: int | None = None
+    #: Where the value came from, `flag --timeout`; empty for a file and a default.
+    source: str = ""
 
     @property
     def place(self) -> str:
@@ -32,14 +34,20 @@ class Finding:
         return f"{self.file}:{self.line}" if self.line else str(self.file)
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.key}: {self.message}" if self.file else f"{self.key}: {self.message}"
+        source = f" ({self.source})" if self.source else ""
+        return f"{self.place}: {self.key}: {self.message}" if self.file else f"{self.key}: {self.message}{source}"
 
 
 def raise_errors(findings: Iterable[Finding], *, what: str, hint: str | None = None) -> None:
-    """Raises one ConfigError that lists every error finding; warnings pass."""
+    """Raises one ConfigError that lists every error finding; warnings pass.
+
+    Where every error was made by a flag it is a UsageError: no file has to be mended.
+    """
     errors = [finding for finding in findings if finding.level == "error"]
     if not errors:
         return
+    if all(finding.source.startswith("flag") for finding in errors):
+        raise UsageError("; ".join(f"{finding.source.removeprefix('flag ')}: {finding.message}" for finding in errors))
     if len(errors) == 1:
         raise ConfigError(f"{errors[0]}.", hint=hint)
     listing = "\n".join(f"  {finding}" for finding in errors)

@@ -14,7 +14,7 @@ from agentao_gov.config.findings import Finding
 from agentao_gov.config.model_table import context_cap, known_model
 from agentao_gov.config.profile import ModelSettings
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
-from agentao_gov.errors import ConfigError
+from agentao_gov.errors import ConfigError, UsageError
 
 __all__ = ["ModelChoice", "ModelFlags", "fit_to_model", "resolve_model"]
 
@@ -164,7 +164,8 @@ def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfil
     said = f"{limits.max_context_tokens:,} is above {cap:,}, 80 % of the window of {model.context_window:,} of"
     source = profile.source(key)
     if source.startswith(("flag", "--set", "environment")) or not (model.from_flag or model.kind != "remote"):
-        raise ConfigError(f"{key}: {said} {model.name!r} ({source}).", hint="Lower it, or choose a larger model.")
+        wrong = UsageError if source.startswith("flag") else ConfigError
+        raise wrong(f"{key}: {said} {model.name!r} ({source}).", hint="Lower it, or choose a larger model.")
     # A quarter of the window for the answer leaves the prompt most of it.
     output = min(limits.max_output_tokens, max(1, model.context_window // 4))
     fitted = limits.model_copy(update={"max_context_tokens": cap, "max_output_tokens": output})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -46,12 +46,12 @@ def build(model: type[M], layers: Layers) -> tuple[M | None, list[Finding]]:
 def finding(layers: Layers, key: str, message: str, *, error: bool, at: str | None = None) -> Finding:
     """A finding about a key, placed where its value came from, or where the key `at` did."""
     layer = layers.layer_of(at or key)
-    level = "error" if error else "warning"
+    level: Literal["error", "warning"] = "error" if error else "warning"
     if layer is None:
-        return Finding(level, key, message)  # type: ignore[arg-type]
+        return Finding(level, key, message)
     if layer.file is None:
-        return Finding(level, key, f"{message} ({layer.source})")  # type: ignore[arg-type]
-    return Finding(level, key, message, layer.file, key_line(layer.text, key))  # type: ignore[arg-type]
+        return Finding(level, key, message, source=layer.source)
+    return Finding(level, key, message, layer.file, key_line(layer.text, key))
 
 
 def _finding(model: type[BaseModel], layers: Layers, details: ErrorDetails) -> Finding:
