@@ -17,13 +17,13 @@ from agentao_gov.simulator import Tally
 
 __all__ = ["probe_daily_token_budget"]
 
-#: Scaled limits: a call costs about 2,900 tokens, so each budget holds a few calls and not many.
-SESSION_TOKENS, USER_TOKENS, TENANT_TOKENS = 12_000, 24_000, 60_000
+#: Scaled limits: an upper bound of 13,000 to 25,000 tokens is reserved for a session's first call, so each budget
+#: admits a few of them at once; a turn then costs 4,500 tokens and more as its history grows.
+SESSION_TOKENS, USER_TOKENS, TENANT_TOKENS = 50_000, 90_000, 200_000
 #: Rounds of parallel turns against one budget; one that is not held is seen long before.
-ROUNDS_MAX = 6
+ROUNDS_MAX, ROUNDS_UNLIMITED = 15, 2
 AT_ONCE = 6
-#: What one turn of the probe costs, for those who must see one overshoot before they believe it.
-ANSWER_TOKENS = 300
+ANSWER_TOKENS = 2_000
 #: The model answers late enough for turns to overlap: a budget that is checked and not reserved lets them all pass.
 FIRST_TOKEN = "150ms"  # noqa: S105 - a duration
 #: A turn's answer may come after midnight of the window it was refused in.
@@ -38,7 +38,8 @@ def probe_daily_token_budget(context: Context) -> None:
     config.drop_servers()
     config.roomy_pool(4 * AT_ONCE)
     config.lift("limits.turn_tokens", PLENTY_TOKENS, profile=True)
-    config.lift("limits.max_output_tokens", min(1_000, int(config.limit("limits.max_output_tokens"))), profile=True)
+    config.lift("limits.max_output_tokens", ANSWER_TOKENS + 100, profile=True)
+    config.long_turns()
     limits = _scale(config)
     with context.stage(config) as stage:
         _spend(context, stage, "session", limits["session"], [("one", "ann")] * AT_ONCE)
@@ -74,7 +75,7 @@ def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns:
     client, profile = stage.client(), stage.config.profile_name
     question = directive("Spend.", tag=scope, answer_tokens=ANSWER_TOKENS, first_token=FIRST_TOKEN)
     answers: list[Answer] = []
-    for _ in range(ROUNDS_MAX):
+    for _ in range(ROUNDS_UNLIMITED if limit is None else ROUNDS_MAX):
         futures: list[Future[Answer]] = [
             client.start_turn(session, question, profile=profile, user=user, timeout_s=TURN_S_MAX)
             for session, user in turns
