@@ -78,7 +78,8 @@ def test_no_growth_can_be_told_from_nothing(points: list[tuple[float, float]]) -
         ((20, 40, 45, 45, 45, 45), 0),
         ((20, 44, 43, 45, 44, 44), 0),
         ((20, 44, 44, 50, 44, 44), 0),
-        ((20, 25), 5),
+        ((20, 80), 60),
+        ((20, 23), 0),
         ((20, 20), 0),
         ((20,), 0),
         ((), 0),
@@ -87,6 +88,12 @@ def test_no_growth_can_be_told_from_nothing(points: list[tuple[float, float]]) -
 def test_a_count_leaks_when_it_grows_with_the_waves(floors: tuple[int, ...], leaked: int) -> None:
     """A warm-up happens once; a leak happens every time."""
     assert wave_leak(floors).leaked == leaked
+
+
+def test_what_is_opened_once_is_no_leak_of_a_single_load() -> None:
+    """Nine descriptors after 100 sessions are a warm-up, one for each of 20 sessions is a leak."""
+    assert wave_leak((20, 29), sessions=100).leaked == 0
+    assert wave_leak((20, 41), sessions=20).leaked == 21
 
 
 def test_floors_are_taken_within_the_rests() -> None:

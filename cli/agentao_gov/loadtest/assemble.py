@@ -177,9 +177,10 @@ def _leaks(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample
         "memory_bytes_per_turn": None if slope is None else {**asdict(slope), "grows": slope.grows},
         "rests_s": rests,
     }
+    sessions = len({sample.session for sample in samples})
     for name in ("fds", "children", "threads"):
         values = [(row.at - main.start_epoch, int(v)) for row in rows if (v := getattr(row, name)) is not None]
-        leak = wave_leak(wave_floors(values, rests))
+        leak = wave_leak(wave_floors(values, rests), sessions=sessions)
         out[name] = {"floors": list(leak.floors), "leaked": leak.leaked if len(leak.floors) >= 2 else None}
     return out
 

@@ -43,7 +43,8 @@ _BUDGET_ROOM = 20
 #: An upper bound where the user set none: this many times the plan.
 _BOUND_FACTOR = 2
 #: After the load, how long the service gets to put things away before the last look.
-_SETTLE_S = 3.0
+_SETTLE_S_MIN, _SETTLE_S_MAX = 3.0, 12.0
+_SETTLED_ROWS = 6
 _CHECKLIST_S_MAX = 300.0
 
 
@@ -227,8 +228,8 @@ class LoadTest:
                 if player is not None:
                     player.start(lambda: execution.played[0].start_epoch if execution.played else None)
                 execution.run()
-            if not self.stop() and execution.generator_died is None:
-                self.stop.wait(_SETTLE_S)
+            if target.process is not None:
+                self._settle(series)
         finally:
             series.stop()
             if player is not None:
@@ -238,6 +239,14 @@ class LoadTest:
         findings.generator_died = execution.generator_died
         findings.budget_overshoot = self._overshoot(target)
         return execution
+
+    def _settle(self, series: ServerSeries) -> None:
+        """Waits until the service has put away what the load left: idle connections to its model live a few seconds."""
+        deadline = time.monotonic() + _SETTLE_S_MAX
+        while time.monotonic() < deadline and not self.stop.wait(0.5):
+            recent = [(row.fds, row.children) for row in series.rows[-_SETTLED_ROWS:]]
+            if time.monotonic() > deadline - _SETTLE_S_MAX + _SETTLE_S_MIN and len(set(recent)) == 1:
+                return
 
     def _limits(self) -> dict[str, int | None]:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
