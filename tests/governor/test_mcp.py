@@ -105,3 +105,31 @@ def test_a_server_that_does_not_start_is_a_warning_not_a_failure(harness: Harnes
 
     assert report.outcome == Outcome.ANSWERED
     assert any("my-lab" in warning for warning in report.warnings)
+
+
+def test_a_shared_server_serves_two_sessions_and_outlives_each(harness: Harness) -> None:
+    """
+    1. two sessions of a tenant, one process
+    2. neither session owns it: killing one leaves the other's tool working
+    3. it ends with the governor
+    """
+    governor = harness.governor()
+    open_one = lambda name: governor.open(harness.spec(name, mcp=servers(share="tenant")), None, Deadline.after(30))  # noqa: E731
+    one, two = open_one("one"), open_one("two")
+
+    first, second = harness.ask(one, call("helper")), harness.ask(two, call("helper"))
+    told = [str(m["content"]) for s in (one, two) for m in s.snapshot().messages if m["role"] == "tool"]
+    pids = [[int(word) for word in text.split() if word.isdigit()] for text in told]
+    owned = (one.process_ids(), two.process_ids())
+    one.kill()
+    after = harness.ask(two, call("add", a=1, b=2))
+    two.close(Deadline.after(10))
+    alive = not gone(pids[0][0])
+    governor._shared.close()
+
+    assert [tool_outcomes(report) for report in (first, second)] == [[("helper", "ok")]] * 2
+    assert pids[0][0] == pids[1][0]
+    assert owned == ((), ())
+    assert tool_outcomes(after) == [("add", "ok")]
+    assert alive
+    assert wait_until(lambda: all(gone(pid) for pair in pids for pid in pair))

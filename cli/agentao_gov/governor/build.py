@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import agentao.context_manager
 from agentao import Agentao
@@ -19,16 +19,22 @@ from agentao.embedding.sessions import restore_agent_skills
 from agentao.mcp import InMemoryMCPRegistry
 from agentao.memory import MemoryManager, SQLiteMemoryStore
 from agentao.skills import SkillManager
+from agentao.tooling.mcp_tools import register_mcp_tools
 
+from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.governor.confine import ConfinedFileSystem
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.requests import Conversation, SessionSpec
+from agentao_gov.governor.shared_mcp import SharedServers
 from agentao_gov.governor.shell import TrackedShell
 from agentao_gov.governor.subagents import govern_sub_agents, is_sub_agent_tool
 from agentao_gov.governor.tools import ToolGuard
 from agentao_gov.governor.transport import GovernedTransport
 from agentao_gov.process.tree import SessionTree
+
+if TYPE_CHECKING:
+    from agentao_gov.config.profile import McpServer
 
 __all__ = ["AgentParts", "build_agent", "restore"]
 
@@ -80,19 +86,29 @@ def _skills(spec: SessionSpec) -> Any:
     return SkillManager(skills_dir=str(where), working_directory=spec.workdir)
 
 
-def mcp_config(spec: SessionSpec, tree: SessionTree) -> dict[str, dict[str, Any]]:
-    """The profile's MCP servers in agentao's form, both time limits set, each child marked."""
+def _mcp_config(server: McpServer, deadline: Deadline) -> dict[str, Any]:
+    """A server in agentao's form, both time limits set. The start gets what the opening has left."""
+    return {
+        "command": server.command,
+        "args": list(server.args),
+        "env": dict(server.env),
+        "trust": True,
+        "timeout": {
+            "startup": max(0.1, min(server.startup_timeout_s, deadline.remaining_s())),
+            "request": server.request_timeout_s + _MCP_BACKSTOP_S,
+        },
+        **({"cwd": server.cwd} if server.cwd else {}),
+    }
+
+
+def own_servers(spec: SessionSpec, tree: SessionTree, deadline: Deadline) -> dict[str, dict[str, Any]]:
+    """The servers that are this session's alone, each child marked as its."""
     servers: dict[str, dict[str, Any]] = {}
     for name, server in spec.profile.profile.mcp.servers.items():
-        servers[name] = {
-            "command": server.command,
-            "args": list(server.args),
+        if server.share == "session":
+            config = _mcp_config(server, deadline)
             # The MCP SDK passes on a handful of variables only, so the mark must stand here.
-            "env": {**server.env, **tree.env("mcp")},
-            "cwd": str(server.cwd) if server.cwd else str(spec.workdir),
-            "trust": True,
-            "timeout": {"startup": server.startup_timeout_s, "request": server.request_timeout_s + _MCP_BACKSTOP_S},
-        }
+            servers[name] = {"cwd": str(spec.workdir), **config, "env": {**config["env"], **tree.env("mcp")}}
     return servers
 
 
@@ -111,6 +127,8 @@ def build_agent(
     transport: GovernedTransport,
     guard: ToolGuard,
     tree: SessionTree,
+    shared: SharedServers,
+    deadline: Deadline,
     extra_tools: Sequence[Any] = (),
 ) -> AgentParts:
     """Builds the agent. Blocks while MCP servers start. Raises ConfigError or InternalError."""
@@ -127,7 +145,7 @@ def build_agent(
             skill_manager=_skills(spec),
             memory_manager=_memory(spec),
             mcp_registry=InMemoryMCPRegistry(),
-            extra_mcp_servers=mcp_config(spec, tree) or None,
+            extra_mcp_servers=own_servers(spec, tree, deadline) or None,
             max_context_tokens=context_tokens(spec),
             filesystem=ConfinedFileSystem(spec.workdir),
             shell=shell,
@@ -140,6 +158,7 @@ def build_agent(
         raise InternalError(f"The session's agent could not be built: {error}") from error
     parts = AgentParts(agent, model, transport, guard, shell, tree)
     transport.agent = agent
+    _join_shared(parts, spec, shared, deadline)
     _prune(parts, spec)
     if profile.tools.sub_agents:
         govern_sub_agents(agent, sub_model, guard, profile.limits.max_iterations)
@@ -149,6 +168,23 @@ def build_agent(
     guard.guard_all(agent.tools.tools.values())
     _check_mcp(parts)
     return parts
+
+
+def _join_shared(parts: AgentParts, spec: SessionSpec, shared: SharedServers, deadline: Deadline) -> None:
+    """Gives the agent the tools of the servers it shares with others."""
+    for name, server in spec.profile.profile.mcp.servers.items():
+        if server.share == "session":
+            continue
+        # The start-up limit is no part of what tells servers apart.
+        config = _mcp_config(server, Deadline.never())
+        if deadline.remaining_s() <= 0:
+            parts.warnings.append(f"MCP server {name} is not available: no time was left to start it")
+            continue
+        manager, problem = shared.get(server.share, spec.key.tenant, name, config)
+        if problem is not None:
+            parts.warnings.append(f"MCP server {name} is not available: {problem}")
+        else:
+            register_mcp_tools(parts.agent, manager)
 
 
 def _prune(parts: AgentParts, spec: SessionSpec) -> None:

@@ -19,6 +19,7 @@ from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.observe import Observers, TurnObserver
 from agentao_gov.governor.requests import Conversation, SessionSpec, TurnRequest
 from agentao_gov.governor.session import GovernedSession
+from agentao_gov.governor.shared_mcp import SharedServers
 from agentao_gov.governor.subagents import is_sub_agent_tool
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.toollog import ToolLog
@@ -69,6 +70,7 @@ class Governor:
         self._confirm = confirm
         self._ask = ask
         self._http = http if http is not None else HttpClient()
+        self._shared = SharedServers()
         # 0.2 s, which would else fall into the first turn.
         threading.Thread(target=count_tokens, args=("warm",), name="warm-tokenizer", daemon=True).start()
 
@@ -79,9 +81,8 @@ class Governor:
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> GovernedSession:
         """Builds a session's agent, starting from a conversation if there is one.
 
-        Blocks while MCP servers start, each within its own limit. Raises ConfigError or InternalError.
+        Blocks while MCP servers start, each within its own limit and the deadline. Raises ConfigError or InternalError.
         """
-        del deadline  # agentao starts the servers within their startup_timeout and cannot be hurried beyond that
         spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         session: list[GovernedSession] = []
 
@@ -103,6 +104,8 @@ class Governor:
             transport=transport,
             guard=guard,
             tree=SessionTree(spec.child_env.get(TAG_VARIABLE) or session_tag(spec.key)),
+            shared=self._shared,
+            deadline=deadline,
             extra_tools=self._tools(spec) if self._tools is not None else (),
         )
         if conversation is not None:
@@ -120,7 +123,8 @@ class Governor:
         return session[0]
 
     def close(self) -> None:
-        """Closes the shared client. Sessions must be closed before."""
+        """Ends shared MCP servers and closes the shared client. Sessions must be closed before."""
+        self._shared.close()
         self._http.close()
 
     def _model(
