@@ -33,6 +33,13 @@ def _known_zone(name: str) -> str:
     return name
 
 
+def _known_store(name: str) -> str:
+    # The address may hold a password, so it is not repeated.
+    if name not in {"sqlite", "memory"} and not name.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must be sqlite, memory or an address like redis://HOST:PORT/DB")
+    return name
+
+
 #: The same words as `governor.outcome.Mode`, which stands a floor above.
 Mode = Literal["fresh", "in-process", "subprocess"]
 TimeZone = Annotated[str, AfterValidator(_known_zone)]
@@ -112,7 +119,7 @@ class Pool(Settings):
 class Budget(Settings):
     """`[budget]`: the ledger, and daily limits. An absent limit is unlimited."""
 
-    store: Annotated[str, Field(pattern=r"^(sqlite|memory|(redis|rediss|unix)://.+)$")] = "sqlite"
+    store: Annotated[str, AfterValidator(_known_store)] = "sqlite"
     path: Annotated[str, Field(min_length=1)] = "ledger.db"
     timezone: TimeZone = "UTC"
     tenant_daily_tokens: PositiveTokens | None = None

@@ -89,12 +89,9 @@ def _places(
     environ: Mapping[str, str],
 ) -> Iterator[tuple[str, ModelSettings]]:
     """Every place that says something about the model, strongest first."""
-    given = [f"--{n.replace('_', '-')}" for n in ("model", "base_url", "api_key_env") if getattr(flags, n)]
-    if given:
-        yield (
-            f"flag {given[0]}",
-            ModelSettings(name=flags.model, base_url=flags.base_url, api_key_env=flags.api_key_env),
-        )
+    for attribute, field in (("model", "name"), ("base_url", "base_url"), ("api_key_env", "api_key_env")):
+        if value := getattr(flags, attribute):
+            yield f"flag --{attribute.replace('_', '-')}", ModelSettings(**{field: value})
     if profile is not None and (settings := profile.profile.model) is not None:
         yield _source(profile.sources, f"profile {profile.profile.name}"), settings
     if deployment is not None and (settings := deployment.deployment.model) is not None:
@@ -142,7 +139,8 @@ def _valid_url(url: str, source: str) -> str:
     except ValueError:
         port_ok, parts = False, urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname or not port_ok:
-        raise ConfigError(
+        wrong = UsageError if source.startswith("flag") else ConfigError
+        raise wrong(
             f"The model's base_url {url!r} is not an http(s) address ({source}).",
             hint="It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1.",
         )
