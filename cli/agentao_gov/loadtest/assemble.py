@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +25,15 @@ from agentao_gov.loadtest.document import (
 )
 from agentao_gov.loadtest.execution import Execution, Played
 from agentao_gov.loadtest.leaks import memory_slope, wave_floors, wave_leak
-from agentao_gov.loadtest.measure import Figures, generator_figures, grouped, measure, timeline
+from agentao_gov.loadtest.measure import (
+    Figures,
+    GeneratorFigures,
+    generator_figures,
+    grouped,
+    measure,
+    relieved,
+    timeline,
+)
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.plan import LoadPlan
 from agentao_gov.loadtest.samples import TurnSample
@@ -72,8 +80,8 @@ def assemble(
     server = _server(rows, main, samples)
     isolation = _isolation(options, execution)
     seen = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
-    results = [evaluate(threshold, seen) for threshold in thresholds]
-    generator = _generator(execution, main, findings)
+    generator, kept = _generator(execution, main, findings)
+    results = [_with_certainty(evaluate(threshold, seen), samples, kept) for threshold in thresholds]
     verdict = judge(
         Ending(
             tally=figures.tally,
@@ -244,13 +252,26 @@ def _isolation(options: Options, execution: Execution | None) -> dict[str, Any]:
     }
 
 
-def _generator(execution: Execution | None, main: Played | None, findings: Findings) -> dict[str, Any]:
+def _with_certainty(
+    result: ThresholdResult, samples: Sequence[TurnSample], generator: GeneratorFigures | None
+) -> ThresholdResult:
+    """Marks a latency failure that a late generator cannot explain."""
+    if result.status != "fail" or result.threshold.unit != "ms" or generator is None or generator.bound is None:
+        return result
+    figures = measure(relieved(samples, generator), 1.0)
+    again = evaluate(result.threshold, Observation(figures.distributions, {}))
+    return replace(result, sure=again.status == "fail")
+
+
+def _generator(
+    execution: Execution | None, main: Played | None, findings: Findings
+) -> tuple[dict[str, Any], GeneratorFigures | None]:
     if execution is None or main is None:
-        return {}
+        return {}, None
     bounds = [str(remark.get("reason")) for remark in execution.driver.file.remarks_of("bound")]
     complete = findings.signal is None and findings.service_died is None and not bounds
     figures = generator_figures(main.samples, main.record.beats, planned=main.planned, complete=complete)
-    return {**figures.to_dict(), "upper_bounds_reached": bounds, "workers": execution.plan.workers}
+    return {**figures.to_dict(), "upper_bounds_reached": bounds, "workers": execution.plan.workers}, figures
 
 
 def _capacity_end(execution: Execution | None) -> dict[str, str | None]:

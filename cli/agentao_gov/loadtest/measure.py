@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentao_gov.loadtest.histogram import Histogram
 from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, Beat, Status, Tally, TurnSample, tally_of
 from agentao_gov.loadtest.thresholds import Distribution, Threshold
 
-__all__ = ["Figures", "GeneratorFigures", "generator_figures", "grouped", "measure", "steady_rate", "timeline"]
+__all__ = [
+    "Figures",
+    "GeneratorFigures",
+    "generator_figures",
+    "grouped",
+    "measure",
+    "relieved",
+    "steady_rate",
+    "timeline",
+]
 
 _SLOW = (Status.ANSWERED, Status.TIMED_OUT, Status.UNFINISHED)
 #: The generator may be late by so much, or by a twentieth of what it measures, before its numbers mean nothing.
@@ -189,6 +198,19 @@ def generator_figures(
     if complete and planned is not None and figures.offered < _OFFERED_MIN * planned:
         figures.bound = f"it offered {figures.offered} of {planned} planned turns"
     return figures
+
+
+def relieved(samples: Sequence[TurnSample], generator: GeneratorFigures) -> list[TurnSample]:
+    """The turns without what a late generator may have added: its lateness, and its loop's lag at start and end."""
+    lag_us = 2 * int(1000 * (generator.lag_ms.get("p99") or 0))
+    return [
+        replace(
+            sample,
+            latency_us=max(0, sample.latency_us - sample.late_us - lag_us),
+            first_token_us=None if sample.first_token_us is None else max(0, sample.first_token_us - lag_us),
+        )
+        for sample in samples
+    ]
 
 
 def timeline(samples: Sequence[TurnSample], duration_s: float) -> list[dict[str, Any]]:

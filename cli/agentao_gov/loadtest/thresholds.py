@@ -179,6 +179,8 @@ class ThresholdResult:
     status: Status
     samples: int
     reason: str = ""
+    #: The failure stands even when everything the generator may have added is taken off.
+    sure: bool = False
 
 
 def evaluate(threshold: Threshold, seen: Observation) -> ThresholdResult:

@@ -63,7 +63,9 @@ def judge(ending: Ending) -> Verdict:
         return Verdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
     failed = _failures(ending)
     doubts = _doubts(ending)
-    if failed and not (doubts and all(reason.latency for reason in failed)):
+    # A generator that is gone, or books that do not balance, spoil every figure; one that was late spoils latencies.
+    spoilt = ending.generator_died is not None or not ending.tally.balanced
+    if failed and not spoilt and not (doubts and all(reason.latency for reason in failed)):
         return Verdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))
     if doubts:
         return Verdict("inconclusive", _INCONCLUSIVE, tuple(doubts) + tuple(reason.text for reason in failed))
@@ -88,7 +90,7 @@ def _failures(ending: Ending) -> list[_Reason]:
     if ending.capacity_failed is not None:
         reasons.append(_Reason(f"no capacity: {ending.capacity_failed}"))
     reasons += [
-        _Reason(f"{result.threshold.expression} failed", latency=result.threshold.unit == "ms")
+        _Reason(f"{result.threshold.expression} failed", latency=result.threshold.unit == "ms" and not result.sure)
         for result in ending.thresholds
         if result.status == "fail"
     ]
