@@ -15,6 +15,8 @@ import pytest
 from agentao_gov.simulator import Simulator
 from tests.e2e.service import Service, running, say, wait_until
 
+ASK = {"model": "qa", "messages": [{"role": "user", "content": "x"}]}
+
 
 def client(service: Service, key: str | None = None) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{service.url}/v1", api_key=key or service.key, max_retries=0, timeout=30)
@@ -158,8 +160,8 @@ def test_a_native_stream_is_text_tools_and_a_last_report(service: Service) -> No
         ({"model": "qa", "messages": []}, {}, 400, "invalid_request"),
         ({"model": "nope", "messages": [{"role": "user", "content": "x"}]}, {}, 403, "profile_not_allowed"),
         ({"model": "qa", "messages": [{"role": "user", "content": "x" * (1 << 20) + "y"}]}, {}, 413, "too_large"),
-        ({"model": "qa", "messages": [{"role": "user", "content": "x"}]}, {"X-Session-Id": "a/b"}, 400, "invalid_request"),
-        ({"model": "qa", "messages": [{"role": "user", "content": "x"}]}, {"X-Session-Id": ""}, 400, "invalid_request"),
+        (ASK, {"X-Session-Id": "a/b"}, 400, "invalid_request"),
+        (ASK, {"X-Session-Id": ""}, 400, "invalid_request"),
     ],
 )  # fmt: skip
 def test_bad_input_has_its_code(

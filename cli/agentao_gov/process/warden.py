@@ -230,6 +230,11 @@ class Warden:
         self._resident_last = 0
         self._hung = False
 
+    @property
+    def ending(self) -> bool:
+        """Whether an end was asked for."""
+        return self._ending
+
     def run(self) -> int:
         """Starts the child, restarting it as often as allowed, and returns its last wait status."""
         name_process(self._options.name)
@@ -399,10 +404,13 @@ class Warden:
         self._signal_child(signal.SIGKILL)
 
 
-def end_like(status: int) -> NoReturn:
-    """Ends this process the way the child did: same exit code, or the same signal."""
+def end_like(status: int, *, told: bool = False) -> NoReturn:
+    """Ends this process the way the child did: same exit code, or the same signal. `told`: it was told to end."""
     code = os.waitstatus_to_exitcode(status)
     prctl(_PR_SET_DUMPABLE, 0)  # its death is worth a core dump, not ours
+    if told and code in (-signal.SIGTERM, -signal.SIGINT):
+        # It was passed on before the service had its handlers: the orderly codes, 143 and 130, all the same.
+        os._exit(128 - code)
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -code)
@@ -413,7 +421,9 @@ def end_like(status: int) -> NoReturn:
 
 def supervise(child_main: Callable[[int], NoReturn], options: Options) -> NoReturn:
     """Runs `child_main(heartbeat_fd)` in a fork below a warden, in this process; never returns."""
-    end_like(Warden(child_main, options).run())
+    warden = Warden(child_main, options)
+    status = warden.run()
+    end_like(status, told=warden.ending)
 
 
 # -- pairs and namespaces ---------------------------------------------------------------------------------------------
