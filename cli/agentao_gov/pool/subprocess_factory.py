@@ -75,19 +75,25 @@ class SubprocessFactory:
         deployment: ResolvedDeployment | None = None,
         settings: SubprocessSettings | None = None,
         homes: Path | None = None,
+        zygote: ZygoteSpawner | None = None,
         clock: Clock = SYSTEM_CLOCK,
         observers: Sequence[TurnObserver] = (),
     ) -> None:
-        """`homes`: where the processes' private HOME directories are made; None: beside each session's directory."""
+        """`homes`: where the processes' private HOME directories are made; None: beside each session's directory.
+
+        `zygote`: one that is there already; it is closed with the factory.
+        """
         if settings is None:
             settings = SubprocessSettings.of(deployment) if deployment is not None else SubprocessSettings()
         self._settings = settings
         self._deployment = deployment
         self._homes = homes
         self._observers = Observers(observers)
-        # The zygote serves all sessions, so its own tag names none; its children's children carry their session's.
-        owner_tag = session_tag(SessionKey("", "zygote"))
-        self._zygote = ZygoteSpawner(child_env(owner_tag, "session"), pid_namespace=settings.pid_namespace)
+        if zygote is None:
+            # The zygote serves all sessions, so its own tag names none; what its forks start carries their session's.
+            owner_tag = session_tag(SessionKey("", "zygote"))
+            zygote = ZygoteSpawner(child_env(owner_tag, "session"), pid_namespace=settings.pid_namespace)
+        self._zygote = zygote
         self._parts = HostParts(
             ledger=ledger,
             clock=clock,

@@ -250,16 +250,8 @@ class ZygoteSpawner:
             return self._control
         self._drop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "agentao_gov.process.zygote", str(theirs.fileno())]
         try:
-            self._child = subprocess.Popen(  # noqa: S603
-                command,
-                env=scrubbed_env(self._env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+            self._child = self._launch(theirs)
         except OSError as error:
             ours.close()
             raise InternalError(f"The zygote of session processes could not be started: {error}.") from error
@@ -275,6 +267,16 @@ class ZygoteSpawner:
             self._drop()
             raise InternalError(f"The zygote runs {hello.get('tasks')} threads; a fork of it could hang.")
         return ours
+
+    def _launch(self, control: socket.socket) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "agentao_gov.process.zygote", str(control.fileno())],
+            env=scrubbed_env(self._env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(control.fileno(),),
+            start_new_session=True,
+        )
 
     @staticmethod
     def _receive(control: socket.socket, deadline: Deadline) -> dict[str, Any]:
