@@ -60,6 +60,29 @@ def bound_of_next(harness: Harness, session: Any) -> int:
     return harness.ask_and_cancel(session, say(fault="hang")).usage.prompt_tokens
 
 
+@pytest.mark.parametrize("failure", [{"limits": {"turn_tokens": 500}}, {"fault": "401"}])
+def test_a_turn_that_did_nothing_leaves_nothing_in_the_conversation(harness: Harness, failure: dict[str, Any]) -> None:
+    """Who is refused asks again: the question must not stand there twice."""
+    session = harness.open(limits=failure.get("limits", {}))
+    fault = failure.get("fault")
+    message = say("hello", fault=fault) if fault else "hello"
+
+    outcomes = {harness.ask(session, message).outcome for _ in range(3)}
+
+    assert outcomes <= {Outcome.BUDGET_IMPOSSIBLE, Outcome.MODEL_ERROR}
+    assert session.snapshot().messages == []
+
+
+def test_a_cancelled_turn_keeps_what_was_said(harness: Harness) -> None:
+    """The person saw it and may answer to it."""
+    session = harness.open()
+    harness.ask_and_cancel(session, say("tell me", text="Once upon a time", fault={"kind": "stall", "after": 3}))
+
+    said = [message["content"] for message in session.snapshot().messages]
+
+    assert any("tell me" in text for text in said)
+
+
 def test_a_second_turn_at_once_is_refused(harness: Harness) -> None:
     """The pool queues; here it would be a mistake."""
     session = harness.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_a_person_may_be_asked(harness: Harness, workdir: Path) -> None:
     assert (workdir / "made").exists()
 
 
+def test_a_person_who_does_not_answer_does_not_hold_the_turn(harness: Harness, workdir: Path) -> None:
+    """A prompt at a terminal cannot be interrupted; the turn ends without it, and is not stuck."""
+    release = threading.Event()
+
+    report = harness.run(
+        call("run_shell_command", command="touch made && python3 -c 'pass'"),
+        tools=WRITE,
+        options={"confirm": lambda *_: release.wait(60)},
+        limits={"turn_timeout": 0.5},
+    )
+
+    release.set()
+    assert report.outcome == Outcome.TURN_TIMEOUT
+    assert not (workdir / "made").exists()
+
+
 def test_reading_mode_denies_writing(harness: Harness, workdir: Path) -> None:
     """Allowed by name, refused by mode."""
     tools = {"permission_mode": "read-only", "allow": ["write_file"]}
@@ -215,10 +232,14 @@ def test_a_command_sees_neither_the_key_nor_its_variable(
     harness: Harness, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the variable is called, its value is the key."""
-    monkeypatch.setenv("MY_PRIVATE_MODEL_KEY", "sk-simulated-0123456789")
+    monkeypatch.setenv("SOMETHING", "sk-simulated-0123456789")
+    monkeypatch.setenv("SERVICE_DB_PASSWORD", "hunter2hunter2")
     tools = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
 
     harness.run(call("run_shell_command", command="env > env.txt"), tools=tools)
 
-    assert "sk-simulated" not in (workdir / "env.txt").read_text()
-    assert "AGENTAO_GOV_TAG=" in (workdir / "env.txt").read_text()
+    seen = (workdir / "env.txt").read_text()
+    assert "sk-simulated" not in seen
+    assert "hunter2" not in seen
+    assert "AGENTAO_GOV_TAG=" in seen
+    assert "PATH=" in seen

@@ -13,6 +13,7 @@ from agentao.runtime.name_repair import repair_tool_name
 from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.errors import InternalError
 from agentao_gov.governor.build import build_agent, restore
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.model_client import GovernedModel
@@ -83,7 +84,10 @@ class Governor:
 
         Blocks while MCP servers start, each within its own limit and the deadline. Raises ConfigError or InternalError.
         """
-        spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InternalError(f"The session's directory could not be made: {error}") from error
         session: list[GovernedSession] = []
 
         def current() -> Turn | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock, Deadline
-from agentao_gov.errors import InternalError
+from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.build import AgentParts
 from agentao_gov.governor.classify import StopCause, TurnFacts, Verdict, classify
 from agentao_gov.governor.observe import Observers, PermissionEnd, TurnLabels
@@ -36,6 +36,18 @@ _CAUSE_TEXTS = {
     StopCause.CLIENT_GONE: "The client went away.",
     StopCause.SHUTDOWN: "The service is shutting down.",
 }
+
+
+#: Outcomes after which nothing has happened, unless a tool ran.
+_UNDONE = frozenset(
+    {
+        Outcome.BUDGET_EXHAUSTED,
+        Outcome.BUDGET_IMPOSSIBLE,
+        Outcome.STORE_UNAVAILABLE,
+        Outcome.MODEL_ERROR,
+        Outcome.SHUTDOWN,
+    }
+)
 
 
 class GovernedSession:
@@ -140,18 +152,26 @@ class GovernedSession:
         limits = self._spec.profile.profile.limits
         started_at = self._clock.time()
         deadline = Deadline.after(limits.turn_timeout_s, self._clock)
+        failure: GovError | None = None
+        scopes: tuple[ScopeLimit, ...] = ()
+        try:
+            scopes = self._scopes(request)
+        except GovError as error:
+            failure = error
         turn = Turn(
             labels=self._labels(request),
             deadline=deadline if request.deadline is None else request.deadline,
             ledger=self._ledger,
-            scopes=self._scopes(request),
+            scopes=scopes,
             limits=CallLimits(limits.max_output_tokens, USEFUL_OUTPUT_TOKENS, limits.llm_retries),
             sink=on_event,
             observers=self._observers,
             clock=self._clock,
         )
         self._observers.tell(lambda observer: observer.turn_started(turn.labels))
-        if self.stuck:
+        if failure is not None:
+            verdict = Verdict(Outcome.INTERNAL_ERROR, detail=f"The turn's budgets could not be found: {failure}")
+        elif self.stuck:
             verdict = Verdict(Outcome.STUCK, detail="An earlier turn of this session never came back.")
         else:
             verdict = self._run(turn, request, limits)
@@ -176,6 +196,8 @@ class GovernedSession:
             # Closed between the lease and here: the canceller found no turn to cancel.
             self.cancel("shutdown")
 
+        history = list(parts.agent.messages)
+
         def chat() -> str:
             answer: str = parts.agent.chat(request.message, limits.max_iterations, turn.token)
             return answer
@@ -187,7 +209,20 @@ class GovernedSession:
         log.close()
         turn.close()
         parts.transport.turn = parts.transport.log = None
-        return classify(facts)
+        verdict = classify(facts)
+        if run.returned and verdict.outcome in _UNDONE and not turn.meter.tool_calls():
+            self._forget(history)
+        return verdict
+
+    def _forget(self, history: list[dict[str, Any]]) -> None:
+        """Takes back what a turn that did nothing wrote into the conversation.
+
+        Its caller will ask again: the question would stand there twice, with agentao's word for the failure between,
+        and a session whose budget is spent would grow with every try. A compacted history is left as it is.
+        """
+        messages = self._parts.agent.messages
+        if len(messages) >= len(history) and all(now is then for now, then in zip(messages, history, strict=False)):
+            del messages[len(history) :]
 
     def _facts(self, turn: Turn, run: TurnRun) -> TurnFacts:
         facts = turn.facts()

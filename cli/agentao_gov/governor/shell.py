@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -29,6 +30,8 @@ __all__ = ["TrackedShell"]
 
 #: Names one command, so that a timed-out one takes its helpers with it and leaves the others alone.
 _COMMAND_VARIABLE = "AGENTAO_GOV_COMMAND"
+#: agentao drops the providers' own variables; a service's others are no business of a command the model wrote either.
+_SECRET_NAME = re.compile(r"(?i)(key|token|secret|passw|credential|_auth|auth_)")
 _numbers = itertools.count(1)
 
 #: Kept of each stream, first and last half; the model sees 40,000 characters of it.
@@ -154,7 +157,7 @@ class TrackedShell(LocalShellExecutor):
         target, options = _popen_target(launch)
         secrets = set(self._secrets())
         inherited: Mapping[str, str] = options["env"]
-        kept = {name: value for name, value in inherited.items() if value not in secrets}
+        kept = {n: value for n, value in inherited.items() if value not in secrets and not _SECRET_NAME.search(n)}
         options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
         return subprocess.Popen(  # noqa: S603 - running the model's command is this tool's purpose; permissions decide
             target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,11 +73,35 @@ class GovernedTransport:
 
     def confirm_tool(self, tool_name: str, description: str, args: dict[str, Any]) -> bool:
         """No, unless there is a person to ask. agentao's own transports say yes."""
-        return self._confirm is not None and self._confirm(tool_name, description, args)
+        confirm = self._confirm
+        return confirm is not None and bool(self._person(lambda: confirm(tool_name, description, args), False))
 
     def ask_user(self, question: str, **_hints: Any) -> str:
         """A person's answer, or the word that there is none."""
-        return self._ask(question) if self._ask is not None else _NOBODY
+        ask = self._ask
+        return _NOBODY if ask is None else str(self._person(lambda: ask(question), _NOBODY))
+
+    def _person(self, question: Callable[[], Any], otherwise: Any) -> Any:
+        """Waits for a person, but not beyond the turn: a prompt at a terminal cannot be interrupted, so it is left."""
+        turn = self.turn
+        if turn is None:
+            return otherwise
+        answers: list[Any] = []
+        answered = threading.Event()
+
+        def body() -> None:
+            try:
+                answers.append(question())
+            finally:
+                answered.set()
+
+        forget = turn.token.add_done_callback(answered.set)
+        try:
+            threading.Thread(target=body, name="ask-person", daemon=True).start()
+            answered.wait()
+        finally:
+            forget()
+        return answers[0] if answers and not turn.stopped else otherwise
 
     def on_max_iterations(self, count: int, messages: Sequence[Any]) -> dict[str, Any]:  # noqa: ARG002
         """The cap is reached: end here, or ask once more without tools. Never grants another round."""
