@@ -17,7 +17,7 @@ from typing import Any
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.report import Scaled
 from agentao_gov.config.resolved import ResolvedProfile
-from agentao_gov.config.units import format_duration
+from agentao_gov.config.units import format_duration, parse_duration_s
 
 __all__ = ["NEIGHBOUR", "STUB_SERVER", "ProbeConfig"]
 
@@ -135,7 +135,8 @@ class ProbeConfig:
 
     def long_turns(self, seconds: float = 60.0) -> None:
         """Turns may be held open as long as a probe needs."""
-        self.lift("limits.turn_timeout", format_duration(seconds), profile=True)
+        configured = parse_duration_s(self.limit("limits.turn_timeout"))
+        self.lift("limits.turn_timeout", format_duration(max(seconds, configured)), profile=True)
 
     def add_stub(self, *, mib: int = 0, request_timeout: str = "5s") -> None:
         """Gives every session an MCP server of its own that starts in no time."""

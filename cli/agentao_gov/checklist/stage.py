@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -80,7 +81,7 @@ class Stage:
     def __init__(self, config: ProbeConfig, simulator: Simulator) -> None:
         self.config = config
         self.simulator = simulator
-        self._paths = _Paths(Path(tempfile.mkdtemp(prefix="agentao-gov-checklist-")))
+        self._paths = _Paths(Path(tempfile.gettempdir()) / f"agentao-gov-checklist-{secrets.token_hex(8)}")
         self._process: subprocess.Popen[bytes] | None = None
         #: Write end of the lifeline; closing it ends the service. -1: closed.
         self._lifeline = -1
@@ -157,6 +158,7 @@ class Stage:
 
     def _write(self) -> None:
         root = self._paths.root
+        root.mkdir(mode=0o700)
         profiles = root / "profiles"
         profiles.mkdir()
         self.port = _free_port()

@@ -14,6 +14,7 @@ from agentao_gov.config.units import Duration
 __all__ = [
     "Budget",
     "Capacity",
+    "Checklist",
     "Deployment",
     "LoadTest",
     "Pool",
@@ -172,6 +173,15 @@ class LoadTest(Settings):
     thresholds: list[str] = Field(default=[])
 
 
+class Checklist(Settings):
+    """`[checklist]`: what `checklist --target` needs to know of a service that is not ours."""
+
+    metrics: dict[str, str] = Field(
+        default={},
+        description="Its names for our metrics: sessions, mcp_processes, process_memory_bytes.",
+    )
+
+
 class Deployment(Settings):
     """The whole file. Every table is optional."""
 
@@ -185,6 +195,7 @@ class Deployment(Settings):
     capacity: Capacity = Capacity()
     profiles: ProfilesDir = ProfilesDir()
     loadtest: LoadTest = LoadTest()
+    checklist: Checklist = Checklist()
 
     @field_validator("tenants")
     @classmethod

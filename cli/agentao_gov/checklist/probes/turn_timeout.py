@@ -33,6 +33,8 @@ def probe_turn_timeout(context: Context) -> None:
         config.scale("limits.cancel_grace", format_duration(GRACE_S), profile=True)
     _scale_tools(config, min(TOOL_S, configured_s / 2))
     with context.stage(config) as stage:
+        # The first session imports the MCP SDK, which takes a second or more and is nobody's turn.
+        stage.client().turn("warm", "Hello.", profile=config.profile_name)
         _model(context, stage, "never sends a byte", {"fault": "hang"})
         _model(context, stage, "drips a byte at a time", {"fault": {"kind": "drip", "interval": "100ms"}})
         _tool(context, stage)
