@@ -10,19 +10,24 @@ from __future__ import annotations
 import functools
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
-from agentao.llm._usage import cache_token_counts, reasoning_token_count
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
-from agentao_gov.governor.http import AbortScope, HttpClient, abortable, timeout_for
-from agentao_gov.governor.meter import CallUsage
+from agentao_gov.governor.http import HttpClient, abortable, timeout_for
+from agentao_gov.governor.model_call import (
+    Attempt,
+    Call,
+    Purpose,
+    pause,
+    reported_usage,
+    response_text,
+    status_of,
+)
 from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
 from agentao_gov.governor.redact import RedactingFilter, redact
 from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
@@ -38,7 +43,6 @@ AGENT_LOG = logging.getLogger("agentao_gov.agent")
 AGENT_LOG.addFilter(RedactingFilter())
 AGENT_LOG.setLevel(logging.ERROR)
 
-Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 #: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
 _AFTER_DEADLINE_S = 1.0
 _DETAIL_CHARS_MAX = 400
@@ -46,44 +50,6 @@ _DETAIL_CHARS_MAX = 400
 
 class NoTurnError(RuntimeError):
     """A model call outside a governed turn: there is no budget to take it from."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """What agentao asked for; it may take several attempts."""
-
-    turn: Turn
-    token: Any
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    kwargs: dict[str, Any]
-    purpose: Purpose
-    on_retry: Callable[[dict[str, Any]], None] | None
-    send: Callable[[_Attempt], Any]
-
-    @property
-    def stream(self) -> bool:
-        return bool(self.kwargs.get("stream"))
-
-
-class _Attempt:
-    """One request on its way, and what became of it."""
-
-    def __init__(self, call: _Call, spend: Spend, meter: StreamMeter, accumulator: Any) -> None:
-        self.call = call
-        self.spend = spend
-        self.meter = meter
-        self.accumulator = accumulator
-        self.scope = AbortScope()
-        self.started = time.monotonic()
-        self.first_token_s: float | None = None
-        self.response: Any = None
-        self.failure: BaseException | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether the answer came to its end by itself."""
-        return self.failure is None and not self.meter.cut and not self.scope.aborted.is_set()
 
 
 class GovernedModel(LLMClient):
@@ -176,12 +142,12 @@ class GovernedModel(LLMClient):
             messages, tools, self._wanted(max_tokens), stream=True, cache_boundary=cache_boundary
         )
 
-        def send(attempt: _Attempt) -> Any:
+        def send(attempt: Attempt) -> Any:
             attempt.accumulator.on_reasoning_chunk = on_reasoning_chunk
             show = self._text_callback(attempt, on_text_chunk)
             return self._adapter.consume_stream(kwargs, attempt.accumulator, show, token)
 
-        call = _Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        call = Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
         return self._loop_call(call, None, instead=whole, show=on_text_chunk)
 
     def _whole(
@@ -193,21 +159,21 @@ class GovernedModel(LLMClient):
         max_tokens: int | None,
         purpose: Purpose,
         on_retry: Callable[[dict[str, Any]], None] | None,
-    ) -> _Call:
+    ) -> Call:
         """A call whose answer comes in one piece."""
         kwargs = self._build_request_kwargs(messages, tools, self._wanted(max_tokens), stream=False)
 
-        def send(attempt: _Attempt) -> Any:
+        def send(attempt: Attempt) -> Any:
             return self._adapter.send(kwargs, attempt.accumulator)
 
-        return _Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        return Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
 
     def _loop_call(
         self,
-        call: _Call,
+        call: Call,
         show_whole: Callable[[str], None] | None,
         *,
-        instead: Callable[[], _Call] | None = None,
+        instead: Callable[[], Call] | None = None,
         show: Callable[[str], None] | None = None,
     ) -> Any:
         """A call of the tool loop: a stopped turn gets an empty response, by which agentao ends it in order.
@@ -235,7 +201,7 @@ class GovernedModel(LLMClient):
 
     # ── attempts ──────────────────────────────────────────────────────────────────────────────────
 
-    def _attempts(self, call: _Call) -> Any:
+    def _attempts(self, call: Call) -> Any:
         retries = 0
         while True:
             accumulator = self._adapter.new_accumulator()
@@ -257,15 +223,15 @@ class GovernedModel(LLMClient):
                     raise
                 retries += 1
                 self._tell_retry(call, retries, decision.delay_s, error)
-                if not _pause(decision.delay_s, call.token):
+                if not pause(decision.delay_s, call.token):
                     raise
 
-    def _attempt(self, call: _Call, accumulator: Any, retries: int) -> Any:
+    def _attempt(self, call: Call, accumulator: Any, retries: int) -> Any:
         """One request: reserve, send, account. Accounts on every way out."""
         turn, kwargs = call.turn, call.kwargs
         spend = self._reserve(call)
         self._granted = spend.granted_tokens
-        attempt = _Attempt(call, spend, StreamMeter(spend, self.model, self.max_tokens), accumulator)
+        attempt = Attempt(call, spend, StreamMeter(spend, self.model, self.max_tokens), accumulator)
         kwargs["max_completion_tokens" if "max_completion_tokens" in kwargs else "max_tokens"] = spend.granted_tokens
         kwargs["timeout"] = timeout_for(turn.deadline.remaining_s() + _AFTER_DEADLINE_S)
         self.client.chat.completions.meter = attempt.meter
@@ -290,7 +256,7 @@ class GovernedModel(LLMClient):
             self._tell_end(attempt, retries)
         return attempt.response
 
-    def _reserve(self, call: _Call) -> Spend:
+    def _reserve(self, call: Call) -> Spend:
         if self.saved_anchor is not None and call.purpose != "summary":
             self.anchor.restore(self.saved_anchor, call.messages, call.tools)
             self.saved_anchor = None
@@ -302,10 +268,10 @@ class GovernedModel(LLMClient):
             call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
             raise
 
-    def _account(self, attempt: _Attempt) -> None:
+    def _account(self, attempt: Attempt) -> None:
         """Ends the reservation by what is known of the request."""
         call, spend, meter = attempt.call, attempt.spend, attempt.meter
-        reported = _reported(attempt.accumulator.usage_data)
+        reported = reported_usage(attempt.accumulator.usage_data)
         prompt, granted = spend.bound
         if reported is not None and attempt.whole:
             spend.settle(reported)
@@ -313,13 +279,13 @@ class GovernedModel(LLMClient):
             self._count_response_usage(attempt.accumulator.usage_data)
             if call.purpose != "summary":
                 self.anchor.record(call.messages, call.tools, reported.prompt_tokens, reported.completion_tokens)
-        elif not attempt.scope.sent or _status(attempt.failure) is not None:
+        elif not attempt.scope.sent or status_of(attempt.failure) is not None:
             # It never left, or the provider answered that it will not serve it.
             spend.refuse()
         elif call.stream and not meter.begun:
             spend.charge(prompt, 0)
         elif attempt.whole:
-            text = meter.text if call.stream else _response_text(attempt.response)
+            text = meter.text if call.stream else response_text(attempt.response)
             spend.charge(prompt, min(granted, text_bound(text, self.model)))
         else:
             # Cut on the way: the provider may have produced all it was granted before it noticed.
@@ -351,7 +317,7 @@ class GovernedModel(LLMClient):
         return self._adapter.new_accumulator().build()
 
     def _text_callback(
-        self, attempt: _Attempt, on_text_chunk: Callable[[str], None] | None
+        self, attempt: Attempt, on_text_chunk: Callable[[str], None] | None
     ) -> Callable[[str], None] | None:
         def show(text: str) -> None:
             if attempt.first_token_s is None:
@@ -383,10 +349,10 @@ class GovernedModel(LLMClient):
         unfinished = not ended and choice.finish_reason == "stop" and getattr(response, "usage", None) is None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 
-    def _tell_retry(self, call: _Call, retry: int, delay_s: float, error: Exception) -> None:
+    def _tell_retry(self, call: Call, retry: int, delay_s: float, error: Exception) -> None:
         if call.on_retry is None:
             return
-        status = _status(error)
+        status = status_of(error)
         call.on_retry(
             {
                 "retry": retry,
@@ -396,7 +362,7 @@ class GovernedModel(LLMClient):
             }
         )
 
-    def _tell_end(self, attempt: _Attempt, retries: int) -> None:
+    def _tell_end(self, attempt: Attempt, retries: int) -> None:
         call, failure, usage = attempt.call, attempt.failure, attempt.spend.usage
         cut = attempt.scope.aborted.is_set() or attempt.meter.cut
         outcome: LlmCallOutcome = "cut" if cut else "ok" if failure is None else "error"
@@ -408,7 +374,7 @@ class GovernedModel(LLMClient):
             completion_tokens=usage.completion_tokens,
             estimated_tokens=usage.estimated_tokens,
             purpose=call.purpose,
-            status=_status(failure),
+            status=status_of(failure),
             error_type=type(failure).__name__ if failure is not None else None,
             retries=retries,
         )
@@ -416,40 +382,8 @@ class GovernedModel(LLMClient):
 
     def _describe(self, error: Exception) -> str:
         """The failure in a sentence fit for a report."""
-        status = _status(error)
+        status = status_of(error)
         text = redact(str(error), self.api_key).strip() or type(error).__name__
         notes = "; ".join(getattr(error, "__notes__", ()))
         head = f"HTTP {status}: " if status is not None and str(status) not in text else ""
         return f"{head}{text[:_DETAIL_CHARS_MAX]}{f' ({notes})' if notes else ''}"
-
-
-def _pause(delay_s: float, token: Any) -> bool:
-    """Waits; False if the token was cancelled meanwhile."""
-    woken = threading.Event()
-    forget = token.add_done_callback(woken.set)
-    try:
-        return not woken.wait(delay_s)
-    finally:
-        forget()
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status a provider answered with instead of an answer."""
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) and not isinstance(status, bool) else None
-
-
-def _reported(usage: Any) -> CallUsage | None:
-    """What the provider reports, or None where it reports nothing that can be true: no prompt has zero tokens."""
-    prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt <= 0 or completion < 0:
-        return None
-    cached, _ = cache_token_counts(usage)
-    return CallUsage(prompt, completion, cached_tokens=cached, reasoning_tokens=reasoning_token_count(usage))
-
-
-def _response_text(response: Any) -> str:
-    """All that a whole answer holds."""
-    message = response.choices[0].message
-    calls = "".join((call.function.name or "") + (call.function.arguments or "") for call in message.tool_calls or ())
-    return (message.content or "") + (getattr(message, "reasoning_content", None) or "") + calls
