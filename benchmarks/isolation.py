@@ -1,0 +1,372 @@
+"""What a session in a process of its own costs, beside the same session in this process and agentao's own ACPManager.
+
+    python benchmarks/isolation.py [--write] [--sessions 1,10,50]
+
+The model is the simulated one in its own process, answering at once. Method and results: `isolation.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import SecretStr
+
+from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
+from agentao_gov.clock import SYSTEM_CLOCK, Deadline
+from agentao_gov.config import ModelChoice
+from agentao_gov.config.profile import Profile
+from agentao_gov.config.resolved import ResolvedProfile
+from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.governor.governor import Governor
+from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
+from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.simulator import start_simulator
+
+HERE = Path(__file__).resolve().parent
+_numbers = itertools.count(1)
+REGEX = {"name": "search_file_content", "args": {"pattern": "(a+)+$", "regex": True}}
+EAT = 'b = []\nwhile True: b.append(b"x" * (1 << 20))'
+FORK = "import os, time\nfor _ in range(2000):\n  if os.fork() == 0: time.sleep(30)"
+
+
+class Bench:
+    """One simulated model, one ledger, one directory for everything."""
+
+    def __init__(self, base_url: str, root: Path) -> None:
+        self.base_url = base_url
+        self.root = root
+        self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+        self.governor = Governor(ledger=self.ledger)
+
+    def factory(self, **settings: Any) -> SubprocessFactory:
+        return SubprocessFactory(ledger=self.ledger, settings=SubprocessSettings(**settings))
+
+    def spec(self, **tables: Any) -> SessionSpec:
+        name = f"s{next(_numbers)}"
+        profile = ResolvedProfile(profile=Profile.model_validate({"name": "bench", **tables}), sources={})
+        choice = ModelChoice(
+            kind="simulated", name="simulated", base_url=self.base_url, api_key=SecretStr("sk-bench"),
+            context_window=None, source="benchmark",
+        )  # fmt: skip
+        return SessionSpec(SessionKey("bench", name), "ann", profile, choice, self.root / name, "subprocess")
+
+    def open(self, factory: Any, **tables: Any) -> Any:
+        spec = self.spec(**tables)
+        if factory is self.governor:
+            spec = replace(spec, mode="in-process")
+        return factory.open(spec, None, Deadline.after(60))
+
+
+def ask(host: Any, text: str = "hello", *, deadline_s: float = 60.0) -> Any:
+    request = TurnRequest(f"t{next(_numbers)}", text, "ann", Deadline.after(deadline_s))
+    return host.turn(request, lambda _event: None)
+
+
+def say(**directive: Any) -> str:
+    return f"\n@sim {json.dumps(directive)}"
+
+
+def timed_ms(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1000
+
+
+def middle(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "p50": round(statistics.median(ordered), 1),
+        "p95": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 1),
+        "n": len(ordered),
+    }
+
+
+def pss_mib(roots: list[int]) -> float:
+    """Proportional memory of the given processes and all below them."""
+    seen: dict[int, psutil.Process] = {}
+    for root in roots:
+        process = psutil.Process(root)
+        seen |= {p.pid: p for p in (process, *process.children(recursive=True))}
+    return sum(p.memory_full_info().pss for p in seen.values()) / 2**20
+
+
+# -- start and stop ---------------------------------------------------------------------------------------------------
+
+
+def measure_starts(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Milliseconds to the first answer, and to the end of a session."""
+    found: dict[str, Any] = {}
+
+    def first_answer(factory: Any, hosts: list[Any]) -> float:
+        def work() -> None:
+            hosts.append(bench.open(factory))
+            assert ask(hosts[-1]).outcome is Outcome.ANSWERED
+
+        return timed_ms(work)
+
+    def run(name: str, factory: Any, count: int, before: Callable[[], None] = lambda: None) -> None:
+        hosts: list[Any] = []
+        times = []
+        for _ in range(count):
+            before()
+            times.append(first_answer(factory, hosts))
+        found[f"start {name}"] = middle(times)
+        half = len(hosts) // 2 or 1
+        found[f"stop {name}, graceful"] = middle(
+            [timed_ms(lambda h=h: h.close(Deadline.after(10))) for h in hosts[:half]]
+        )
+        found[f"stop {name}, forced"] = middle([timed_ms(h.kill) for h in hosts[half:]] or [0.0])
+
+    run("in-process", bench.governor, rounds)
+    cold = bench.factory(zygote=False)
+    run("cold", cold, max(3, rounds // 4))
+    cold.shutdown(Deadline.after(10))
+    forked = bench.factory(ready=0)
+    hosts: list[Any] = []
+    found["start of the zygote and the first session"] = middle([first_answer(forked, hosts)])
+    hosts[0].kill()
+    run("forked", forked, rounds)
+    forked.shutdown(Deadline.after(10))
+    warm = bench.factory(ready=2)
+    warm.warm_up()
+
+    def stocked() -> None:
+        while warm.ready_count() < 2:
+            time.sleep(0.01)
+
+    run("ready", warm, rounds, stocked)
+    warm.shutdown(Deadline.after(10))
+    return found
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(bench: Bench, counts: list[int]) -> dict[str, Any]:
+    """Proportional memory of everything that hosts N sessions, each after one turn."""
+    found: dict[str, Any] = {}
+    factory = bench.factory(ready=0)
+    hosts: list[Any] = []
+    for count in counts:
+        while len(hosts) < count:
+            hosts.append(bench.open(factory))
+            ask(hosts[-1])
+        roots = [pid for host in hosts for pid in host.process_ids()] + list(factory.process_ids())
+        found[str(count)] = round(pss_mib(roots), 1)
+    for host in hosts:
+        host.kill()
+    factory.shutdown(Deadline.after(10))
+    first, last = counts[0], counts[-1]
+    if last > first:
+        found["each beyond the first"] = round((found[str(last)] - found[str(first)]) / (last - first), 2)
+    return found
+
+
+# -- throughput -------------------------------------------------------------------------------------------------------
+
+
+def turns_per_s(hosts: list[Any], seconds: float) -> float:
+    """Each host's turns one after another, all hosts at once."""
+    until = time.monotonic() + seconds
+    done = [0] * len(hosts)
+
+    def work(index: int) -> None:
+        while time.monotonic() < until:
+            assert ask(hosts[index], say(text="ok")).outcome is Outcome.ANSWERED
+            done[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(hosts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return round(sum(done) / seconds, 1)
+
+
+def measure_throughput(bench: Bench, seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    factory = bench.factory(ready=0)
+    for name, maker in (("in-process", bench.governor), ("subprocess", factory)):
+        for count in (1, 2, 4):
+            hosts = [bench.open(maker) for _ in range(count)]
+            for host in hosts:
+                ask(host)
+            found[f"{name}, {count} sessions"] = turns_per_s(hosts, seconds)
+            for host in hosts:
+                host.kill()
+    factory.shutdown(Deadline.after(10))
+    return found
+
+
+# -- neighbours -------------------------------------------------------------------------------------------------------
+
+
+def measure_neighbours(bench: Bench, seconds: float) -> dict[str, Any]:
+    """p95 of a neighbour's turns, alone and beside a session that misbehaves all the time."""
+    factory = bench.factory(ready=2, limits=OsLimits(memory_bytes=256 << 20, processes=64))
+    shell = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
+    limits = {"turn_timeout": 2, "tool_timeout": 2, "cancel_grace": 1}
+    neighbour = bench.open(factory)
+    ask(neighbour)
+
+    def program(text: str) -> str:
+        command = f"{sys.executable} -I -S -c '{text}'"
+        return say(text="after", tool={"name": "run_shell_command", "args": {"command": command}})
+
+    troubles = {
+        "quiet": None,
+        "eats memory": program(EAT),
+        "forks without end": program(FORK),
+        "regular expression that never returns": say(text="after", tool=REGEX),
+    }
+    found: dict[str, Any] = {}
+    for name, message in troubles.items():
+        over = threading.Event()
+
+        def misbehave(message: str | None = message, over: threading.Event = over) -> None:
+            if message is None:
+                return
+            hog = bench.open(factory, tools=shell, limits=limits)
+            (hog.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
+            while not over.is_set():
+                ask(hog, message, deadline_s=2)
+            hog.kill()
+
+        thread = threading.Thread(target=misbehave)
+        thread.start()
+        times = []
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            times.append(timed_ms(lambda: ask(neighbour, say(text="ok", first_token="50ms"))))
+            neighbour_conversation_stays_short(neighbour)
+        over.set()
+        thread.join()
+        found[name] = middle(times)
+    neighbour.kill()
+    factory.shutdown(Deadline.after(10))
+    for name, value in found.items():
+        value["p95 against quiet"] = round(value["p95"] / found["quiet"]["p95"], 2) if name != "quiet" else 1.0
+    return found
+
+
+def neighbour_conversation_stays_short(host: Any) -> None:
+    """A history of hundreds of turns would be what is measured: after 20 the session starts anew."""
+    if len(host.snapshot().messages) > 40:
+        live = host._live
+        host._conversation = type(host.snapshot())()
+        if live is not None:
+            live.process.kill()
+            live.gone.wait(5)
+
+
+# -- agentao's own --------------------------------------------------------------------------------------------------
+
+
+def measure_acp(bench: Bench, counts: list[int], rounds: int, seconds: float) -> dict[str, Any]:
+    """The same through agentao's ACPManager and its stock server: one process per named server."""
+    from agentao.acp_client import AcpClientConfig, ACPManager, AcpServerConfig
+
+    found: dict[str, Any] = {}
+    total = max([*counts, rounds])
+    home = bench.root / "acp-home"
+    home.mkdir()
+    servers = {}
+    for index in range(total):
+        cwd = bench.root / f"acp{index}"
+        cwd.mkdir()
+        env = {
+            "LLM_PROVIDER": "OPENAI", "OPENAI_API_KEY": "sk-bench", "OPENAI_BASE_URL": bench.base_url,
+            "OPENAI_MODEL": "simulated", "HOME": str(home), "PATH": os.environ["PATH"],
+        }  # fmt: skip
+        servers[f"w{index}"] = AcpServerConfig(
+            command=sys.executable, args=["-m", "agentao.acp"], env=env, cwd=str(cwd), auto_start=False,
+            non_interactive_policy="reject_all", startup_timeout_ms=60_000,
+        )  # fmt: skip
+    manager = ACPManager(AcpClientConfig(servers=servers))
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+
+    def first_answer(name: str) -> None:
+        manager.connect_server(name)
+        manager.send_prompt(name, "hello", interactive=False, timeout=60)
+
+    def roots() -> list[int]:
+        return [p.pid for p in psutil.Process().children(recursive=True) if p.pid not in before]
+
+    times = []
+    memory: dict[str, Any] = {}
+    for index in range(total):
+        times.append(timed_ms(lambda index=index: first_answer(f"w{index}")))
+        if index + 1 in counts:
+            memory[str(index + 1)] = round(pss_mib(roots()), 1)
+    first, last = counts[0], max(count for count in counts if count <= total)
+    if last > first:
+        memory["each beyond the first"] = round((memory[str(last)] - memory[str(first)]) / (last - first), 2)
+    found["start"] = middle(times)
+    found["pss MiB"] = memory
+    for count in (1, 2, 4):
+        if count > total:
+            break
+        until = time.monotonic() + seconds
+        done = [0] * count
+
+        def work(index: int, until: float = until, done: list[int] = done) -> None:
+            while time.monotonic() < until:
+                manager.send_prompt(f"w{index}", say(text="ok"), interactive=False, timeout=60)
+                done[index] += 1
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found[f"turns/s, {count} sessions"] = round(sum(done) / seconds, 1)
+    found["stop, each"] = round(timed_ms(manager.stop_all) / total, 1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="write isolation.json beside this file")
+    parser.add_argument("--sessions", default="1,10,50")
+    parser.add_argument("--acp-sessions", default="1,10")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    counts = [int(word) for word in options.sessions.split(",")]
+    acp_counts = [int(word) for word in options.acp_sessions.split(",")]
+    with start_simulator() as simulator, tempfile.TemporaryDirectory() as directory:
+        bench = Bench(simulator.base_url, Path(directory))
+        results: dict[str, Any] = {
+            "machine": {
+                "cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release(),
+                "load_before": [round(value, 2) for value in os.getloadavg()],
+            },
+            "milliseconds": measure_starts(bench, options.rounds),
+            "pss_mib": measure_memory(bench, counts),
+            "turns_per_s": measure_throughput(bench, options.seconds),
+            "neighbours_ms": measure_neighbours(bench, options.seconds * 2),
+            "acp_manager": measure_acp(bench, acp_counts, min(options.rounds, 5), options.seconds),
+        }  # fmt: skip
+        results["machine"]["load_after"] = [round(value, 2) for value in os.getloadavg()]
+    text = json.dumps(results, indent=2)
+    print(text)
+    if options.write:
+        (HERE / "isolation.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
