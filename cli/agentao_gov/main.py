@@ -21,7 +21,7 @@ import typer.main
 from agentao_gov.errors import GovError
 from agentao_gov.report import failures
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "run_command"]
 
 #: Name of each command, and its line in `--help`. The module is `agentao_gov.commands.NAME`; it has a function
 #: `command`, or a Typer `app` where there are sub-commands. Both return an exit code or None for 0.
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
-    code = _run(args)
+    code = run_command(args)
     _leave(code)
 
 
@@ -128,7 +128,8 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(143)
 
 
-def _run(args: list[str]) -> int:
+def run_command(args: list[str]) -> int:
+    """Runs one command in this process; returns its exit code. Installs no signal handlers."""
     try:
         return _outcome(args)
     except BrokenPipeError:

@@ -1,7 +1,5 @@
 """`agentao-gov run`: one question, a conversation or a batch, governed by a profile."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

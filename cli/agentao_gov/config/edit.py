@@ -28,6 +28,8 @@ def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) 
     target = path.resolve()
     try:
         with _locked(target.parent):
+            # First as it is: `change` may rely on a file that is right.
+            _check_deployment(target)
             document = tomlkit.parse(target.read_text(encoding="utf-8"))
             change(document)
             write_whole(target, tomlkit.dumps(document), check=_check_deployment)

@@ -1,0 +1,139 @@
+"""`run --batch`: lines in, reports out, and on where an interrupted one stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.governor.report import TurnReport
+from agentao_gov.simulator import Simulator
+from tests.commands.conftest import Cli
+
+
+def _write(here: Path, *lines: object) -> Path:
+    path = here / "prompts.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def _reports(text: str) -> list[TurnReport]:
+    return [TurnReport.model_validate_json(line) for line in text.splitlines()]
+
+
+def test_every_line_gets_a_report_with_its_id(run: Cli, here: Path) -> None:
+    """Records, JSON strings and plain lines; a line without an id has its number."""
+    _write(here, {"id": "a", "prompt": "one"}, '"two"', "", "three, as it is", {"prompt": "four", "profile": "code"})
+
+    result = run("--batch", "prompts.jsonl", "-q")
+
+    reports = {report.id: report for report in _reports(result.out)}
+    assert result.code == 0
+    assert set(reports) == {"a", 2, 4, 5}
+    assert reports[5].profile == "code"
+    assert "three, as it is" in (reports[4].answer or "")
+
+
+def test_turns_of_one_session_keep_the_files_order(run: Cli, here: Path, simulator: Simulator) -> None:
+    """They are one conversation, however many jobs there are."""
+    _write(here, *({"id": n, "prompt": f"turn {n}", "session": "s"} for n in range(4)))
+
+    result = run("--batch", "prompts.jsonl", "-q", "--jobs", "4")
+
+    assert [report.id for report in _reports(result.out)] == [0, 1, 2, 3]
+    lengths = [request.messages for request in simulator.truth().requests]
+    assert lengths == sorted(set(lengths))
+
+
+def test_the_code_is_that_of_the_most_frequent_failure(run: Cli, here: Path) -> None:
+    """Two model errors outweigh one time-out; the answered line does not count."""
+    bad = 'x\n@sim {"fault": "401"}'
+    slow = 'x\n@sim {"fault": "hang"}'
+    _write(here, "fine", {"prompt": bad}, {"prompt": slow}, {"prompt": bad})
+
+    result = run("--batch", "prompts.jsonl", "-q", "--timeout", "1s")
+
+    assert result.code == 4
+    assert sorted(report.outcome for report in _reports(result.out)) == [
+        "answered", "model_error", "model_error", "turn_timeout",
+    ]  # fmt: skip
+
+
+def test_a_batch_goes_on_where_it_stopped(run: Cli, here: Path, simulator: Simulator) -> None:
+    """Finished lines are not run again, a half-written last one is."""
+    _write(here, *({"id": f"q{n}", "prompt": f"question {n}"} for n in range(3)))
+    assert run("--batch", "prompts.jsonl", "--output", "out.jsonl", "-q").code == 0
+    lines = (here / "out.jsonl").read_text().splitlines(keepends=True)
+    lost = json.loads(lines[2])["id"]
+    (here / "out.jsonl").write_text(lines[0] + lines[1] + lines[2][:40])
+    simulator.reset()
+
+    result = run("--batch", "prompts.jsonl", "--output", "out.jsonl", "-q")
+
+    reports = _reports((here / "out.jsonl").read_text())
+    assert (result.code, simulator.truth().total.calls) == (0, 1)
+    assert [report.id for report in reports].count(lost) == 1
+    assert {report.id for report in reports} == {"q0", "q1", "q2"}
+
+
+def test_a_finished_batch_has_nothing_to_do_and_keeps_its_verdict(run: Cli, here: Path, simulator: Simulator) -> None:
+    """A failure of the first run is still a failure when the second finds everything done."""
+    _write(here, {"id": 1, "prompt": 'x\n@sim {"fault": "401"}'})
+    run("--batch", "prompts.jsonl", "--output", "out.jsonl", "-q")
+    simulator.reset()
+
+    result = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
+
+    assert (result.code, simulator.truth().total.calls) == (4, 0)
+    assert "nothing to do; 1 were done before" in result.err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": ', "prompts.jsonl:2: this line is not valid JSON"),
+        ('{"prompt": ""}', "prompts.jsonl:2: 'prompt' must be a text that is not empty"),
+        ('{"promt": "x"}', "prompts.jsonl:2: unknown key 'promt'"),
+        ('{"prompt": "x", "id": true}', "prompts.jsonl:2: 'id' must be"),
+        ('{"prompt": "x", "id": "first"}', "prompts.jsonl:2: the id 'first' stands in line 1 too"),
+    ],
+)
+def test_a_wrong_line_is_named_before_anything_runs(
+    run: Cli, here: Path, simulator: Simulator, line: str, message: str
+) -> None:
+    """A typing error in the last line must not cost a night."""
+    _write(here, {"id": "first", "prompt": "x"}, line)
+
+    result = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
+
+    assert result.code == 2
+    assert message in result.err
+    assert simulator.truth().total.calls == 0
+    assert not (here / "out.jsonl").exists()
+
+
+def test_an_unknown_profile_in_a_line_ends_before_anything_runs(run: Cli, here: Path, simulator: Simulator) -> None:
+    """Profiles are loaded first."""
+    _write(here, "fine", {"prompt": "x", "profile": "nope"})
+
+    assert run("--batch", "prompts.jsonl").code == 3
+    assert simulator.truth().total.calls == 0
+
+
+def test_an_output_that_holds_something_else_is_left_alone(run: Cli, here: Path) -> None:
+    """`--output prompts.jsonl` by mistake must not destroy the prompts."""
+    path = _write(here, {"id": 1, "prompt": "x"})
+
+    result = run("--batch", path, "--output", path)
+
+    assert result.code == 2
+    assert json.loads(path.read_text())["prompt"] == "x"
+
+
+def test_a_missing_batch_file_is_wrong_usage(run: Cli) -> None:
+    """One message."""
+    result = run("--batch", "nope.jsonl")
+
+    assert result.code == 2
+    assert "'nope.jsonl' cannot be read" in result.err

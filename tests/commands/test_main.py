@@ -1,0 +1,144 @@
+"""The command line as a whole: help without weight, exit codes, errors in one message or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentao_gov import main as main_module
+from agentao_gov.errors import CapacityError, StoreError
+from agentao_gov.main import COMMANDS
+from tests.commands.conftest import Cli
+
+_HEAVY = ("agentao", "openai", "rich", "locust", "starlette", "tiktoken", "agentao_gov.governor", "agentao_gov.pool")
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_help_imports_nothing_heavy(name: str | None) -> None:
+    """`--help` stays under 0.3 s only as long as no command imports at its top what it needs inside."""
+    args = [name, "--help"] if name else ["--help"]
+    code = (
+        "import sys\nfrom agentao_gov.main import run_command\n"
+        f"code = run_command({args!r})\n"
+        f"heavy = [m for m in {_HEAVY!r} if m in sys.modules]\n"
+        "sys.exit(f'imports {heavy}' if heavy else code)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: agentao-gov" in done.stdout
+
+
+def test_help_is_plain_under_every_colour_variable(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No boxes and no escape codes, so that help can be piped and searched."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+
+    result = cli("run", "--help")
+
+    assert result.code == 0
+    assert "\x1b" not in result.out
+    assert "--turn-tokens" in result.out
+
+
+def test_an_unknown_command_suggests_the_near_one(cli: Cli) -> None:
+    """Wrong usage ends with 2 and says what was probably meant."""
+    result = cli("rnu")
+
+    assert result.code == 2
+    assert "No such command 'rnu'. Did you mean 'run'?" in result.err
+    assert result.out == ""
+
+
+def test_wrong_usage_with_json_is_one_object(cli: Cli) -> None:
+    """Scripts that read JSON get JSON, also when the flags were wrong."""
+    result = cli("run", "--json", "--jobs", "x", "hi")
+
+    assert result.code == 2
+    assert result.json["error"]["code"] == "usage"
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(StoreError("no disk", hint="Make room."), 9), (CapacityError("full"), 8), (ZeroDivisionError("x"), 10)],
+)
+def test_every_error_ends_with_its_code_and_one_message(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    """Ours carry their exit code; what nobody foresaw is 10."""
+    _break_init(monkeypatch, error)
+
+    plain, as_json = cli("init"), cli("init", "--json")
+
+    assert (plain.code, as_json.code) == (code, 2)
+    assert plain.err.startswith("agentao-gov: ")
+    assert "Traceback" not in plain.err
+    assert plain.out == ""
+
+
+def test_an_internal_error_leaves_its_traceback_in_a_private_file(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, clean_environment: Path
+) -> None:
+    """One line on the terminal; the file says where it happened, and only its owner can read it."""
+    _break_init(monkeypatch, ZeroDivisionError("boom"))
+
+    result = cli("init")
+
+    assert "Internal error: ZeroDivisionError: boom" in result.err
+    (file,) = (clean_environment / "state").glob("crash-*.txt")
+    assert str(file) in result.err
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "Traceback" in file.read_text()
+
+
+def test_an_interrupted_command_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is no error and leaves no traceback."""
+    _break_init(monkeypatch, KeyboardInterrupt())
+
+    result = cli("init")
+
+    assert (result.code, result.err) == (130, "")
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
+    """`agentao-gov schema deployment | head -1` is no crash."""
+    command = f"{sys.executable} -m agentao_gov.main schema deployment | head -c 10; exit ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20)
+
+    assert done.stderr == ""
+    assert done.returncode in {0, 141}
+
+
+@pytest.mark.parametrize("name", ["checklist", "deployment", "loadtest", "profile", "turn-report"])
+def test_every_schema_is_printed(cli: Cli, name: str) -> None:
+    """What is read or written has a schema."""
+    result = cli("schema", name)
+
+    assert result.code == 0
+    assert json.loads(result.out)["properties"]
+
+
+def test_an_unknown_schema_lists_those_there_are(cli: Cli) -> None:
+    """The list is the next step."""
+    result = cli("schema", "nope")
+
+    assert result.code == 2
+    assert "turn-report" in result.err
+
+
+def _break_init(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes the command `init` fail, the way a bug or an interrupt would."""
+
+    def command() -> None:
+        raise error
+
+    module = type(sys)("agentao_gov.commands.init")
+    module.command = command  # type: ignore[attr-defined]
+    monkeypatch.setattr(main_module, "import_module", lambda name: module)
