@@ -78,3 +78,11 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock)
 def store(open_store: OpenStore) -> Store:
     """One opening of the ledger under test."""
     return open_store()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """Where workers of a test find their ledger."""
+    if request.param == "sqlite":
+        return {"store": str(tmp_path / "ledger.db"), "name": ""}
+    return {"store": request.getfixturevalue("redis_url"), "name": tmp_path.name}
