@@ -58,13 +58,13 @@ def test_workers_divide_the_schedule_without_rest() -> None:
 
 def test_a_population_bounds_the_sessions_and_not_the_turns() -> None:
     """With 5 sessions at most, turns still come at the planned rate."""
-    plan = make_plan(turns_per_session=400)
+    plan, single = make_plan(turns_per_session=1300), make_plan(turns_per_session=1)
     free, bounded = make_phase(), make_phase(population=5)
 
     turns = list(turns_of(plan, bounded, bounded.streams[0]))
 
     assert len({turn.session.id for turn in turns}) == 5
-    assert len(turns) == sum(1 for _ in turns_of(plan, free, free.streams[0]))
+    assert len(turns) == sum(1 for _ in turns_of(single, free, free.streams[0]))
 
 
 def test_the_mix_is_kept() -> None:

@@ -13,6 +13,7 @@ from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_profile
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.loadtest.arrivals import Process, Shape, segments
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream
+from agentao_gov.loadtest.replay import load_replay, span_s
 from agentao_gov.loadtest.thresholds import DEFAULTS, Threshold, parse_threshold
 
 __all__ = ["DEFAULT_MIX", "Options", "build_phase", "build_plan", "choose_thresholds", "load_profiles", "parse_mix"]
@@ -72,7 +73,7 @@ class Options:
     @property
     def open_loop(self) -> bool:
         """Whether turns follow a schedule; with `--users` alone they follow the sessions' own pace."""
-        return self.shape != "capacity" and (self.rate is not None or self.users is None)
+        return self.replay is not None or (self.shape != "capacity" and (self.rate is not None or self.users is None))
 
     @property
     def level(self) -> float:
@@ -92,6 +93,8 @@ class Options:
                 "--shape capacity searches the number of busy sessions; --rate has no place in it.",
                 hint="--users N sets the ceiling of the search.",
             )
+        if self.replay is not None and (self.shape != "constant" or self.rate or self.users or self.victim):
+            raise UsageError("--replay brings its own arrivals: --shape, --rate, --users and --victim have no place.")
         if self.workers < 1:
             raise UsageError("--workers is at least 1.")
         if self.write and self.shape != "capacity":
@@ -179,16 +182,22 @@ def _tool_of(resolved: ResolvedProfile) -> str | None:
 def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **changes: Any) -> Phase:
     """The one phase of a run that is no search."""
     rise_s = options.level / options.spawn_rate if options.spawn_rate and options.open_loop else 0.0
+    duration_s, parts = options.duration_s, segments(options.shape, options.level, options.duration_s, rise_s=rise_s)
+    if options.replay is not None:
+        turns = load_replay(options.replay)
+        # A moment more than the last start, so that it lies within.
+        duration_s = span_s(turns, options.replay_speed) + 1.0
+        parts = segments("constant", len(turns) / duration_s, duration_s)
     stream = Stream(
         loop="open" if options.open_loop else "closed",
-        segments=segments(options.shape, options.level, options.duration_s, rise_s=rise_s),
+        segments=parts,
         process=options.process,
         tenants=tenants,
         mix=dict(options.mix),
         population=options.users if options.open_loop else None,
         spawn_rate=None if options.open_loop else options.spawn_rate,
     )
-    phase = Phase(duration_s=options.duration_s, drain_s=drain_s(options, plan), streams=(stream,))
+    phase = Phase(duration_s=duration_s, drain_s=drain_s(options, plan), streams=(stream,))
     return phase.model_copy(update=changes)
 
 

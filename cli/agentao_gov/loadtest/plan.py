@@ -10,11 +10,13 @@ import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentao_gov.loadtest.arrivals import Process, Segment, Shape, expected_count, schedule
+from agentao_gov.loadtest.replay import RecordedTurn, load_replay
 from agentao_gov.loadtest.tasks import Pace, TurnShape, draw_session, prompt_of
 
 __all__ = ["Estimate", "LoadPlan", "Phase", "SessionDraw", "Stream", "TurnPlan", "draw", "estimate", "turns_of"]
@@ -111,12 +113,15 @@ class SessionDraw:
     user: str
     profile: str
     turns: tuple[TurnShape, ...]
+    #: Recorded questions, where there are any.
+    messages: tuple[str | None, ...] = ()
 
     def message(self, plan: LoadPlan, index: int) -> str:
         """What the `index`-th turn says."""
         tool = plan.tools.get(self.profile, "glob")
         label = f"{self.profile} session {self.number} turn {index + 1}"
-        return prompt_of(self.turns[index], label, directive=plan.directives, pace=plan.pace, tool=tool)
+        text = self.messages[index] if self.messages else None
+        return prompt_of(self.turns[index], label, directive=plan.directives, pace=plan.pace, tool=tool, text=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,9 @@ def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]
     Each arrival goes to the session that has waited longest since it became ready (its pause is over); where none is
     ready a new session starts, unless the population is complete: then the one that is ready next is taken early.
     """
+    if plan.replay is not None:
+        yield from _replayed(plan, phase, stream, plan.replay)
+        return
     ready: list[tuple[float, int, SessionDraw, int]] = []
     born = 0
     seed = hash_seed(plan.seed, phase.index, stream.name)
@@ -186,6 +194,31 @@ def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]
             turn = session.turns[index]
             free_s = at_s + turn.nominal_s(plan.pace) + turn.think_s
             heapq.heappush(ready, (free_s, session.number, session, index + 1))
+
+
+def _replayed(plan: LoadPlan, phase: Phase, stream: Stream, path: str) -> Iterator[TurnPlan]:
+    """Recorded turns at their recorded distances; sessions go to the stream's tenants in turn."""
+    turns = load_replay(Path(path))
+    sessions: dict[str, list[RecordedTurn]] = {}
+    for turn in turns:
+        sessions.setdefault(turn.session, []).append(turn)
+    draws = {}
+    for number, (name, recorded) in enumerate(sessions.items()):
+        known = recorded[0].profile if recorded[0].profile in stream.mix else next(iter(stream.mix))
+        draws[name] = SessionDraw(
+            id=f"lt-{plan.run_id}-{phase.index}-{stream.name}-{number}",
+            number=number,
+            tenant=stream.tenants[number % len(stream.tenants)],
+            user=f"lt-user-{number}",
+            profile=str(known),
+            turns=tuple(TurnShape(turn.tool_rounds, turn.answer_tokens, 40, 0.0) for turn in recorded),
+            messages=tuple(turn.message for turn in recorded),
+        )
+    played: dict[str, int] = {}
+    for turn in turns:
+        index = played.get(turn.session, 0)
+        played[turn.session] = index + 1
+        yield TurnPlan(turn.at_s / plan.replay_speed, draws[turn.session], index)
 
 
 def hash_seed(*parts: object) -> int:

@@ -103,10 +103,16 @@ def _draw_turn(shape: TaskShape, rng: random.Random, think_scale: float) -> Turn
     )
 
 
-def prompt_of(turn: TurnShape, label: str, *, directive: bool, pace: Pace, tool: str | None = "glob") -> str:
-    """The message of a turn. With `directive` it tells a simulated model what to do; a real one gets the text alone."""
-    words = max(4, int(turn.prompt_tokens * 0.75))
-    text = f"Load test, {label}: " + " ".join(_WORDS[i % len(_WORDS)] for i in range(words))
+def prompt_of(
+    turn: TurnShape, label: str, *, directive: bool, pace: Pace, tool: str | None = "glob", text: str | None = None
+) -> str:
+    """The message of a turn. With `directive` it tells a simulated model what to do; a real one gets the text alone.
+
+    `text`: a recorded question instead of a made-up one.
+    """
+    if text is None:
+        words = max(4, int(turn.prompt_tokens * 0.75))
+        text = f"Load test, {label}: " + " ".join(_WORDS[i % len(_WORDS)] for i in range(words))
     if not directive:
         return text
     script: dict[str, Any] = {

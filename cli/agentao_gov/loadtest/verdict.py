@@ -65,7 +65,8 @@ def judge(ending: Ending) -> Verdict:
     doubts = _doubts(ending)
     # A generator that is gone, or books that do not balance, spoil every figure; one that was late spoils latencies.
     spoilt = ending.generator_died is not None or not ending.tally.balanced
-    if failed and not spoilt and not (doubts and all(reason.latency for reason in failed)):
+    late = ending.generator_bound is not None and all(reason.latency for reason in failed)
+    if failed and not spoilt and not late:
         return Verdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))
     if doubts:
         return Verdict("inconclusive", _INCONCLUSIVE, tuple(doubts) + tuple(reason.text for reason in failed))
