@@ -104,9 +104,20 @@ class Simulation:
         key = pick.choice(KEYS)
         deadline_at = self.now + pick.choice((0.3, 3.0, 1e9))
         once = pick.random() < 0.15
-        waiter, effects = self.core.acquire(
+        core = self.core
+        entry = core.table.entries.get(key)
+        place_is_free = (
+            entry is not None
+            and entry.state is SessionState.IDLE
+            and not entry.waiters
+            and core.busy < core.limits.max_busy
+            and not core._ready
+        )
+        waiter, effects = core.acquire(
             self.now, key, f"u{pick.randint(0, 1)}", deadline_at=deadline_at, once=once, leak_after_s=4.0
         )
+        if place_is_free and not any(isinstance(effect, Grant) and effect.waiter_id == waiter for effect in effects):
+            raise self.violation(f"waiter {waiter} was not granted, although its session and a place were free")
         self.unanswered[waiter] = key
         self.perform(effects)
 
@@ -208,6 +219,9 @@ class Simulation:
             elif isinstance(effect, Open):
                 if effect.key in self.alive:
                     raise self.violation(f"a second agent for {effect.key}")
+                for group in self.core.table.entries[effect.key].groups:
+                    if group.resident > group.cap:
+                        raise self.violation(f"{effect.key} opens beyond the cap of {group.id}")
                 self.alive.add(effect.key)
                 self.opening[effect.key] = True
                 self.seen["open"] += 1
@@ -253,10 +267,12 @@ class Simulation:
                 continue
             for group in entry.groups:
                 resident[group] = resident.get(group, 0) + 1
-                if entry.state is SessionState.CLOSING:
+                if entry in table.closing:
                     closing[group] = closing.get(group, 0) + 1
             if entry.state is SessionState.IDLE and not entry.waiters and entry not in core._pinned:
                 idle.append(entry)
+        if any(entry.state is not SessionState.CLOSING for entry in table.closing):
+            raise self.violation("a session that does not close is counted on")
         if state != {key: n for key, n in table.count.items() if n}:
             raise self.violation(f"states {state} are counted as {dict(table.count)}")
         for group in table.groups():
@@ -299,7 +315,7 @@ class Simulation:
         for _ in range(200):
             self.now += 2
             for lease in list(self.running):
-                waiter, key = self.running.pop(lease)
+                del self.running[lease]
                 self.perform(self.core.release(self.now, lease))
             for event in (self.opened, self.closed, self.unstuck, self.tick):
                 self.perform(event() or [])
@@ -308,7 +324,14 @@ class Simulation:
                 break
         core = self.core
         left = (self.unanswered, self.alive, core.waiters, core.table.entries, core.leases, core.openings, core._pinned)
-        if any(left) or core.busy or core.table.pool.resident or list(core.table.tenants()) or core._ready or core._cold:
+        if (
+            any(left)
+            or core.busy
+            or core.table.pool.resident
+            or list(core.table.tenants())
+            or core._ready
+            or core._cold
+        ):
             raise self.violation(f"not at rest: {left}, busy {core.busy}")
 
     def violation(self, message: str) -> Violation:

@@ -130,9 +130,11 @@ class SessionArchive:
         content = line.encode() + b"\n" + zlib.compress(body.encode("utf-8", "surrogatepass"), 1)
         with as_store_error(f"Session {head.key} cannot be saved"):
             held.replace(_FILE, content, self._step)
+        path = self._path(head.key)
         with self._lock:
-            if self._known is not None:
-                self._known.add(self._path(head.key))
+            # Deleted during its turn: what was written is gone with the old directory.
+            if self._known is not None and path.exists():
+                self._known.add(path)
         return saved
 
     def delete(self, key: SessionKey) -> bool:

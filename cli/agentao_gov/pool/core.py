@@ -103,15 +103,14 @@ class PoolCore(Scheduler):
         if lease is None:
             raise StaleLeaseError(lease_id)
         held_s = now - lease.granted_at
-        if lease.reported:
-            out.append(Leak(lease_id, lease.entry.key, lease.waiter.id, held_s, returned=True))
         entry = lease.entry
-        entry.lease = None
         if verdict is Verdict.STUCK:
             self.counters.abandoned += 1
             self.table.move(entry, SessionState.STUCK)
             self._refuse_all(entry, "stuck", out)
             return out
+        entry.lease = None
+        self._note_return(lease, out)
         self.busy -= 1
         self.counters.turn_lasted(held_s)
         self._settle(lease, verdict, out)
@@ -125,7 +124,9 @@ class PoolCore(Scheduler):
         entry = self.table.entries[key]
         if entry.state is not SessionState.STUCK:
             raise ValueError(f"{key} is {entry.state}, not stuck")
-        if not entry.overdue:
+        if entry.lease is not None:
+            self._note_return(entry.lease, out)
+            entry.lease = None
             self.busy -= 1
         self._close(entry, CloseReason.UNSTUCK, out)
         self._schedule(out)
@@ -222,6 +223,9 @@ class PoolCore(Scheduler):
             self._close(oldest, CloseReason.TTL, out)
         if self.openings:
             self._expire_openings(out)
+        closing = self.table.closing
+        while closing and (oldest := next(iter(closing))).closing_since + self.limits.close_patience_s <= now:
+            self.table.give_up_close(oldest)
         for lease in self.leases.values():
             if lease.leak_at <= now and not lease.reported:
                 lease.reported = True
@@ -279,7 +283,14 @@ class PoolCore(Scheduler):
         times.extend(lease.leak_at for lease in self.leases.values() if not lease.reported)
         times.extend(entry.pinned_until for entry in self._pinned)
         times.extend(entry.open_by for entry in self.openings)
+        if self.table.closing and self._crowded:
+            times.append(next(iter(self.table.closing)).closing_since + self.limits.close_patience_s)
         return min(times)
+
+    def _note_return(self, lease: Lease, out: list[Effect]) -> None:
+        if lease.reported:
+            held_s = self._now - lease.granted_at
+            out.append(Leak(lease.id, lease.entry.key, lease.waiter.id, held_s, returned=True))
 
     def _settle(self, lease: Lease, verdict: Verdict, out: list[Effect]) -> None:
         """Where the session goes after its turn."""

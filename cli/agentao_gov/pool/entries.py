@@ -66,6 +66,7 @@ class Entry:
 
     __slots__ = (
         "close_reason",
+        "closing_since",
         "doomed",
         "groups",
         "idle_since",
@@ -96,6 +97,7 @@ class Entry:
         #: Why it must close as soon as nobody uses it; None: it may stay.
         self.doomed: CloseReason | None = None
         self.close_reason: CloseReason | None = None
+        self.closing_since = 0.0
         #: While opening: when it counts as hung.
         self.open_by = 0.0
         #: Its opening hung: whatever comes of it is closed at once.

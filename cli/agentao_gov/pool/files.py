@@ -37,7 +37,10 @@ def as_store_error(what: str) -> Iterator[None]:
 
 def private_dir(path: Path) -> Path:
     """Makes a directory, and its parents, that only this user can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # `parents=True` would make the parents with the umask's mode.
+    missing = [path, *path.parents]
+    for directory in reversed(missing[: next(n for n, parent in enumerate(missing) if parent.is_dir())]):
+        directory.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

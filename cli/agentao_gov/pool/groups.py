@@ -31,7 +31,7 @@ class Group:
         self.members = 0
         #: Opening, idle, busy, closing and stuck ones.
         self.resident = 0
-        #: The part of `resident` whose close has been ordered and has not returned.
+        #: The part of `resident` whose close has been ordered and will soon return.
         self.closing = 0
         #: Sessions that may be evicted, the longest idle first. One with a turn waiting for it is not among them.
         self.idle: OrderedDict[Entry, None] = OrderedDict()

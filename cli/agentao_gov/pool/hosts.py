@@ -14,7 +14,7 @@ __all__ = ["GovernorHosts"]
 
 
 class GovernorHosts:
-    """A `HostFactory` over one governor. Fresh sessions differ in how long the pool keeps them, not in how they are built."""
+    """A `HostFactory` over one governor. Fresh sessions differ in how long the pool keeps them, no more."""
 
     def __init__(self, governor: Governor) -> None:
         self._governor = governor

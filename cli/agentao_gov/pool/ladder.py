@@ -3,8 +3,8 @@
     serving → lame duck → draining → cancelling → closing → killing → gone
 
 One budget for all. A rung ends when its time is over, when there is nothing left to wait for, or with another signal.
-Time that a rung did not need goes to closing, which alone can use it: a polite MCP server takes 0.3 s to end, a
-stubborn one 4 s. Nothing can take the last rung's time away.
+Time that the rungs before did not need goes to closing, which alone can use it: a polite MCP server takes 0.3 s to
+end, a stubborn one 4 s. Nothing can take the last rung's time away.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ class RungTimes:
     close_s: float = 6.0
     kill_s: float = 1.0
     budget_s: float = 25.0
+
+    @property
+    def total_s(self) -> float:
+        """How long the way down may take."""
+        steps_s = self.lame_duck_s + self.drain_s + self.cancel_s + self.close_s + self.kill_s
+        return min(self.budget_s, steps_s)
 
     def of(self, rung: Rung) -> float:
         """A rung's own time."""
@@ -91,7 +97,7 @@ class Ladder:
         return [self.rung]
 
     def _end_of(self, rung: Rung, now: float, started_at: float) -> float:
-        end = started_at + self.times.budget_s
+        end = started_at + self.times.total_s
         later_s = sum(self.times.of(later) for later in Rung if later > rung)
         latest = max(now, end - later_s)
         if rung is Rung.CLOSING:

@@ -43,6 +43,9 @@ class PoolLimits:
     memory_stop: float = 0.80
     #: Sessions evicted per memory reading: freed memory shows late, so one reading must not empty the pool.
     memory_batch: int = 8
+    #: A close that takes longer is not counted on: whoever waits for room gets another session's. A polite MCP server
+    #: takes 0.3 s to end; one that hangs for half a minute must cost the others this once and no more.
+    close_patience_s: float = 0.5
     #: How long a session whose archive could not be written is left alone before the next try.
     pin_s: float = 5.0
 

@@ -282,7 +282,9 @@ class AgentPool:
         engine.decide(ask)
         if ticket.lease_id is None:
             ticket.future.add_done_callback(functools.partial(self._left, ticket))
-            self._watch.expect(min(deadline_at, ticket.submitted_at + engine.core.limits.queue_timeout_s))
+            with engine.lock:
+                due_at = engine.core.next_wake()
+            self._watch.expect(due_at)
 
     def _left(self, ticket: Ticket, future: Future[Any]) -> None:
         """The caller cancelled the future while the turn waited."""

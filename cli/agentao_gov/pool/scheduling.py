@@ -55,8 +55,9 @@ class Scheduler:
 
     @property
     def queue_length(self) -> int:
-        """Turns that wait for a place; one whose session is being opened has got its own."""
-        return max(0, len(self.waiters) - len(self.openings))
+        """Turns that wait for a place; one whose session is being opened, with a place free for it, has got its own."""
+        places = max(0, self.limits.max_busy - self.busy)
+        return max(0, len(self.waiters) - min(len(self.openings), places))
 
     def waiting_by_tenant(self) -> dict[str, int]:
         """How many turns of each tenant have no place."""
@@ -88,11 +89,13 @@ class Scheduler:
         return False
 
     def _servable(self, entry: Entry | None, waiter: Waiter) -> bool:
-        """Whether the turn would get its place, or its opening, at once."""
+        """Whether the turn would get its place at once, or after its opening."""
         if entry is not None:
             idle = entry.state is SessionState.IDLE and not entry.waiters
             return idle and self.busy < self.limits.max_busy and not self._ready
-        if len(self.openings) >= self.limits.max_opening or self._cold or self._crowded:
+        if len(self.openings) >= self.limits.max_opening or self._cold or self._crowded or self._ready:
+            return False
+        if self.busy + len(self.openings) >= self.limits.max_busy:
             return False
         return self.table.room_for(waiter.key, waiter.user)
 
@@ -255,7 +258,7 @@ class Scheduler:
     def _close(self, entry: Entry, reason: CloseReason, out: list[Effect]) -> None:
         """Reserves the session for its close first, then orders it: nobody can be granted it in between."""
         self._pinned.pop(entry, None)
-        self.table.begin_close(entry, reason)
+        self.table.begin_close(entry, reason, self._now)
         if reason in EVICTIONS:
             self.counters.evictions[reason.value] += 1
         out.append(Close(entry.key, reason))

@@ -13,6 +13,8 @@ from agentao_gov.pool.types import CloseReason, SessionState
 
 __all__ = ["SessionTable"]
 
+_ABSENT = object()
+
 
 class SessionTable:
     """Entries by key, groups by name. Every method is O(1) in the number of sessions."""
@@ -21,6 +23,8 @@ class SessionTable:
         self.entries: dict[SessionKey, Entry] = {}
         #: How many entries are in each state.
         self.count: Counter[SessionState] = Counter()
+        #: Sessions whose close has been ordered and may still be counted on, the oldest first.
+        self.closing: dict[Entry, None] = {}
         self.pool = Group("pool", (), limits.max_sessions)
         #: Tenants and users with at least one entry.
         self._groups: dict[tuple[str, ...], Group] = {}
@@ -91,27 +95,34 @@ class SessionTable:
         for group in entry.groups:
             group.idle.pop(entry, None)
 
-    def begin_close(self, entry: Entry, reason: CloseReason) -> None:
+    def begin_close(self, entry: Entry, reason: CloseReason, now: float) -> None:
         """Reserves the entry for its close."""
         self.unlist_idle(entry)
         self.move(entry, SessionState.CLOSING)
         entry.close_reason = reason
+        entry.closing_since = now
+        self.closing[entry] = None
         for group in entry.groups:
             group.closing += 1
 
     def undo_close(self, entry: Entry) -> None:
         """The close did not take place: the session is idle as before, and not listed."""
+        self.give_up_close(entry)
         self.move(entry, SessionState.IDLE)
         entry.close_reason = None
+
+    def give_up_close(self, entry: Entry) -> None:
+        """Nobody counts on the entry's slot any more: its close has ended, or takes too long."""
+        if self.closing.pop(entry, _ABSENT) is _ABSENT:
+            return
         for group in entry.groups:
             group.closing -= 1
 
     def leave(self, entry: Entry) -> None:
         """The entry gives its slot back."""
+        self.give_up_close(entry)
         for group in entry.groups:
             group.resident -= 1
-            if entry.state is SessionState.CLOSING:
-                group.closing -= 1
         self.move(entry, SessionState.GONE)
         entry.close_reason = entry.doomed = None
         entry.once = entry.overdue = False

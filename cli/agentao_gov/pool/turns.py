@@ -139,7 +139,12 @@ class Turns:
                 raise QueueTimeoutError("Another worker process runs a turn on this session.", retry_after_s=1.0)
             if archive.version(ticket.held) != resident.head.version:
                 return False
-        return resident.serves(ticket.order)
+        if resident.serves(ticket.order):
+            return True
+        if resident.dirty and ticket.held is not None:
+            # Its last turn is in memory alone, and this copy is about to close: a StoreError here loses nothing.
+            self._engine.keeper.save(resident, ticket.held)
+        return False
 
     def _save(self, ticket: Ticket, resident: Resident, report: TurnReport) -> TurnReport:
         keeper = self._engine.keeper
