@@ -68,8 +68,10 @@ def key_lines(text: str) -> dict[str, int]:
 
 
 def key_line(text: str, key: str) -> int | None:
-    """The line of a dotted key, or of the nearest table that holds it."""
+    """The line of a dotted key, of the first key inside it, or of the nearest table that holds it."""
     lines = key_lines(text)
+    if key not in lines and (inside := [line for name, line in lines.items() if name.startswith(key + ".")]):
+        return min(inside)
     while key:
         if key in lines:
             return lines[key]

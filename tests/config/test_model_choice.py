@@ -1,0 +1,172 @@
+"""Which model is used, and how a profile is made to fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.config import (
+    ModelChoice,
+    ModelFlags,
+    Overrides,
+    ResolvedDeployment,
+    ResolvedProfile,
+    fit_to_model,
+    load_deployment,
+    load_profile,
+    resolve_model,
+)
+from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.errors import ConfigError, UsageError
+
+_ENVIRON = {"OPENAI_API_KEY": "sk-env", "OPENAI_BASE_URL": "http://env/v1", "OPENAI_MODEL": "env-model"}
+
+
+def _profile(tmp_path: Path, model: str) -> ResolvedProfile:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[model]\n{model}\n")
+    return load_profile(path)
+
+
+def _deployment(tmp_path: Path, model: str) -> ResolvedDeployment:
+    path = tmp_path / "agentao-gov.toml"
+    path.write_text(f"[model]\n{model}\n")
+    return load_deployment(path, environ={})
+
+
+def test_the_strongest_place_names_the_model(tmp_path: Path) -> None:
+    """Flags, the profile, the deployment, agentao's variables, the embedded model."""
+    profile = _profile(tmp_path, 'name = "profile-model"')
+    deployment = _deployment(tmp_path, 'name = "file-model"')
+
+    def choose(**given: object) -> tuple[str, str]:
+        choice = resolve_model(**{"environ": _ENVIRON, **given})  # type: ignore[arg-type]
+        return choice.name, choice.source
+
+    assert choose(flags=ModelFlags(model="x"), profile=profile, deployment=deployment) == ("x", "flag --model")
+    assert choose(profile=profile, deployment=deployment) == ("profile-model", "profile mine")
+    assert choose(deployment=deployment) == ("file-model", "file agentao-gov.toml")
+    assert choose() == ("env-model", "environment OPENAI_MODEL")
+    assert choose(environ={}) == ("embedded", "default")
+
+
+def test_each_part_comes_from_the_first_place_that_states_it(tmp_path: Path) -> None:
+    """A model's name in the profile, its address and key from the environment."""
+    choice = resolve_model(profile=_profile(tmp_path, 'name = "gpt-4.1"'), environ=_ENVIRON)
+
+    assert (choice.name, choice.base_url, choice.api_key.get_secret_value()) == ("gpt-4.1", "http://env/v1", "sk-env")
+    assert choice.context_window == 1_047_576
+
+
+@pytest.mark.parametrize("kind", ["embedded", "simulated"])
+def test_a_local_model_needs_nothing_else(kind: str) -> None:
+    """No key of the environment travels to it."""
+    choice = resolve_model(ModelFlags(model=kind), environ=_ENVIRON)
+
+    assert (choice.kind, choice.name, choice.base_url) == (kind, kind, "")
+    assert "sk-env" not in choice.api_key.get_secret_value()
+
+
+def test_a_server_of_ones_own_needs_no_key() -> None:
+    """Ollama and vLLM ask for none."""
+    choice = resolve_model(ModelFlags(model="llama", base_url="http://127.0.0.1:11434/v1/"), environ={})
+
+    assert choice.base_url == "http://127.0.0.1:11434/v1"
+    assert choice.api_key.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (ModelFlags(model="gpt-4.1"), ConfigError, "need an API key"),
+        (ModelFlags(model="x", api_key_env="NOPE"), ConfigError, "NOPE"),
+        (ModelFlags(model="x", base_url="localhost:8000"), UsageError, "not an http"),
+        (ModelFlags(model="x", base_url="http://"), UsageError, "not an http"),
+        (ModelFlags(model="x", base_url="http://h:99999/"), UsageError, "not an http"),
+        (ModelFlags(model="x", base_url="file:///etc/passwd"), UsageError, "not an http"),
+    ],
+)
+def test_a_model_that_cannot_be_reached_is_refused_at_the_start(
+    flags: ModelFlags, error: type[Exception], message: str
+) -> None:
+    """Without a key, or with an address that is none."""
+    with pytest.raises(error, match=message):
+        resolve_model(flags, environ={})
+
+
+def test_in_ci_a_model_has_to_be_chosen() -> None:
+    """A gate must not rest on a default."""
+    with pytest.raises(ConfigError, match="CI is set"):
+        resolve_model(environ={"CI": "true"})
+
+
+def test_a_key_is_not_shown(tmp_path: Path) -> None:
+    """Neither in repr nor in str: choices are logged."""
+    choice = resolve_model(environ=_ENVIRON)
+
+    assert "sk-env" not in repr(choice) + str(choice)
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "recommended"),
+    [
+        ("gpt-4.1", 1_047_576, (100_000, 128_000)),
+        ("gpt-4.1-mini", 1_047_576, (4_000, 16_000)),
+        ("openai/gpt-4o", 128_000, (64_000, 102_400)),
+        ("gpt-5.4", None, (100_000, 128_000)),
+        ("claude-sonnet-4-20250514", 200_000, (150_000, 200_000)),
+        ("gemini-2.5-pro", 1_048_576, (500_000, 800_000)),
+    ],
+)
+def test_the_table_knows_models(name: str, window: int | None, recommended: tuple[int, int]) -> None:
+    """The first row that matches, whatever the provider's prefix."""
+    known = known_model(name)
+
+    assert known is not None
+    assert known.window == window
+    assert (known.recommended_min, known.recommended_max) == recommended
+
+
+def test_an_unknown_model_has_no_window() -> None:
+    """Nothing is guessed."""
+    assert known_model("my-own-model") is None
+    assert context_cap(1000) == 800
+
+
+def _choice(window: int | None, *, from_flag: bool = False, kind: str = "remote") -> ModelChoice:
+    from pydantic import SecretStr
+
+    return ModelChoice(kind, "m", "http://h", SecretStr("k"), window, "test", from_flag)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", [_choice(8192, from_flag=True), _choice(8192, kind="embedded")])
+def test_a_profile_is_fitted_to_a_model_that_a_flag_chose(choice: ModelChoice) -> None:
+    """`--model embedded` needs no second profile; the warning says what moved."""
+    fitted = fit_to_model(load_profile("qa"), choice)
+
+    assert fitted.profile.limits.max_context_tokens == 6553
+    assert fitted.profile.limits.max_output_tokens == 2048
+    assert "64,000 is above 6,553" in fitted.findings[-1].message
+
+
+def test_files_that_disagree_are_an_error() -> None:
+    """The profile asks for what the deployment's model does not have."""
+    with pytest.raises(ConfigError, match="64,000 is above 6,553, 80 % of the window of 8,192"):
+        fit_to_model(load_profile("qa"), _choice(8192))
+
+
+def test_a_context_flag_above_the_window_is_wrong_usage() -> None:
+    """Nobody is given less than they asked for in so many words."""
+    overrides = Overrides(flags={"limits.max_context_tokens": ("--max-context", "7k")})
+
+    with pytest.raises(UsageError, match="--max-context"):
+        fit_to_model(load_profile("qa", overrides=overrides), _choice(8192, from_flag=True))
+
+
+@pytest.mark.parametrize("window", [None, 80_000])
+def test_a_profile_that_fits_is_left_alone(window: int | None) -> None:
+    """At exactly 80 %, and where no window is known."""
+    profile = load_profile("qa")
+
+    assert fit_to_model(profile, _choice(window)) is profile
