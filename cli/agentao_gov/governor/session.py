@@ -74,8 +74,8 @@ class GovernedSession:
         #: The turn in flight; written under `_one_turn`, read by the model client, the guard and cancellers.
         self.current: Turn | None = None
         self._closed = False
-        # The turn's own thread was left behind: the agent's state is unknown for good.
-        self._abandoned = False
+        # The thread of a turn that was left behind: while it runs, the agent is in unknown hands.
+        self._abandoned: threading.Thread | None = None
         parts.agent.add_host_event_observer(self._on_host_event)
 
     # ── SessionHost ───────────────────────────────────────────────────────────────────────────────
@@ -136,7 +136,8 @@ class GovernedSession:
     @property
     def stuck(self) -> bool:
         """Whether a thread was left behind and still runs: the session must not be reused."""
-        return self._abandoned or bool(self._parts.guard.left_behind())
+        abandoned = self._abandoned
+        return (abandoned is not None and abandoned.is_alive()) or bool(self._parts.guard.left_behind())
 
     def process_ids(self) -> tuple[int, ...]:
         """Roots of the process trees this session owns."""
@@ -229,7 +230,7 @@ class GovernedSession:
         outcome = self._parts.agent.last_turn if run.returned and run.crash is None else None
         left = self._parts.guard.left_behind()
         if not run.returned:
-            self._abandoned = True
+            self._abandoned = run.thread
         if left:
             self._report_left(turn, left)
         if run.crash is not None and facts.stop is None:
