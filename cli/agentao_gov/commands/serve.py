@@ -76,11 +76,13 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     from agentao_gov.runtime import build_runtime
     from agentao_gov.service.build import build_service, offered_profiles
     from agentao_gov.service.server import serve
+    from agentao_gov.service.share import share_of
     from agentao_gov.service.warm import warm_up
 
     configure_logging()
     deployment = _deployment(settings)
     offered = offered_profiles(deployment, _chooser(deployment, settings))
+    deployment = share_of(deployment, settings["workers"])
     runtime = build_runtime(deployment)
     try:
         warm_up(runtime.governor, offered.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -67,6 +67,8 @@ def offered_profiles(
     offered: dict[str, OfferedProfile] = {}
     for name in names:
         resolved = load_profile(name, deployment=deployment)
+        # Clients call a profile by the name it is found by, and its turns are reported under that name.
+        resolved = replace(resolved, profile=resolved.profile.model_copy(update={"name": name}))
         model = choose(resolved)
         offered[name] = OfferedProfile(fit_to_model(resolved, model), model)
     return offered
