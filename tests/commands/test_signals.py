@@ -1,0 +1,168 @@
+"""Ctrl-C and SIGTERM against the real program, in a process of its own and on a real terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.simulator import Simulator
+
+pytestmark = pytest.mark.slow
+
+_HANG = 'wait\n@sim {"fault": "hang"}'
+# A hang guard, not an expectation: the machine may be busy.
+_GUARD_S = 60.0
+
+
+def _command(simulator: Simulator, *args: str) -> list[str]:
+    return [sys.executable, "-m", "agentao_gov.main", "run", "--base-url", simulator.base_url, "--model", "sim", *args]
+
+
+@contextlib.contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "outcome"), [(signal.SIGINT, 130, "cancelled"), (signal.SIGTERM, 143, "shutdown")]
+)
+def test_a_signal_cancels_the_turn_and_the_report_is_still_written(
+    simulator: Simulator, number: signal.Signals, code: int, outcome: str
+) -> None:
+    """The model never answers; one signal ends the turn, one line says how."""
+    with _started(_command(simulator, "--json", _HANG)) as process:
+        simulator.wait_for(timeout_s=_GUARD_S, in_flight=1)
+
+        process.send_signal(number)
+
+        out, _ = process.communicate(timeout=_GUARD_S)
+    assert process.returncode == code
+    assert json.loads(out)["outcome"] == outcome
+    simulator.wait_for(idle=True)
+
+
+def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(simulator: Simulator, tmp_path: Path) -> None:
+    """Ctrl-C in the middle: finished lines stand in the file, the one in flight is run again."""
+    prompts, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text(
+        json.dumps({"id": "a", "prompt": "one"}) + "\n" + json.dumps({"id": "b", "prompt": _HANG}) + "\n"
+    )
+    command = _command(simulator, "--batch", str(prompts), "--output", str(output), "--jobs", "1", "--timeout", "50s")
+    with _started(command) as process:
+        simulator.wait_for(timeout_s=_GUARD_S, calls=2, in_flight=1)
+
+        process.send_signal(signal.SIGINT)
+
+        process.communicate(timeout=_GUARD_S)
+    assert process.returncode == 130
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["a"]
+
+    prompts.write_text(prompts.read_text().replace("hang", "stall").replace('\\"fault\\"', '\\"tag\\"'))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=_GUARD_S)
+
+    assert again.returncode == 0, again.stderr
+    assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["a", "b"]
+
+
+class _Terminal:
+    """A program on a pseudo-terminal, with a person who reads and types."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.pid, self._handle = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.execv(command[0], command)
+        self.seen = ""
+
+    def read_until(self, words: str) -> None:
+        """Reads what appears until it holds the words, from where the last reading ended."""
+        end, found = time.monotonic() + _GUARD_S, ""
+        while words not in found:
+            assert time.monotonic() < end, f"{words!r} did not appear in {self.seen!r}"
+            if select.select([self._handle], [], [], 0.1)[0]:
+                try:
+                    found += os.read(self._handle, 65536).decode(errors="replace")
+                except OSError:
+                    raise AssertionError(f"the program ended without {words!r}: {self.seen + found!r}") from None
+        self.seen += found
+
+    def type(self, text: str) -> None:
+        """Types; `\\x03` is Ctrl-C."""
+        os.write(self._handle, text.encode())
+
+    def end(self) -> int:
+        """Waits for the end; returns the exit code."""
+        end = time.monotonic() + _GUARD_S
+        while True:
+            with contextlib.suppress(OSError):
+                if select.select([self._handle], [], [], 0.1)[0]:
+                    os.read(self._handle, 65536)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                os.close(self._handle)
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError("the program did not end")
+
+
+def test_a_conversation_survives_a_cancelled_turn(simulator: Simulator, tmp_path: Path) -> None:
+    """Ctrl-C ends the turn, not the talk; the commands answer; two more leave with 130."""
+    screen = _Terminal(_command(simulator, "--session", "talk"))
+    screen.read_until("› ")
+    screen.type('@sim {"fault": "hang"}\n')
+    simulator.wait_for(timeout_s=_GUARD_S, in_flight=1)
+
+    screen.type("\x03")
+
+    screen.read_until("cancelled")
+    screen.read_until("› ")
+    screen.type("hello\n")
+    screen.read_until("answered")
+    screen.read_until("› ")
+    screen.type("/limits\n")
+    screen.read_until("turn_timeout")
+    screen.type("/budget\n")
+    screen.read_until("session")
+    screen.type("/report\n")
+    screen.read_until("agentao-gov/turn-report/1")
+    screen.type(f"/save {tmp_path}/talk.md\n")
+    screen.read_until("saved 2 turns")
+    screen.type("\x03")
+    screen.read_until("Ctrl-C again")
+    screen.type("\x03")
+    assert screen.end() == 130
+    assert "## hello" in (tmp_path / "talk.md").read_text()
+
+
+def test_a_conversation_streams_and_ends_with_quit(simulator: Simulator) -> None:
+    """The text is on the screen beside the status line while the model still has more to say."""
+    simulator.configure({"default": {"text": "alpha beta gamma delta", "fault": {"kind": "stall", "after": 2}}})
+    screen = _Terminal(_command(simulator))
+    screen.read_until("› ")
+
+    screen.type("go\n")
+
+    screen.read_until("alpha")
+    screen.read_until("of 100,000 tokens")
+    screen.type("\x03")
+    screen.read_until("cancelled")
+    screen.read_until("› ")
+    screen.type("/quit\n")
+    assert screen.end() == 0
