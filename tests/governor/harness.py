@@ -21,6 +21,7 @@ from agentao_gov.governor import (
     Governor,
     SessionKey,
     SessionSpec,
+    TextEvent,
     TurnEvent,
     TurnReport,
     TurnRequest,
@@ -56,6 +57,7 @@ class Harness:
         self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
         self.opened: list[GovernedSession] = []
         self.events: list[TurnEvent] = []
+        self.on_event: Callable[[TurnEvent], None] = lambda _: None
 
     def spec(
         self, session: str = "s1", *, model: str = "simulated", base_url: str | None = None, **settings: Any
@@ -104,19 +106,29 @@ class Harness:
             user="ann",
             deadline=Deadline.after(deadline_s) if deadline_s is not None else None,
         )
-        return session.turn(request, self.events.append)
+
+        def see(event: TurnEvent) -> None:
+            self.events.append(event)
+            self.on_event(event)
+
+        return session.turn(request, see)
 
     def run(self, message: str, *, deadline_s: float | None = None, **settings: Any) -> TurnReport:
         """Opens a session and runs one turn."""
         return self.ask(self.open(**settings), message, deadline_s=deadline_s)
 
-    def ask_and_cancel(self, session: GovernedSession, message: str, reason: str = "cancelled") -> TurnReport:
-        """Runs a turn that is cancelled once the model has its request."""
+    def ask_and_cancel(
+        self, session: GovernedSession, message: str, reason: str = "cancelled", *, after_text: bool = False
+    ) -> TurnReport:
+        """Runs a turn that is cancelled once the model has its request, or once its first text arrived."""
         reports: list[TurnReport] = []
+        arrived = threading.Event()
+        self.on_event = lambda event: arrived.set() if isinstance(event, TextEvent) else None
         before = self.simulator.truth(requests=False).total.calls
         thread = threading.Thread(target=lambda: reports.append(self.ask(session, message)), daemon=True)
         thread.start()
         self.simulator.wait_for(calls=before + 1)
+        assert not after_text or arrived.wait(HANG_S)
         session.cancel(reason)
         thread.join(HANG_S)
         assert not thread.is_alive()
@@ -131,6 +143,3 @@ class Harness:
         for session in self.opened:
             session.close(Deadline.after(10))
         self.ledger.close()
-
-
-Run = Callable[..., TurnReport]
