@@ -248,3 +248,27 @@ def tls_contexts(where: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(pem)
     return server, ssl.create_default_context(cadata=certificate.public_bytes(serialization.Encoding.PEM).decode())
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with a transport of its own ignores them, and whoever sits behind a proxy reaches no model."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536).split(b"\r\n")[0])
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        connection.shutdown(socket.SHUT_WR)
+
+    with peer(answer) as proxy, peer(answer) as local:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("NO_PROXY", "intern.example")
+        behind = HttpClient()
+
+        answers = [
+            behind._client.get("http://model.example/v1/models", timeout=GUARD_S).text,
+            behind._client.get(f"http://127.0.0.1:{local.port}/v1/models", timeout=GUARD_S).text,
+        ]
+
+        behind.close()
+    assert answers == ["ok", "ok"]
+    assert asked == [b"GET http://model.example/v1/models HTTP/1.1", b"GET /v1/models HTTP/1.1"]
