@@ -42,6 +42,10 @@ class PublishedPool(Generic[A]):
         self._lock = asyncio.Lock()
         self.entries: dict[str, _Entry[A]] = {}
 
+    def entry(self, agent: A) -> _Entry[A]:
+        """An entry used just now."""
+        return _Entry(agent, time.monotonic())
+
     async def get(self, session_id: str) -> tuple[A, asyncio.Lock]:
         """The session's agent, built when there is none."""
         async with self._lock:
@@ -52,7 +56,7 @@ class PublishedPool(Generic[A]):
                 oldest = min(self.entries, key=lambda key: self.entries[key].last_used)
                 self.entries.pop(oldest).agent.close()
             if session_id not in self.entries:
-                self.entries[session_id] = _Entry(self._build(session_id), now)
+                self.entries[session_id] = self.entry(self._build(session_id))
             entry = self.entries[session_id]
             entry.last_used = now
             return entry.agent, entry.lock

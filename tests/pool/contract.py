@@ -15,7 +15,7 @@ import pytest
 from agentao_gov.errors import GovError
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.requests import SessionKey, TextEvent, TurnEvent
-from agentao_gov.pool import SessionState, TurnOrder
+from agentao_gov.pool import SessionState
 from agentao_gov.simulator import Simulator
 from tests.pool.bench import PoolBench, a_model, a_profile, eventually
 
@@ -153,17 +153,16 @@ class HostingContract:
         assert second == first
 
     def test_sessions_work_in_private_directories(self, pool: PoolBench) -> None:
-        """Two sessions, two directories, closed to others."""
-        seen: list[tuple[int, str]] = []
-        orders: list[TurnOrder] = [pool.order("a"), pool.order("b")]
+        """Everything below the state directory is closed to others."""
+        ask(pool, "a")
+        ask(pool, "b")
 
-        for order in orders:
-            pool.pool.submit(order).result(TURN_S)
-            for path in pool.archive.root.rglob("*"):
-                if path.is_dir():
-                    seen.append((path.stat().st_mode & 0o777, path.name))
+        state = pool.archive.root.parent
+        directories = {path.stat().st_mode & 0o777 for path in state.rglob("*") if path.is_dir()}
+        files = {path.stat().st_mode & 0o777 for path in state.rglob("*") if path.is_file()}
 
-        assert {mode for mode, _ in seen} == {0o700}
+        assert directories == {0o700}
+        assert files == {0o600}
 
     def test_an_order_that_cannot_be_hosted_is_an_error_and_frees_its_place(self, pool: PoolBench) -> None:
         """A state directory with a file where the session's own should be."""

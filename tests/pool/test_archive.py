@@ -190,7 +190,7 @@ def test_deleting_removes_the_working_directory_too(archive: SessionArchive) -> 
 
 
 def test_sessions_leave_after_their_retention(tmp_path: Path) -> None:
-    """Those not used for so long, unless they are in memory; with what a crash left of deleted ones."""
+    """Those not used for so long, unless they are in memory; with what a crash left of deleted and of unused ones."""
     clock = FakeClock()
     archive = SessionArchive(tmp_path / "sessions", clock=clock)
     for name, age_s in (("old", 100), ("used", 100), ("young", 10)):
@@ -198,6 +198,8 @@ def test_sessions_leave_after_their_retention(tmp_path: Path) -> None:
         saved(archive, a_head(key, clock.time() - age_s))
         os.utime(archive.root / "t-acme" / f"s-{name}" / "session", (clock.time() - age_s,) * 2)
     (archive.root / "t-acme" / "deleted-0").mkdir()
+    archive.workdir(SessionKey("acme", "empty"))
+    os.utime(archive.root / "t-acme" / "s-empty", (clock.time() - 100,) * 2)
 
     deleted = archive.sweep(50, lambda key: key.session == "used")
 

@@ -24,9 +24,11 @@ from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
+from agentao_gov.pool.trim import Trimmer
 from tests.pool.bench import a_profile, eventually
 from tests.pool.conftest import MakePool
 from tests.pool.scripted import HANG_S, ScriptedHosts
+from tests.support.clock import FakeClock
 
 
 def test_a_session_remembers_its_turns(make_pool: MakePool) -> None:
@@ -498,6 +500,17 @@ def test_memory_pressure_lets_idle_sessions_go_and_stops(make_pool: MakePool) ->
 
     assert pool.stats().evictions["memory"] == 16
     assert pool.stats().resident == 4
+
+
+def test_memory_is_given_back_but_not_all_the_time() -> None:
+    """A collection stops the interpreter: once, and again after a while."""
+    clock = FakeClock()
+    trim = Trimmer(clock.monotonic)
+
+    assert [trim(), trim()] == [True, False]
+
+    clock.advance(15)
+    assert trim()
 
 
 def test_a_smaller_pool_lets_surplus_sessions_go_and_keeps_the_busy(make_pool: MakePool, hosts: ScriptedHosts) -> None:

@@ -139,10 +139,12 @@ class SessionArchive:
 
     def delete(self, key: SessionKey) -> bool:
         """Removes the session with all its files, at once for every process. False: there was none."""
-        path = self._path(key)
-        had_session = self._file(key).exists()
+        return self._delete_path(self._path(key))
+
+    def _delete_path(self, path: Path) -> bool:
+        had_session = (path / _FILE).exists()
         trash = path.with_name(f"{_TRASH}{uuid.uuid4().hex}")
-        with as_store_error(f"Session {key} cannot be deleted"):
+        with as_store_error(f"{path} cannot be deleted"):
             try:
                 path.rename(trash)
             except FileNotFoundError:
@@ -181,17 +183,22 @@ class SessionArchive:
         for file in list(self._files("*")):
             head = self._head_at(file) if _modified_at(file) < oldest else None
             if head is not None and head.last_turn_at < oldest and not in_use(head.key):
-                deleted += self._delete_unused(head.key)
+                deleted += self._delete_unused(file.parent)
+        for path in self.root.glob("*/s-*"):
+            # Opened, and no turn of it ever ended.
+            if _modified_at(path) < oldest and not (path / _FILE).exists():
+                self._delete_unused(path)
         with self._lock:
             self._known = None
         return deleted
 
-    def _delete_unused(self, key: SessionKey) -> bool:
-        held = self.hold(key, Deadline.after(0, self._clock))
+    def _delete_unused(self, path: Path) -> bool:
+        with as_store_error(f"{path} cannot be locked"):
+            held = SessionDir.try_hold(path)
         if held is None:
             return False
         try:
-            return self.delete(key)
+            return self._delete_path(path)
         finally:
             held.release()
 

@@ -20,6 +20,7 @@ from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
 from agentao_gov.pool.lease import HeldLease
 from agentao_gov.pool.settings import pool_limits, rung_times
 from agentao_gov.pool.tickets import Ticket
+from agentao_gov.pool.trim import Trimmer
 from agentao_gov.pool.turns import Turns
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState, TurnOrder
 from agentao_gov.pool.views import info_of_head, resident_infos, stats_of
@@ -79,6 +80,7 @@ class AgentPool:
         self._engine.closers.allow(closers)
         self._turns = Turns(self._engine)
         self._watch = Watch(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
+        self._trim = Trimmer(clock.monotonic)
         self._rung = Rung.SERVING
 
     # -- turns -----------------------------------------------------------------------------------------------------
@@ -189,8 +191,12 @@ class AgentPool:
     def memory_used(self, used_bytes: int) -> None:
         """A reading of the memory in use; above nine tenths of the plan's, idle sessions leave until it is eight."""
         if self._memory_bytes:
+            engine = self._engine
             fraction = used_bytes / self._memory_bytes
-            self._engine.decide(lambda now: self._engine.core.memory(now, fraction))
+            if fraction >= engine.core.limits.memory_stop and engine.core.counters.evictions["memory"]:
+                # What the last reading's evictions freed is not the machine's again before this.
+                engine.closers.submit(self._trim)
+            engine.decide(lambda now: engine.core.memory(now, fraction))
 
     # -- the way down ----------------------------------------------------------------------------------------------
 

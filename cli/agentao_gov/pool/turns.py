@@ -49,7 +49,7 @@ class Turns:
         try:
             verdict, ending = self._turn(ticket, resident)
         except GovError as error:
-            verdict, ending = Verdict.OK, error
+            verdict, ending = (Verdict.BROKEN if isinstance(error, InternalError) else Verdict.OK), error
         except Exception as error:
             _log.exception("Turn %s of session %s failed", ticket.order.turn_id, ticket.key)
             verdict = Verdict.BROKEN
@@ -138,6 +138,8 @@ class Turns:
                     return True
                 raise QueueTimeoutError("Another worker process runs a turn on this session.", retry_after_s=1.0)
             if archive.version(ticket.held) != resident.head.version:
+                if resident.dirty:
+                    _log.error("Session %s: a turn that could not be saved is lost, another worker went on", ticket.key)
                 return False
         if resident.serves(ticket.order):
             return True

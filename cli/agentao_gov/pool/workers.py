@@ -25,7 +25,7 @@ class Workers:
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         #: Under `_lock`.
         self._limit = limit
@@ -49,7 +49,7 @@ class Workers:
         for _ in range(due):
             self._start()
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Callable[[], object]) -> None:
         """Queues a job; returns at once."""
         with self._lock:
             self._pending += 1
@@ -75,7 +75,7 @@ class Workers:
                 with self._lock:
                     self._pending -= 1
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], object] | None:
         with suppress(queue.Empty):
             return self._jobs.get(timeout=_IDLE_S)
         with self._lock:

@@ -1,0 +1,351 @@
+"""What the pool costs: getting and giving back a session, bringing one back from disk, memory per session.
+
+    python benchmarks/pool.py [--quick]
+
+Acquire and release are timed one by one in this process, on hosts that do nothing, beside the pool that agentao's
+guide publishes (`pool_published.py`) with agents that do nothing. Rehydration and memory use real agentao agents.
+Memory is measured in a child process for each figure. Writes pool.json beside this file and prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import SecretStr
+
+from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
+from agentao_gov.clock import SYSTEM_CLOCK, Deadline
+from agentao_gov.config import Deployment, ModelChoice, Profile, ResolvedDeployment, ResolvedProfile
+from agentao_gov.governor import Conversation, Governor, SessionKey, SessionSpec
+from agentao_gov.pool import (
+    AgentPool,
+    GovernorHosts,
+    PoolLimits,
+    SessionArchive,
+    SessionHead,
+    SessionUsage,
+    TurnOrder,
+)
+from agentao_gov.pool.core import PoolCore
+from agentao_gov.pool.effects import Grant
+from agentao_gov.pool.events import SessionOpened
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.pool_published import PublishedPool
+
+HERE = Path(__file__).parent
+HANG_S = 60.0
+TENANTS = 20
+
+
+# ruff: noqa: ARG002 -- hosts that do nothing use none of their arguments
+
+
+class NullHost:
+    """A session that does nothing."""
+
+    stuck = False
+
+    def turn(self, request: Any, on_event: Any) -> Any:
+        raise NotImplementedError("leases only")
+
+    def cancel(self, reason: str) -> None: ...
+
+    def snapshot(self) -> Conversation:
+        return Conversation()
+
+    def close(self, deadline: Deadline | None = None) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def process_ids(self) -> tuple[int, ...]:
+        return ()
+
+
+class NullHosts:
+    """Opens them."""
+
+    def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> NullHost:
+        return NullHost()
+
+    def shutdown(self, deadline: Deadline) -> None: ...
+
+
+PROFILE = ResolvedProfile(
+    profile=Profile.model_validate({"name": "bench"}), sources={}, findings=(), path=None
+)  # fmt: skip
+MODEL = ModelChoice(
+    kind="simulated",
+    name="simulated",
+    base_url="http://127.0.0.1:9/v1",
+    api_key=SecretStr("sk-simulated-0123456789"),
+    context_window=None,
+    source="benchmark",
+    from_flag=False,
+)
+
+
+def make_pool(root: Path, hosts: Any, **pool: Any) -> AgentPool:
+    """A pool with nothing but the given settings."""
+    deployment = ResolvedDeployment(
+        deployment=Deployment.model_validate({"pool": pool}), sources={}, findings=(), path=None, state_dir=root
+    )
+    return AgentPool(deployment, {"in-process": hosts}, SessionArchive(root / "sessions"))
+
+
+def key_of(n: int) -> SessionKey:
+    return SessionKey(f"tenant-{n % TENANTS}", f"session-{n}")
+
+
+def order(n: int, *, keep: bool = True, workdir: Path | None = None) -> TurnOrder:
+    return TurnOrder(key_of(n), "ann", PROFILE, MODEL, "", f"turn-{n}", "in-process", keep=keep, workdir=workdir)
+
+
+def quantiles(seconds: list[float], unit: float = 1e6) -> dict[str, float]:
+    """p50, p95, p99 and the worst, in microseconds unless said."""
+    ordered = sorted(seconds)
+    picks = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    figures = {name: ordered[int(len(ordered) * part)] for name, part in picks.items()}
+    return {name: round(value * unit, 2) for name, value in {**figures, "max": ordered[-1]}.items()}
+
+
+def time_core(known: int, rounds: int) -> dict[str, Any]:
+    """The decisions alone: no threads, no hosts."""
+    core = PoolCore(PoolLimits(max_sessions=known, max_opening=known))
+    for n in range(known):
+        _, effects = core.acquire(0.0, key_of(n), "ann")
+        effects = core.opened(0.0, key_of(n))
+        core.release(0.0, next(effect.lease_id for effect in effects if isinstance(effect, Grant)))
+    acquire, release = [], []
+    pick = random.Random(1)
+    keys = [key_of(pick.randrange(known)) for _ in range(rounds)]
+    for n, key in enumerate(keys):
+        began = time.perf_counter()
+        _, effects = core.acquire(float(n), key, "ann")
+        middle = time.perf_counter()
+        core.release(float(n), effects[0].lease_id)  # type: ignore[union-attr]
+        release.append(time.perf_counter() - middle)
+        acquire.append(middle - began)
+    return {"known": known, "acquire_us": quantiles(acquire), "release_us": quantiles(release)}
+
+
+def time_pool(root: Path, known: int, rounds: int) -> dict[str, Any]:
+    """`lease` and `release` on sessions in memory: lock, decision, bookkeeping, future."""
+    pool = make_pool(
+        root, NullHosts(), max_sessions=known, max_opening=8, queue_limit=known, queue_timeout="10m", hibernate=False
+    )
+    for n in range(known):
+        pool.lease(order(n, keep=False, workdir=root)).result(HANG_S).release()
+    acquire, release = [], []
+    pick = random.Random(1)
+    orders = [order(pick.randrange(known), keep=False, workdir=root) for _ in range(rounds)]
+    gc.collect()
+    gc.freeze()
+    for one in orders:
+        began = time.perf_counter()
+        lease = pool.lease(one).result()
+        middle = time.perf_counter()
+        lease.release()
+        release.append(time.perf_counter() - middle)
+        acquire.append(middle - began)
+    pool.close()
+    gc.unfreeze()
+    return {"known": known, "acquire_us": quantiles(acquire), "release_us": quantiles(release)}
+
+
+def time_published(known: int, rounds: int) -> dict[str, Any]:
+    """`get` of the published pool, on sessions in memory; a place is left free, so that it evicts nothing."""
+
+    async def run() -> list[float]:
+        pool = PublishedPool(lambda _: NullHost(), max_sessions=known + 1, ttl_s=3600.0)
+        for n in range(known):
+            # Filled directly: through `get` the filling alone would take minutes.
+            pool.entries[f"session-{n}"] = pool.entry(NullHost())
+        pick = random.Random(1)
+        times = []
+        for n in [pick.randrange(known) for _ in range(rounds)]:
+            began = time.perf_counter()
+            await pool.get(f"session-{n}")
+            times.append(time.perf_counter() - began)
+        return times
+
+    return {"known": known, "acquire_us": quantiles(asyncio.run(run()))}
+
+
+def time_others_while_one_close_hangs(root: Path, rounds: int) -> dict[str, Any]:
+    """Sessions open, evict each other and are lent, while the close of one hangs all the time."""
+    hang = threading.Event()
+
+    class Stubborn(NullHost):
+        def close(self, deadline: Deadline | None = None) -> None:
+            hang.wait(30)
+
+    class Hosts(NullHosts):
+        def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> NullHost:
+            return Stubborn() if spec.key == key_of(0) else NullHost()
+
+    pool = make_pool(root, Hosts(), max_sessions=8, hibernate=False)
+    times = []
+    # The stubborn one comes first, and is evicted by the ninth; it is not asked for again.
+    for n in [0, *(1 + n % 12 for n in range(rounds))]:
+        began = time.perf_counter()
+        pool.lease(order(n, keep=False, workdir=root)).result(HANG_S).release()
+        times.append(time.perf_counter() - began)
+    hang.set()
+    pool.close()
+    return quantiles(times)
+
+
+def talk(messages: int, size: int = 200) -> Conversation:
+    """A conversation of so many messages of about so many characters."""
+    text = "Limits make agents predictable. " * (size // 32)
+    roles = ("user", "assistant")
+    return Conversation(messages=[{"role": roles[n % 2], "content": f"{n}. {text}"} for n in range(messages)])
+
+
+def archive_sessions(archive: SessionArchive, count: int, conversation: Conversation) -> None:
+    """Puts sessions on disk as if they had been evicted."""
+    for n in range(count):
+        key = key_of(n)
+        held = archive.hold(key, Deadline.after(HANG_S))
+        assert held is not None
+        head = SessionHead(key, 0, "ann", "bench", "in-process", "simulated", 0.0, time.time(), SessionUsage())
+        archive.save(held, head, conversation)
+        held.release()
+
+
+def governor_hosts() -> GovernorHosts:
+    ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+    return GovernorHosts(Governor(ledger=ledger))
+
+
+def time_rehydration(root: Path, messages: int, rounds: int) -> dict[str, Any]:
+    """From the turn's arrival to a real agent with its conversation: file, agent, lease. And the save after a turn."""
+    archive = SessionArchive(root / "sessions")
+    conversation = talk(messages)
+    archive_sessions(archive, rounds, conversation)
+    pool = make_pool(root, governor_hosts(), max_sessions=rounds)
+    opened: list[float] = []
+    pool.subscribe(lambda event: opened.append(event.duration_s) if isinstance(event, SessionOpened) else None)
+    whole, save = [], []
+    for n in range(rounds):
+        began = time.perf_counter()
+        pool.lease(order(n)).result(HANG_S).release()
+        whole.append(time.perf_counter() - began)
+    for n in range(rounds):
+        held = archive.hold(key_of(n), Deadline.after(HANG_S))
+        head = archive.head(key_of(n))
+        assert held is not None
+        assert head is not None
+        began = time.perf_counter()
+        archive.save(held, head, conversation)
+        save.append(time.perf_counter() - began)
+        held.release()
+    pool.close()
+    # The first opening imports agentao's parts; a service does that at its start.
+    return {
+        "messages": messages,
+        "whole_ms": quantiles(whole[1:], 1e3),
+        "open_ms": quantiles(opened[1:], 1e3),
+        "save_ms": quantiles(save, 1e3),
+    }
+
+
+def measure_memory(sessions: int, messages: int) -> dict[str, Any]:
+    """USS of a process with so many real sessions in memory, and without."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        archive_sessions(SessionArchive(root / "sessions"), sessions + 1, talk(messages, 2000))
+        pool = make_pool(root, governor_hosts(), max_sessions=sessions + 1)
+        pool.lease(order(sessions)).result(HANG_S).release()
+        gc.collect()
+        process = psutil.Process()
+        before = process.memory_full_info().uss
+        for n in range(sessions):
+            pool.lease(order(n)).result(HANG_S).release()
+        gc.collect()
+        after = process.memory_full_info().uss
+        threads = threading.active_count()
+        assert pool.stats().resident == sessions + 1
+        pool.close()
+    mib = 1024 * 1024
+    return {
+        "sessions": sessions,
+        "messages": messages,
+        "process_mib": round(after / mib, 1),
+        "per_session_kib": round((after - before) / sessions / 1024, 1),
+        "threads": threads,
+    }
+
+
+def in_child(sessions: int, messages: int) -> dict[str, Any]:
+    """A figure from a process of its own."""
+    command = [sys.executable, __file__, "--memory", str(sessions), str(messages)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "agentao": version("agentao"),
+        "load": os.getloadavg()[0],
+    }
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """All figures."""
+    sizes = (100, 10_000) if quick else (100, 10_000, 100_000)
+    rounds = 2_000 if quick else 20_000
+    result: dict[str, Any] = {"environment": environment(), "core": [], "pool": [], "published": []}
+    for known in sizes:
+        result["core"].append(time_core(known, rounds))
+        with tempfile.TemporaryDirectory() as place:
+            result["pool"].append(time_pool(Path(place), known, rounds))
+        result["published"].append(time_published(known, min(rounds, 20_000_000 // known // 10)))
+    with tempfile.TemporaryDirectory() as place:
+        result["others_while_a_close_hangs_us"] = time_others_while_one_close_hangs(Path(place), 1_000)
+    result["rehydration"] = []
+    for messages in (0, 200):
+        with tempfile.TemporaryDirectory() as place:
+            result["rehydration"].append(time_rehydration(Path(place), messages, 50 if quick else 200))
+    result["memory"] = [in_child(sessions, messages) for sessions in (100, 500) for messages in (0, 100)]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller, for a look")
+    parser.add_argument("--memory", nargs=2, type=int, metavar=("SESSIONS", "MESSAGES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(measure_memory(*arguments.memory)))
+        return
+    result = run(arguments.quick)
+    if not arguments.quick:
+        (HERE / "pool.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
