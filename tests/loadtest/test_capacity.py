@@ -88,14 +88,32 @@ def test_an_objective_binds_below_saturation() -> None:
 
 
 def test_a_generator_that_gives_in_ends_the_search_without_a_claim() -> None:
-    """Its limit is not the service's."""
+    """Its limit is not the service's: the search goes half-way back, and then says it cannot tell."""
     searching = CapacitySearch(ceiling=500)
-    searching.record(ProbeResult(1, 50, 50, 5.0, 0.2))
-    searching.record(ProbeResult(4, 200, 200, 20.0, 0.2, generator_bound="late by 300 ms"))
+    loads = []
 
-    assert searching.next_load() is None
-    assert searching.result().outcome == "unclear"
-    assert searching.result().bottleneck == "the load generator"
+    while (load := searching.next_load()) is not None:
+        loads.append(load)
+        bound = "late by 300 ms" if load > 16 else None
+        searching.record(ProbeResult(load, 200, 200, load / TURN_S, TURN_S, generator_bound=bound))
+
+    assert loads[:5] == [1, 4, 16, 64, 32]
+    assert len(loads) <= 10
+    assert (searching.result().outcome, searching.result().bottleneck) == ("unclear", "the load generator")
+    assert searching.result().sessions == 16
+
+
+def test_a_generator_that_gives_in_far_above_does_not_spoil_the_search() -> None:
+    """The service saturates at 60, the generator at 200: 60 is found."""
+    searching = CapacitySearch(ceiling=1000)
+
+    while (load := searching.next_load()) is not None:
+        rate = min(load, 60) / TURN_S
+        bound = "late" if load > 200 else None
+        searching.record(ProbeResult(load, 500, 500, rate, load / rate, generator_bound=bound))
+
+    assert searching.result().outcome == "found"
+    assert searching.result().sessions == pytest.approx(60, abs=6)
 
 
 ALONE = ProbeResult(1, 50, 50, 5.0, 0.2, resources=Resources(model_ms=100))

@@ -117,10 +117,16 @@ class CapacitySearch:
         self._ceiling = ceiling
         self._probes_max = probes_max
         self.probes: list[ProbeResult] = []
+        #: Probes in which the generator gave in: they say nothing about the service.
+        self.spoilt: list[ProbeResult] = []
 
     def record(self, probe: ProbeResult) -> None:
-        """Takes a probe's result."""
-        self.probes.append(probe)
+        """Takes a probe's result. Where the generator gave in, the search stays below that load."""
+        if probe.generator_bound is not None:
+            self.spoilt.append(probe)
+            self._ceiling = min(self._ceiling, probe.load - 1)
+        else:
+            self.probes.append(probe)
 
     @property
     def low(self) -> int:
@@ -151,7 +157,7 @@ class CapacitySearch:
         if alone_s is None or not any(self._efficiency(probe) < _SATURATED for probe in self.probes):
             return None
         # The mean of what was clearly at the ceiling; the maximum would collect the luck of every probe.
-        flat = [probe.turns_per_s for probe in self.probes if self._efficiency(probe) < _FLAT]
+        flat = [p.turns_per_s for p in self.probes if p.turns_per_s > 0 and self._efficiency(p) < _FLAT]
         ceiling = statistics.fmean(flat) if flat else max(probe.turns_per_s for probe in self.probes)
         return ceiling * alone_s
 
@@ -173,10 +179,10 @@ class CapacitySearch:
     def next_load(self) -> int | None:
         """The next load to probe; None: done."""
         low, high = self.low, self.high
-        if len(self.probes) >= self._probes_max or any(probe.generator_bound for probe in self.probes):
+        if len(self.probes) + len(self.spoilt) >= self._probes_max:
             return None
         if high is None:
-            return None if low >= self._ceiling else min(self._ceiling, max(1, low * _GROWTH))
+            return self._higher(low)
         if (wider := self._to_see_the_ceiling()) is not None:
             return wider
         if high - low <= max(1, math.floor(_TOLERANCE * low)):
@@ -190,6 +196,14 @@ class CapacitySearch:
                     return load
         return (low + high) // 2
 
+    def _higher(self, low: int) -> int | None:
+        """Four times the load, or half-way (by factors) to where the generator gave in."""
+        if low >= self._ceiling or (self.spoilt and low > 0.8 * self._ceiling):
+            return None
+        if self.spoilt and low:
+            return min(self._ceiling, max(low + 1, round(math.sqrt(low * self._ceiling))))
+        return min(self._ceiling, max(1, low * _GROWTH))
+
     def _to_see_the_ceiling(self) -> int | None:
         """Twice the largest load, while throughput may still rise there: the knee needs the ceiling itself."""
         largest = max(self.probes, key=lambda probe: probe.load)
@@ -200,10 +214,9 @@ class CapacitySearch:
         """What is known now."""
         low, high = self.low, self.high
         at_knee = next((probe for probe in self.probes if probe.load == low), None)
-        bound = next((probe.generator_bound for probe in self.probes if probe.generator_bound), None)
         name, evidence = self._constraint()
-        if bound is not None:
-            outcome, name, evidence = "unclear", "the load generator", bound
+        if high is None and self.spoilt:
+            outcome, name, evidence = "unclear", "the load generator", str(self.spoilt[-1].generator_bound)
         elif low == 0:
             outcome = "unattainable" if self.probes else "unclear"
         elif high is None:
@@ -217,7 +230,7 @@ class CapacitySearch:
             high=high,
             bottleneck=name,
             evidence=evidence,
-            probes=tuple(self.probes),
+            probes=(*self.probes, *self.spoilt),
             outcome=outcome,
         )
 

@@ -18,7 +18,7 @@ from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.thresholds import Distribution, Observation, Threshold, evaluate
 from agentao_gov.loadtest.view import Live, Stop, View
 
-__all__ = ["Execution", "Played"]
+__all__ = ["CEILING", "Execution", "Played"]
 
 _PROBES = 10
 #: Each probe pays for its own start, drain and the deletion of its sessions.
@@ -26,7 +26,8 @@ _PROBE_SHARE = 0.8
 _PROBE_S_MIN = 2.0
 _PROBE_DRAIN_S = 10.0
 _RAMP_SHARE = 0.15
-_CEILING = 1024
+#: Where a search ends when nothing gives way and nobody set --users.
+CEILING = 1024
 
 
 @dataclass(slots=True)
@@ -85,9 +86,9 @@ class Execution:
         if not self.played:
             return None
         if self.capacity is not None and self.capacity.low:
-            for number, probe in enumerate(self.capacity.probes):
-                if probe.load == self.capacity.low:
-                    return self.played[number]
+            held = next((p for p in self.played if p.phase.label == _probe_label(self.capacity.low)), None)
+            if held is not None:
+                return held
         return self.played[-1]
 
     def _play(self, phase: Phase) -> Played:
@@ -140,7 +141,7 @@ class Execution:
     # -- capacity search -------------------------------------------------------------------------------------------
 
     def _search(self) -> None:
-        ceiling = self.options.users or self.limits.get("max_sessions") or _CEILING
+        ceiling = self.options.users or self.limits.get("max_sessions") or CEILING
         search = CapacitySearch(ceiling=ceiling, probes_max=_PROBES)
         probe_s = max(_PROBE_S_MIN, _PROBE_SHARE * self.options.duration_s / _PROBES)
         spent_s = 0.0
@@ -168,7 +169,7 @@ class Execution:
             mix=dict(self.options.mix),
             spawn_rate=load / (_RAMP_SHARE * probe_s),
         )
-        return Phase(label=f"{load} sessions", duration_s=probe_s, drain_s=_PROBE_DRAIN_S, streams=(stream,))
+        return Phase(label=_probe_label(load), duration_s=probe_s, drain_s=_PROBE_DRAIN_S, streams=(stream,))
 
     def _probe(self, load: int, played: Played) -> ProbeResult:
         duration_s = played.phase.duration_s
@@ -189,8 +190,13 @@ class Execution:
             missed=missed,
             refusals={name: count for name, count in figures.tally.by_outcome.items() if name != "answered"},
             resources=self._resources(played, samples, generator.cpu_max),
-            generator_bound=generator.bound,
+            generator_bound=generator.bound or self._bound_reached(),
         )
+
+    def _bound_reached(self) -> str | None:
+        """A probe that an upper bound cut short says nothing about the service."""
+        bounds = self.driver.file.remarks_of("bound")
+        return str(bounds[-1].get("reason")) if bounds else None
 
     def _standard_mean_s(self, samples: Sequence[TurnSample]) -> float | None:
         """Mean seconds of an answered turn at the plan's own mix, so that probes with few turns compare."""
@@ -205,6 +211,9 @@ class Execution:
     def _resources(self, played: Played, samples: Sequence[TurnSample], generator_cpu: float) -> Resources:
         rows = self.series.between(played.start_epoch + played.phase.duration_s * 0.3, played.end_epoch)
         model = [s.model_us / 1000 for s in samples if s.model_us is not None]
+        if self.plan.api == "openai" and not model:
+            # No TurnReport: what is loaded is a bare model, and all of the time is its own.
+            model = [s.service_us / 1000 for s in samples if s.status is Status.ANSWERED]
         cpu = sorted(row.cpu for row in rows if row.cpu is not None)
         return Resources(
             busy=_most(row.sessions.get("busy") for row in rows),
@@ -255,6 +264,10 @@ class Execution:
             sessions=row.resident if row else None,
             lateness_p99_ms=late[int(0.99 * (len(late) - 1))] / 1000 if late else None,
         )
+
+
+def _probe_label(load: int) -> str:
+    return f"{load} sessions"
 
 
 def _most(values: Iterable[int | None]) -> int | None:

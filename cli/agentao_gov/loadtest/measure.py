@@ -33,6 +33,7 @@ _LATE_P50_US, _LATE_P99_US, _LATE_SHARE = 2_000, 10_000, 0.05
 _JUDGED_MIN = 20
 _OFFERED_MIN = 0.99
 _BUCKETS_MAX = 120
+_COUNTED_MIN = 25
 
 
 @dataclass(slots=True)
@@ -243,13 +244,18 @@ def timeline(samples: Sequence[TurnSample], duration_s: float) -> list[dict[str,
 
 
 def steady_rate(samples: Iterable[TurnSample], start_s: float, end_s: float) -> float:
-    """Answered turns per second within a window; a turn that crosses its edge counts for the part inside.
+    """Answered turns per second within a window.
 
-    Counting ends alone would be off by one turn, which is 6 % of a probe with one session.
+    Ends are counted where there are enough of them. With few, a turn that crosses the window's edge counts for the
+    part inside: one turn more or less is 20 % of a probe with one session. With many that would be wrong, because a
+    queue that is still filling makes the first turns shorter than those that follow.
     """
-    inside = 0.0
-    for sample in samples:
-        if sample.status is Status.ANSWERED and sample.service_us > 0:
-            overlap = min(end_s, sample.ended_s) - max(start_s, sample.sent_s)
-            inside += max(0.0, overlap) / (sample.service_us / 1e6)
-    return inside / (end_s - start_s)
+    answered = [s for s in samples if s.status is Status.ANSWERED and s.service_us > 0]
+    ended = sum(start_s <= sample.ended_s < end_s for sample in answered)
+    if ended >= _COUNTED_MIN:
+        return ended / (end_s - start_s)
+    parts = (
+        max(0.0, min(end_s, sample.ended_s) - max(start_s, sample.sent_s)) / (sample.service_us / 1e6)
+        for sample in answered
+    )
+    return sum(parts) / (end_s - start_s)

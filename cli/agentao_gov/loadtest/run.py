@@ -20,7 +20,7 @@ from agentao_gov.loadtest.assemble import Findings, assemble, environment, plan_
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver
-from agentao_gov.loadtest.execution import Execution
+from agentao_gov.loadtest.execution import CEILING, Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.options import (
     Options,
@@ -193,10 +193,12 @@ class LoadTest:
             return plan
         # Someone else's service never gets more than a bounded load, whatever goes wrong here.
         expected = estimate(plan, [build_phase(options, plan, ("default",))])
+        # A search tries loads up to its ceiling, so its bound is the ceiling's.
+        factor = _BOUND_FACTOR * ((options.users or CEILING) if options.shape == "capacity" else 1)
         return plan.model_copy(
             update={
-                "max_turns": options.max_turns or max(100, _BOUND_FACTOR * expected.turns),
-                "max_tokens": options.max_tokens or max(1_000_000, 5 * _BOUND_FACTOR * expected.tokens),
+                "max_turns": options.max_turns or max(100, factor * expected.turns),
+                "max_tokens": options.max_tokens or max(1_000_000, 5 * factor * expected.tokens),
             }
         )
 
