@@ -31,6 +31,8 @@ class Context:
     say: Callable[[str], None] = lambda _: None
     #: Starts services; the tests' sabotages replace it.
     open_stage: StageFactory = Stage
+    #: How long a figure may take to become what it should be: a metric is a second old, a closing server takes 5 s.
+    settle_s: float = 20.0
     checks: list[Check] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
 

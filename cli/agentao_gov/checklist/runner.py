@@ -48,6 +48,7 @@ class _Walk:
     open_stage: StageFactory
     probes: Mapping[ItemId, Probe]
     static: Mapping[ItemId, list[Check]] = field(default_factory=dict)
+    settle_s: float = 20.0
 
     def item(self, item: Item) -> ItemReport:
         began = time.monotonic()
@@ -57,6 +58,7 @@ class _Walk:
             self.simulator,
             say=lambda what: self.listener.doing(item, what),
             open_stage=self.open_stage,
+            settle_s=self.settle_s,
         )
         self.simulator.reset()
         try:
@@ -80,6 +82,7 @@ def walk(
     listener: Listener | None = None,
     open_stage: StageFactory = Stage,
     probes: Mapping[ItemId, Probe] = PROBES,
+    settle_s: float = 20.0,
 ) -> ChecklistReport:
     """Tries each chosen item against a real service of this configuration, started for it and ended after it.
 
@@ -89,7 +92,7 @@ def walk(
     began, started_at = time.monotonic(), datetime.now(UTC)
     reports = []
     with start_simulator() as simulator:
-        ground = _Walk(facts, profile, simulator, listener, open_stage, probes, static_checks(facts))
+        ground = _Walk(facts, profile, simulator, listener, open_stage, probes, static_checks(facts), settle_s)
         for item, wanted in chosen:
             if wanted:
                 listener.began(item)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import psutil
 import tomli_w
@@ -36,6 +37,8 @@ __all__ = ["Stage", "StageError", "children_of", "patiently"]
 START_S_MAX = 60.0
 POLL_S = 0.03
 _LOG_LINES = 8
+#: By its prefix the governor knows the simulated tokenizer, and reserves a count instead of bytes.
+_MODEL = "simulated-checklist"
 _MODEL_KEY_VARIABLE = "AGENTAO_GOV_CHECKLIST_KEY"
 
 
@@ -77,6 +80,9 @@ class _Paths:
 
 class Stage:
     """One running service. Use as a context manager."""
+
+    #: What runs `serve`; the tests' sabotages put a broken product here.
+    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "agentao_gov.main")
 
     def __init__(self, config: ProbeConfig, simulator: Simulator) -> None:
         self.config = config
@@ -168,8 +174,8 @@ class Stage:
 
     def _launch(self) -> None:
         read_end, self._lifeline = os.pipe()
-        serve = [sys.executable, "-m", "agentao_gov.main", "serve", "--config", str(self._paths.config)]
-        model = ["--model", "checklist", "--base-url", self.simulator.base_url, "--api-key-env", _MODEL_KEY_VARIABLE]
+        serve = [*self.program, "serve", "--config", str(self._paths.config)]
+        model = ["--model", _MODEL, "--base-url", self.simulator.base_url, "--api-key-env", _MODEL_KEY_VARIABLE]
         guard = [sys.executable, "-I", "-S", str(warden.__file__), "--lifeline", str(read_end), "--grace-s", "0", "--"]
         try:
             with self._paths.log.open("wb") as log:
@@ -203,7 +209,9 @@ class Stage:
 def _environment(root: Path) -> dict[str, str]:
     """The caller's environment without what would override the probe's configuration."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTAO_GOV", "OPENAI_"))}
-    return {**kept, "AGENTAO_GOV_STATE": str(root / "state"), _MODEL_KEY_VARIABLE: "checklist", "NO_COLOR": "1"}
+    # tiktoken would leave a copy of its table in the temporary directory.
+    ours = {"AGENTAO_GOV_STATE": str(root / "state"), "TIKTOKEN_CACHE_DIR": "", "NO_COLOR": "1"}
+    return {**kept, **ours, _MODEL_KEY_VARIABLE: "checklist"}
 
 
 def _free_port() -> int:

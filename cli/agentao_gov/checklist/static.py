@@ -31,8 +31,8 @@ SESSION_BYTES = {"in-process": 1 * MIB, "fresh": 1 * MIB, "subprocess": 65 * MIB
 MCP_BYTES = 60 * MIB
 #: What orchestrators leave between SIGTERM and SIGKILL unless told otherwise.
 ORCHESTRATOR_S = 30.0
-#: A first call costs about 2,500 tokens with four tools, but what is reserved for it is an upper bound: one token a
-#: byte of prompt and tools, 13,500 with the profile `qa`. A budget below that admits no call at all.
+#: A first call costs about 2,500 tokens with four tools, but what is reserved for it is an upper bound: for a model
+#: whose tokenizer is not known one token a byte, 13,500 with the profile `qa`. Below that no call may be admitted.
 SMALLEST_CALL_TOKENS = 14_000
 #: A value this many times outside its recommended range fails instead of warning.
 ABSURD_FACTOR = 10.0
@@ -124,7 +124,7 @@ def _budget_line(key: str, limit: int | None, suggested: int, *, whose: str = ""
     if limit is None:
         return Check("fail", expected, "absent: unlimited", remedy=Remedy(((key, suggested),)))
     if limit < SMALLEST_CALL_TOKENS:
-        text = f"{limit:,} tokens admit no call: about {SMALLEST_CALL_TOKENS:,} are reserved for the first one"
+        text = f"{limit:,} tokens may admit no call: up to {SMALLEST_CALL_TOKENS:,} are reserved for the first one"
         return Check("fail", expected, text, remedy=Remedy(((key, suggested),)))
     return _check(
         limit <= ABSURD_TOKENS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,8 @@ def start_simulator(script: ScriptSource = None, *, seed: int | None = None, por
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            # tiktoken would leave a copy of its table in the temporary directory.
+            env={**os.environ, "TIKTOKEN_CACHE_DIR": ""},
             # A Ctrl-C at the terminal is for the turn, not for the model it talks to.
             start_new_session=True,
         )

@@ -20,8 +20,6 @@ MIB = 2**20
 SESSIONS = 4
 #: What each MCP server of the probe holds, so that memory follows sessions within the noise of a process.
 SERVER_MIB = 40
-#: A metric is a second old at most; a closing server needs up to 5 s.
-SETTLE_S_MAX = 20.0
 #: Two looks at a process a second apart differ by this much even when nothing happens.
 MEMORY_TOLERANCE, MEMORY_SLACK = 0.15, 12 * MIB
 PREFIX = "agentao_gov_"
@@ -45,7 +43,7 @@ def probe_monitoring(context: Context) -> None:
         _let_go(stage)
         _cleared(context, stage, [name for name in ("sessions", "mcp_processes") if plan.get(name) is not None])
         # Taken after the first sessions: opening one imports 40 MiB that stay.
-        baseline = _settled_bytes(stage.pid)
+        baseline = _settled_bytes(context, stage.pid)
     if memory is not None:
         _memory_line(context, str(memory), baseline, float(plan.get("alert_at", 0.85)))
 
@@ -75,10 +73,12 @@ class _Pair:
         return abs(self.said - self.true) <= max(slack, tolerance * self.true)
 
 
-def _settled(look: Callable[[], _Pair], *, tolerance: float = 0.0, slack: float = 0.0) -> tuple[bool, _Pair]:
+def _settled(
+    context: Context, look: Callable[[], _Pair], *, tolerance: float = 0.0, slack: float = 0.0
+) -> tuple[bool, _Pair]:
     """Looks until metric and truth agree, for as long as a metric may be old."""
     pair = look()
-    for _ in patiently(SETTLE_S_MAX):
+    for _ in patiently(context.settle_s):
         if pair.agree(tolerance, slack):
             return True, pair
         pair = look()
@@ -120,7 +120,7 @@ def _compare(context: Context, stage: Stage, pid: int) -> None:
 
     count = len(client.sessions())
     for name, look in (("active sessions", sessions), ("MCP processes", servers)):
-        good, pair = _settled(look)
+        good, pair = _settled(context, look)
         said = "no such metric" if pair.said < 0 else f"metric {pair.said:.0f}"
         context.note(good, f"{name} are true at {count} session(s)", f"{said}, counted {pair.true:.0f}")
 
@@ -132,7 +132,7 @@ def _memory_figures(context: Context, stage: Stage, pid: int, alone: int) -> Non
         said = client.metrics().get(f"{PREFIX}process_memory_bytes")
         return _Pair(-1.0 if said is None else said, psutil.Process(pid).memory_info().rss)
 
-    good, pair = _settled(process, tolerance=MEMORY_TOLERANCE, slack=MEMORY_SLACK)
+    good, pair = _settled(context, process, tolerance=MEMORY_TOLERANCE, slack=MEMORY_SLACK)
     text = f"metric {pair.said / MIB:.0f} MiB, /proc {pair.true / MIB:.0f} MiB"
     context.note(good, "the process's memory is true", text)
 
@@ -156,9 +156,9 @@ def _servers_bytes(pid: int) -> int:
     return total
 
 
-def _settled_bytes(pid: int) -> int:
+def _settled_bytes(context: Context, pid: int) -> int:
     """What the service weighs once the servers of closed sessions are gone."""
-    for _ in patiently(SETTLE_S_MAX):
+    for _ in patiently(context.settle_s):
         if not stubs_below(pid):
             break
     return _tree_bytes(pid)
@@ -173,9 +173,9 @@ def _alert(stage: Stage, name: str) -> float | None:
     return stage.client().metrics().get(f"{PREFIX}alert_active", alert=name)
 
 
-def _becomes(stage: Stage, name: str, wanted: float) -> tuple[bool, float | None]:
+def _becomes(context: Context, stage: Stage, name: str, wanted: float) -> tuple[bool, float | None]:
     value = _alert(stage, name)
-    for _ in patiently(SETTLE_S_MAX):
+    for _ in patiently(context.settle_s):
         if value == wanted:
             return True, value
         value = _alert(stage, name)
@@ -194,7 +194,7 @@ def _line(context: Context, stage: Stage, name: str, planned: object) -> None:
     quiet = _alert(stage, name) if name == "sessions" else 0.0
     for n in range(SESSIONS):
         stage.client().turn(f"line-{n}", "Hello.", profile=stage.config.profile_name)
-    fired, value = _becomes(stage, name, 1.0)
+    fired, value = _becomes(context, stage, name, 1.0)
     expected = f"the alert on {name} fires at the plan's line"
     context.note(fired and quiet == 0, expected, f"alert_active was {quiet}, is {value} at {SESSIONS} or more")
 
@@ -208,7 +208,7 @@ def _let_go(stage: Stage) -> None:
 def _cleared(context: Context, stage: Stage, names: list[str]) -> None:
     context.say("going back below the lines")
     for name in names:
-        cleared, value = _becomes(stage, name, 0.0)
+        cleared, value = _becomes(context, stage, name, 0.0)
         context.note(cleared, f"the alert on {name} clears", f"alert_active is {value} without sessions")
 
 
@@ -226,11 +226,11 @@ def _memory_line(context: Context, configured: str, baseline: int, alert_at: flo
         quiet = _alert(stage, "memory")
         for n in range(servers):
             client.turn(f"heavy-{n}", "Hello.", profile=profile)
-        fired, value = _becomes(stage, "memory", 1.0)
+        fired, value = _becomes(context, stage, "memory", 1.0)
         text = f"alert_active was {quiet}, is {value} with {servers} servers of {SERVER_MIB} MiB"
         context.note(fired and quiet == 0, "the alert on memory fires at the plan's line", text)
         _let_go(stage)
-        cleared, value = _becomes(stage, "memory", 0.0)
+        cleared, value = _becomes(context, stage, "memory", 0.0)
         context.note(cleared, "the alert on memory clears", f"alert_active is {value} without sessions")
 
 

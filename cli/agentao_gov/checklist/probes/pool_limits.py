@@ -16,8 +16,6 @@ __all__ = ["probe_pool_limits", "stubs_below"]
 
 SESSIONS = 4
 TTL_S = 2.0
-#: The pool looks for idle sessions about once a second; closing an MCP server takes up to 5 s.
-LEAVE_S_MAX = 15.0
 SECRET = "the word is marzipan"  # noqa: S105 - told to a session, to be found again in its history
 
 
@@ -87,7 +85,7 @@ def _after_eviction(
     context.note(extra_answered, "one session more than the pool holds is served", str(extra_answered).lower())
     resident: list[str] = []
     gone: set[int] = set()
-    for _ in patiently(LEAVE_S_MAX):
+    for _ in patiently(context.settle_s):
         states = {name: row.get("state") for name, row in stage.client().sessions().items()}
         resident = sorted(name for name, state in states.items() if state in ("idle", "busy", "opening", "closing"))
         gone = before - stubs_below(pid)
@@ -134,7 +132,7 @@ def _idle_pool(context: Context) -> None:
         answers = [client.turn(f"rest-{n}", "Rest.", profile=profile) for n in range(2)]
         pid = stage.pid
         resident, stubs = -1, set[int]()
-        for _ in patiently(ttl_s + LEAVE_S_MAX):
+        for _ in patiently(ttl_s + context.settle_s):
             pool = client.status().get("pool") or {}
             resident, stubs = int(pool.get("resident", -1)), stubs_below(pid)
             if resident == 0 and not stubs:

@@ -16,7 +16,6 @@ __all__ = ["probe_turn_timeout"]
 TURN_S, TOOL_S, GRACE_S = 2.0, 1.0, 2.0
 #: What HTTP and a loaded machine may add to deadline + grace.
 SLACK_S = 3.0
-BACK_S_MAX = 10.0
 
 
 def probe_turn_timeout(context: Context) -> None:
@@ -77,7 +76,7 @@ def _model(context: Context, stage: Stage, what: str, behaviour: dict[str, Any])
 
 def _open_calls(context: Context) -> int:
     count = 0
-    for _ in patiently(BACK_S_MAX):
+    for _ in patiently(context.settle_s):
         count = context.simulator.truth(requests=False).total.in_flight
         if count == 0:
             break
@@ -107,7 +106,7 @@ def _tool_ended(answer: Answer, bound_s: float) -> bool:
 
 def _threads(context: Context, stage: Stage) -> None:
     abandoned: float | None = None
-    for _ in patiently(BACK_S_MAX):
+    for _ in patiently(context.settle_s):
         abandoned = stage.client().metrics().get("agentao_gov_threads_abandoned")
         if not abandoned:
             break

@@ -1,0 +1,95 @@
+"""The checklist against a broken configuration and a broken product: the item that should fail, fails.
+
+Each test starts real services; those with one item take 3 to 12 s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from agentao_gov.checklist.items import ItemId
+from agentao_gov.checklist.report import ChecklistReport
+from agentao_gov.checklist.stage import Stage
+from tests.checklist.conftest import House
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+SCRIPT = Path(__file__).with_name("sabotages.py")
+
+
+def _broken(sabotage: str) -> type[Stage]:
+    class Broken(Stage):
+        program: ClassVar[tuple[str, ...]] = (sys.executable, str(SCRIPT), sabotage)
+
+    return Broken
+
+
+def _statuses(report: ChecklistReport) -> dict[str, str]:
+    return {item.id: item.status for item in report.items if item.status != "skip"}
+
+
+def _failed_checks(report: ChecklistReport, item: ItemId) -> list[str]:
+    found = next(entry for entry in report.items if entry.id == item)
+    return [line for line in found.evidence if line.startswith("[fail]")]
+
+
+def test_all_items_hold_but_the_sabotaged_one_which_its_remedy_mends(house: House) -> None:
+    """One absent capacity plan: six pass, `monitoring` fails alone; its own lines make it pass."""
+    house.deployment.pop("capacity")
+
+    report = house.walk(settle_s=10)
+
+    wrong = {name for name, status in _statuses(report).items() if status != "pass"}
+    assert wrong == {"monitoring"}, report.to_json()
+    assert report.exit_code == 1
+
+    house.mend(next(item.remedy for item in report.items if item.id == "monitoring"))
+    again = house.walk("monitoring")
+    assert _statuses(again) == {"monitoring": "pass"}, again.to_json()
+    assert again.exit_code == 0
+
+
+PRODUCT: list[tuple[str, ItemId, str]] = [
+    ("cap_not_enforced", "session_caps", "gets 429 tenant_session_limit"),
+    ("budget_not_reserved", "daily_token_budget", "tokens at the model at most"),
+    ("timeout_returns_early", "turn_timeout", "its connection is closed"),
+    ("cap_counts_late", "max_iterations", "exactly 25 calls"),
+    ("servers_left_behind", "pool_limits", "left with it"),
+    ("drain_cancels", "graceful_shutdown", "the turn in flight is answered"),
+    ("metric_is_the_setting", "monitoring", "MCP processes are true"),
+]
+
+
+@pytest.mark.parametrize(("sabotage", "item", "words"), PRODUCT)
+def test_a_product_that_does_not_hold_its_setting_fails(house: House, sabotage: str, item: ItemId, words: str) -> None:
+    """The configuration is right, every static check passes, and the probe sees it all the same."""
+    report = house.walk(item, stage=_broken(sabotage), settle_s=2.0)
+
+    failed = _failed_checks(report, item)
+    assert _statuses(report) == {item: "fail"}
+    assert any(words in line for line in failed), failed
+
+
+CONFIGURATION: list[tuple[ItemId, Callable[[House], Any], str]] = [
+    ("session_caps", lambda h: h.deployment["tenants"]["default"].pop("max_sessions"), "were all served"),
+    ("pool_limits", lambda h: h.deployment.update(pool={"hibernate": False}), "goes on with its context"),
+]
+
+
+@pytest.mark.parametrize(("item", "spoil", "words"), CONFIGURATION)
+def test_a_setting_that_does_not_refuse_is_seen_by_behaviour(
+    house: House, item: ItemId, spoil: Callable[[House], Any], words: str
+) -> None:
+    """Not only read from the file: the probe got what it should have been refused."""
+    spoil(house)
+
+    report = house.walk(item, settle_s=5.0)
+
+    failed = _failed_checks(report, item)
+    assert _statuses(report) == {item: "fail"}
+    assert any(words in line for line in failed), failed
