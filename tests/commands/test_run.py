@@ -60,6 +60,7 @@ def test_the_prompt_may_come_through_a_pipe(run: Cli, simulator: Simulator, monk
     [
         ('{"fault": "hang"}', ["--timeout", "1s"], "turn_timeout", 5),
         ('{"fault": "401"}', [], "model_error", 4),
+        ('{"fault": "html"}', ["--set", "limits.llm_retries=0"], "model_error", 4),
         ('{"text": ""}', [], "incomplete", 4),
         (_LOOP, ["--max-iterations", "2"], "max_iterations", 7),
         ('{"text": "x"}', ["--turn-tokens", "50"], "budget_impossible", 6),
@@ -81,6 +82,16 @@ def test_a_failed_turn_says_why_to_a_person(run: Cli) -> None:
     assert (result.code, result.out) == (4, "")
     assert "the model failed" in result.err
     assert "401" in result.err
+
+
+def test_a_clamped_limit_is_told_to_people_and_machines(run: Cli) -> None:
+    """`--timeout` below the profile's tool time-out lowers that too, and every report says so."""
+    result = run("--timeout", "10s", "--json", "hi")
+    shown = run("--timeout", "10s", "hi").err
+
+    assert result.json["limits"]["tool_timeout"]["value"] == 10.0
+    assert result.json["warnings"] == ["limits.tool_timeout: lowered from 20s to the turn_timeout of 10s"]
+    assert "warning: limits.tool_timeout: lowered from 20s" in shown
 
 
 def test_a_session_goes_on_where_it_stopped(run: Cli, simulator: Simulator) -> None:

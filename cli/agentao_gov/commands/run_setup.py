@@ -135,7 +135,8 @@ def run(options: RunOptions) -> int:
         profile = fit_to_model(profile, model)
         say(f"model: {model.name} ({model.source})")
         if options.verbose:
-            for finding in (*deployment.findings, *profile.findings):
+            # What was adjusted stands in every report's warnings anyway.
+            for finding in (f for f in (*deployment.findings, *profile.findings) if not f.adjusted):
                 warn(f"{finding.key}: {finding.message}")
         from agentao_gov.runtime import build_runtime
 

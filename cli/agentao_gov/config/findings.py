@@ -25,6 +25,8 @@ class Finding:
     line: int | None = None
     #: Where the value came from, `flag --timeout`; empty for a file and a default.
     source: str = ""
+    #: Whether the value was made to fit: those who run a turn have to hear of it, not only those who check files.
+    adjusted: bool = False
 
     @property
     def place(self) -> str:

@@ -33,7 +33,7 @@ def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[F
         clamped.append(key)
         if rank > RANK_DEFAULT:
             text = f"lowered from {format_duration(seconds)} to the turn_timeout of {format_duration(turn_s)}"
-            findings.append(Finding("warning", key, text))
+            findings.append(Finding("warning", key, text, adjusted=True))
     return (_with_ceiling(profile, turn_s) if clamped else profile), findings
 
 

@@ -167,7 +167,7 @@ def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfil
     # A quarter of the window for the answer leaves the prompt most of it.
     output = min(limits.max_output_tokens, max(1, model.context_window // 4))
     fitted = limits.model_copy(update={"max_context_tokens": cap, "max_output_tokens": output})
-    warning = Finding("warning", key, f"{said} {model.name!r}; lowered to {cap:,}")
+    warning = Finding("warning", key, f"{said} {model.name!r}; lowered to {cap:,}", adjusted=True)
     return ResolvedProfile(
         profile.profile.model_copy(update={"limits": fitted}),
         profile.sources,

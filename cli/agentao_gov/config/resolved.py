@@ -31,6 +31,11 @@ class ResolvedProfile:
         """Where a value came from; `default` for keys nobody set."""
         return self.sources.get(key, "default")
 
+    @property
+    def adjustments(self) -> tuple[str, ...]:
+        """What was lowered to fit another value; part of every report's warnings."""
+        return tuple(f"{finding.key}: {finding.message}" for finding in self.findings if finding.adjusted)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDeployment:

@@ -183,7 +183,7 @@ class GovernedSession:
             verdict,
             started_at=started_at,
             limits=self._limits,
-            warnings=tuple(self._parts.warnings),
+            warnings=(*self._spec.profile.adjustments, *self._parts.warnings),
         )
         self._observers.tell(lambda observer: observer.turn_ended(turn.labels, report))
         return report
