@@ -12,6 +12,7 @@ from agentao_gov.budget import (
     Reservation,
     ReservationLostError,
     ReservationState,
+    Scope,
     Store,
     StoreSettings,
 )
@@ -552,3 +553,42 @@ def test_a_states_value_is_its_name_in_every_store(store: Store) -> None:
     store.dispatch("c-1")
 
     assert granted(store.reserve(call("c-1"))).state is ReservationState.DISPATCHED
+
+
+def test_who_can_never_fit_is_told_so_although_others_wait(store: Store) -> None:
+    """A hopeless call does not queue behind those who have hope."""
+    tight = scopes(session=200)
+    spent = scopes(session=50, names=("acme", "ann", "s-2", "t-2"))
+    store.reserve(call("c-1", tight))
+    store.reserve(call("c-2", tight))
+
+    answer = store.reserve(call("c-3", spent))
+
+    assert isinstance(answer, Refused)
+    assert answer.reason == "impossible"
+
+
+def test_a_hundred_calls_in_flight_over_midnight_settle_in_their_own_day(store: Store, clock: FakeClock) -> None:
+    """Shanghai's midnight and UTC's are different instants, and each call stays where it was reserved."""
+    clock.advance((57_600 - clock.time() % 86_400) % 86_400 - 30)
+    limits = {zone: scopes(names=(zone[:3], "u", "s", "t"), timezone=zone) for zone in ("UTC", "Asia/Shanghai")}
+    before = {zone: balance(store, limits[zone]).window for zone in limits}
+    for number in range(50):
+        for zone in limits:
+            store.reserve(call(f"{zone}-{number}", limits[zone]))
+    clock.advance(60)
+
+    for number in range(50):
+        for zone in limits:
+            store.settle(f"{zone}-{number}", 10, 5, 0)
+            store.reserve(call(f"next-{zone}-{number}", limits[zone]))
+            store.release(f"next-{zone}-{number}")
+
+    now = {zone: balance(store, limits[zone]).window for zone in limits}
+    assert now["UTC"] == before["UTC"]
+    assert now["Asia/Shanghai"] > before["Asia/Shanghai"]
+    for zone in limits:
+        used = [b.used for b in store.all_balances(before[zone]) if b.scope == Scope("tenant", zone[:3])]
+        assert used == [50 * 15]
+    assert idle(store, limits["UTC"])
+    assert idle(store, limits["Asia/Shanghai"])

@@ -1,0 +1,297 @@
+"""The ledger's file: private, fail-closed, shared, and every changed byte found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.budget import Reservation, SqliteStore, verify_file
+from agentao_gov.errors import StoreError
+from tests.budget.calls import balance, call, idle, scopes
+from tests.support.clock import FakeClock
+
+LIMITS = scopes(session=10**7)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.db"
+
+
+def spend(store: SqliteStore, count: int = 3, start: int = 0) -> None:
+    for number in range(start, start + count):
+        store.reserve(call(f"c-{number}", LIMITS))
+        store.dispatch(f"c-{number}")
+        store.settle(f"c-{number}", 80, 20, 0)
+
+
+def spent(path: Path, count: int = 3) -> None:
+    store = SqliteStore(path)
+    spend(store, count)
+    store.close()
+
+
+def test_files_and_directory_are_private(path: Path) -> None:
+    """0700 and 0600 from the first moment, for the log and the mark too."""
+    store = SqliteStore(path)
+    spend(store)
+
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert set(modes) == {"ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.mark"}
+    assert set(modes.values()) == {0o600}
+    store.close()
+
+
+def test_a_ledger_goes_on_after_a_restart(path: Path) -> None:
+    """Balances, thresholds and the chain are those of before."""
+    spent(path)
+
+    store = SqliteStore(path)
+    spend(store, start=3)
+
+    assert balance(store, LIMITS).used == 600
+    assert store.verify().ok
+    store.close()
+
+
+def test_a_file_locked_by_another_program_refuses(path: Path) -> None:
+    """After the lock wait, with a typed error; and it goes on when the lock is gone."""
+    store = SqliteStore(path, lock_wait_s=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked") as caught:
+            store.reserve(call("c-1", LIMITS))
+
+    assert caught.value.exit_code == 9
+    assert isinstance(store.reserve(call("c-1", LIMITS)), Reservation)
+    store.close()
+
+
+def test_a_full_disk_refuses(path: Path) -> None:
+    """And what could not be written is not half written."""
+    store = SqliteStore(path)
+    spend(store)
+    pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.connection.execute(f"PRAGMA max_page_count={pages}")
+
+    with pytest.raises(StoreError, match="full") as caught:
+        spend(store, 1_000, start=10)
+
+    assert caught.value.hint is not None
+    store.connection.execute("PRAGMA max_page_count=1000000")
+    assert store.verify().ok
+    spend(store, 1, start=5_000)
+    store.close()
+
+
+def test_a_read_only_file_refuses(path: Path) -> None:
+    """Not one call is admitted that could not be recorded."""
+    store = SqliteStore(path)
+    store.connection.execute("PRAGMA query_only=ON")
+
+    with pytest.raises(StoreError, match="readonly"):
+        store.reserve(call("c-1", LIMITS))
+    store.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the read-only file above covers it")
+def test_a_directory_without_permission_refuses(path: Path) -> None:
+    """At the start, with the path and what to do."""
+    path.parent.mkdir(mode=0o500)
+
+    with pytest.raises(StoreError, match="cannot be used"):
+        SqliteStore(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, whatever its name says" * 100])
+def test_what_is_no_ledger_is_not_used(path: Path, content: bytes) -> None:
+    """An empty file becomes one; anything else is left alone."""
+    path.parent.mkdir()
+    path.write_bytes(content)
+
+    if not content:
+        SqliteStore(path).close()
+        assert verify_file(path).ok
+        return
+    with pytest.raises(StoreError):
+        SqliteStore(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_not_used(path: Path) -> None:
+    """Nothing is written into it."""
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE mine (x)")
+        other.commit()
+
+    with pytest.raises(StoreError, match="something else"):
+        SqliteStore(path)
+
+
+def test_a_damaged_file_refuses(path: Path) -> None:
+    """A page of garbage in the middle."""
+    spent(path, 100)
+    with path.open("r+b") as file:
+        file.seek(2048 * 3)
+        file.write(os.urandom(2048 * 8))
+
+    with pytest.raises(StoreError):
+        spent(path, 200)
+
+
+def test_an_older_copy_refuses(path: Path, tmp_path: Path) -> None:
+    """A backup from this morning would have forgotten the day."""
+    spent(path)
+    shutil.copy(path, tmp_path / "backup.db")
+    store = SqliteStore(path)
+    spend(store, start=3)
+    store.close()
+    shutil.copy(tmp_path / "backup.db", path)
+
+    with pytest.raises(StoreError, match="older copy") as caught:
+        SqliteStore(path)
+
+    assert caught.value.hint is not None
+    assert ".mark" in caught.value.hint
+
+
+def test_another_ledger_in_its_place_refuses(path: Path, tmp_path: Path) -> None:
+    """Also a longer one."""
+    spent(path)
+    spent(tmp_path / "other" / "ledger.db", 20)
+    shutil.copy(tmp_path / "other" / "ledger.db", path)
+
+    with pytest.raises(StoreError, match="another ledger"):
+        SqliteStore(path)
+
+
+def test_a_removed_ledger_refuses(path: Path) -> None:
+    """Starting from nothing would forget what was spent today; removing the mark as well is a decision."""
+    spent(path)
+    path.unlink()
+
+    with pytest.raises(StoreError, match="replaced"):
+        SqliteStore(path)
+    path.unlink()
+    path.with_name("ledger.db.mark").unlink()
+
+    store = SqliteStore(path)
+    assert balance(store, LIMITS).used == 0
+    store.close()
+
+
+def test_a_file_replaced_under_a_running_process_refuses(path: Path) -> None:
+    """What is written into a removed file would be lost."""
+    store = SqliteStore(path)
+    spend(store)
+    path.rename(path.with_name("moved.db"))
+    store._look_again_s = 0.0
+
+    with pytest.raises(StoreError):
+        store.reserve(call("late", LIMITS))
+    store.close()
+
+
+def test_two_clocks_five_minutes_apart_agree_on_the_day(path: Path) -> None:
+    """The one that is ahead opens the new day, and the other follows instead of spending in the old one."""
+    early, late = FakeClock(wall=1_790_035_000.0), FakeClock(wall=1_790_035_000.0)
+    midnight = 1_790_035_200 - 1_790_035_200 % 86_400 + 86_400
+    early.advance(midnight - 240 - early.time())
+    late.advance(midnight + 60 - late.time())
+    behind, ahead = SqliteStore(path, early), SqliteStore(path, late)
+    before = behind.balances(LIMITS)[2].window
+
+    first = ahead.reserve(call("c-1", LIMITS))
+    second = behind.reserve(call("c-2", LIMITS))
+
+    assert isinstance(first, Reservation)
+    assert isinstance(second, Reservation)
+    assert first.windows == second.windows
+    assert first.windows[0] > before
+    behind.close()
+    ahead.close()
+
+
+def test_a_fork_does_not_share_the_connection(path: Path) -> None:
+    """SQLite's connections do not survive a fork; using one there is refused instead of corrupting the file."""
+    store = SqliteStore(path)
+    store.owner = type(store.owner)(**{**{f: getattr(store.owner, f) for f in store.owner.__slots__}, "pid": 1})
+
+    with pytest.raises(StoreError, match="fork"):
+        store.reserve(call("c-1", LIMITS))
+    store.close()
+
+
+CHANGES = [
+    "UPDATE lines SET used = used + 1 WHERE kind = 'tenant'",
+    "UPDATE lines SET granted = granted + 1 WHERE kind = 'session'",
+    "UPDATE lines SET key = 'acmf' WHERE key = 'acme'",
+    "UPDATE lines SET limit_tokens = limit_tokens + 1 WHERE kind = 'session'",
+    "UPDATE lines SET cost = 1 WHERE kind = 'user'",
+    "UPDATE calls SET used = used + 1 WHERE id = 'c-1'",
+    "UPDATE calls SET state = 'released' WHERE id = 'c-1'",
+    "UPDATE calls SET lines = '1,2,3' WHERE id = 'c-1'",
+    "UPDATE calls SET held_prompt = held_prompt + 1 WHERE id = 'c-1'",
+    "DELETE FROM calls WHERE id = 'c-1'",
+    "DELETE FROM lines WHERE kind = 'user'",
+    "DELETE FROM journal WHERE number = 7",
+    "UPDATE journal SET at_ms = at_ms + 1 WHERE number = 7",
+    "UPDATE journal SET body = replace(body, 'c-1', 'c-2') WHERE body LIKE '%settle%c-1%'",
+    "UPDATE journal SET body = 'nonsense' WHERE number = 5",
+    "UPDATE journal SET hash = zeroblob(32) WHERE number = 9",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_finds_what_was_changed(path: Path, change: str) -> None:
+    """Every figure that the ledger goes by is reproduced from the journal, and the journal proves itself."""
+    spent(path)
+    with closing(sqlite3.connect(path)) as sql:
+        assert sql.execute(change).rowcount > 0
+        sql.commit()
+
+    result = verify_file(path)
+
+    assert not result.ok
+
+
+def test_verify_finds_every_single_changed_byte_of_the_journal(path: Path) -> None:
+    """One bit in each of a hundred places of the entries as they stand in the file."""
+    spent(path, 8)
+    original = path.read_bytes()
+    with closing(sqlite3.connect(path)) as sql:
+        bodies = [body.encode() for (body,) in sql.execute("SELECT body FROM journal WHERE number > 1")]
+    places = [original.index(body) + offset for body in bodies for offset in (1, len(body) // 2, len(body) - 2)]
+    assert len(places) >= 70
+
+    for place in places:
+        changed = bytearray(original)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert not verify_file(path).ok, f"byte {place}"
+    path.write_bytes(original)
+    assert verify_file(path).ok
+
+
+def test_verify_does_not_stop_those_who_write(path: Path) -> None:
+    """It sees one moment, and the others go on."""
+    store = SqliteStore(path)
+    spend(store)
+    rows = iter(store.journal())
+    next(rows)
+
+    spend(store, start=3)
+
+    assert len(list(rows)) < sum(1 for _ in store.journal())
+    assert store.verify().ok
+    assert idle(store, LIMITS)
+    store.close()
