@@ -165,16 +165,29 @@ def test_llm_retries_zero_sends_once(harness: Harness) -> None:
     assert (report.outcome, report.usage.llm_calls) == (Outcome.MODEL_ERROR, 1)
 
 
-@pytest.mark.parametrize("fault", ["html", "malformed", "error_event", "drop"])
-def test_a_broken_answer_is_a_model_error_or_incomplete(harness: Harness, fault: str) -> None:
-    """Whatever a gateway sends, it is not an answer, nothing is lost and nothing stays reserved."""
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("html", "text/html instead of a model's answer"),
+        ("malformed", "not readable"),
+        ("error_event", "fails in mid-stream"),
+        ("drop", "The connection to the model at"),
+        ("401", "Check the API key"),
+        ("404", "Check the model's name and the base URL"),
+        ("500", "answered 500"),
+    ],
+)
+def test_a_broken_answer_is_a_model_error_that_says_what_happened(harness: Harness, fault: str, said: str) -> None:
+    """Whatever a gateway sends: no traceback, nothing lost, nothing left reserved."""
     report = harness.run(say(fault=fault), limits={"llm_retries": 0})
 
-    assert report.outcome in (Outcome.MODEL_ERROR, Outcome.INCOMPLETE)
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert said in (report.detail or "")
+    assert "Traceback" not in (report.detail or "")
     used, reserved = harness.used(report)
     assert reserved == 0
     truth = harness.simulator.truth(requests=False).total
-    assert used >= truth.prompt_tokens + truth.completion_tokens or fault == "html"
+    assert used >= truth.prompt_tokens + truth.completion_tokens
 
 
 def test_a_stream_that_ends_without_a_reason_is_incomplete(harness: Harness) -> None:
@@ -192,7 +205,9 @@ def test_an_endpoint_that_is_not_there_is_a_model_error_and_free(harness: Harnes
     report = harness.ask(session, "hello")
 
     assert report.outcome == Outcome.MODEL_ERROR
-    assert (report.usage.total_tokens, harness.used(report)) == (0, (0, 0))
+    assert "cannot be reached" in (report.detail or "")
+    assert "refused" in (report.detail or "")
+    assert (report.usage.total_tokens, report.usage.llm_calls, harness.used(report)) == (0, 0, (0, 0))
 
 
 def test_the_turn_timeout_is_real(harness: Harness) -> None:

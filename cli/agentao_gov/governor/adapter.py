@@ -12,6 +12,7 @@ from typing import Any
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
 
+from agentao_gov.governor.failures import NotAModelError
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.spend import Spend
 from agentao_gov.governor.tokens import count_tokens, is_calibrated
@@ -111,6 +112,12 @@ class _Completions:
 
     def create(self, **kwargs: Any) -> Any:
         result = self._sdk.chat.completions.create(**kwargs)
+        response = getattr(result, "response", None)
+        kind = response.headers.get("content-type", "") if response is not None else ""
+        if response is not None and "html" in kind:
+            # A gateway's error page or a wrong base URL; the SDK would find no event in it and call it an empty answer.
+            result.close()
+            raise NotAModelError(kind, response.status_code)
         if not kwargs.get("stream") or self.meter is None:
             return result
         return self.meter.watch(result, self.accumulator)

@@ -16,7 +16,7 @@ from agentao_gov.governor.meter import CallUsage
 from agentao_gov.governor.spend import Spend
 from agentao_gov.governor.turn import Turn
 
-__all__ = ["Attempt", "Call", "Purpose", "pause", "reported_usage", "response_text", "status_of"]
+__all__ = ["Attempt", "Call", "Purpose", "pause", "reported_usage", "response_text"]
 
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 
@@ -67,12 +67,6 @@ def pause(delay_s: float, token: Any) -> bool:
         return not woken.wait(delay_s)
     finally:
         forget()
-
-
-def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status a provider answered with instead of an answer."""
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) and not isinstance(status, bool) else None
 
 
 def reported_usage(usage: Any) -> CallUsage | None:

@@ -18,6 +18,7 @@ from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
+from agentao_gov.governor.failures import describe_failure, status_of
 from agentao_gov.governor.http import HttpClient, abortable, timeout_for
 from agentao_gov.governor.model_call import (
     Attempt,
@@ -26,10 +27,9 @@ from agentao_gov.governor.model_call import (
     pause,
     reported_usage,
     response_text,
-    status_of,
 )
 from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
-from agentao_gov.governor.redact import RedactingFilter, redact
+from agentao_gov.governor.redact import RedactingFilter
 from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
 from agentao_gov.governor.spend import Refused, Spend
 from agentao_gov.governor.tokens import Anchor, prompt_bound, text_bound
@@ -45,7 +45,6 @@ AGENT_LOG.setLevel(logging.ERROR)
 
 #: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
 _AFTER_DEADLINE_S = 1.0
-_DETAIL_CHARS_MAX = 400
 
 
 class NoTurnError(RuntimeError):
@@ -74,6 +73,8 @@ class GovernedModel(LLMClient):
         self.anchor = Anchor()
         # What the last reservation granted for output.
         self._granted = max_output_tokens
+        # Whether the last attempt's request had left.
+        self._sent = False
         #: An anchor from the archive, tried at the first call.
         self.saved_anchor: Mapping[str, int] | None = None
         super().__init__(
@@ -219,7 +220,8 @@ class GovernedModel(LLMClient):
                     continue
                 decision = self._decide(call.turn, error, retries)
                 if not decision.again:
-                    error.add_note(decision.reason)
+                    if decision.reason:
+                        error.add_note(decision.reason)
                     raise
                 retries += 1
                 self._tell_retry(call, retries, decision.delay_s, error)
@@ -252,6 +254,9 @@ class GovernedModel(LLMClient):
             forget()
             self.client.chat.completions.meter = None
             turn.meter.model_time(time.monotonic() - attempt.started)
+            self._sent = attempt.scope.sent
+            if self._sent:
+                turn.meter.sent()
             self._account(attempt)
             self._tell_end(attempt, retries)
         return attempt.response
@@ -381,9 +386,4 @@ class GovernedModel(LLMClient):
         call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
 
     def _describe(self, error: Exception) -> str:
-        """The failure in a sentence fit for a report."""
-        status = status_of(error)
-        text = redact(str(error), self.api_key).strip() or type(error).__name__
-        notes = "; ".join(getattr(error, "__notes__", ()))
-        head = f"HTTP {status}: " if status is not None and str(status) not in text else ""
-        return f"{head}{text[:_DETAIL_CHARS_MAX]}{f' ({notes})' if notes else ''}"
+        return describe_failure(error, base_url=str(self.base_url), sent=self._sent, secret=self.api_key)

@@ -55,10 +55,11 @@ def decide_retry(
     A pause the deadline would cut is not begun: waiting for a time-out helps nobody, and the reason would be lost.
     """
     if not retryable:
-        return RetryDecision(False, reason="the error is not one that passes")
+        # What does not pass needs no explanation of why it was not tried again.
+        return RetryDecision(False)
     if retries_done >= retries_max:
         tries = retries_done + 1
-        return RetryDecision(False, reason=f"{tries} attempt{'s' if tries > 1 else ''} (llm_retries = {retries_max})")
+        return RetryDecision(False, reason=f"{tries} attempt{'s' if tries > 1 else ''}, llm_retries is {retries_max}")
     if retry_after_s is not None:
         delay_s = retry_after_s
     else:

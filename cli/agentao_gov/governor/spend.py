@@ -99,7 +99,6 @@ class Spend:
             self._turn.stop(StopCause.STORE, str(error))
             raise Refused(error) from error
         self._dispatched = True
-        self._turn.meter.sent()
 
     def extend(self, tokens: int) -> bool:
         """Asks for more output for a running stream."""

@@ -27,6 +27,9 @@ from agentao_gov.governor.toollog import current_record
 
 __all__ = ["ToolGuard", "ToolTimeoutError"]
 
+#: What a timed-out tool gets to come back with what it has, while the turn still has time: a shell's processes must be
+#: found and its output drained.
+_TIMED_OUT_GRACE_S = 1.5
 _GUARDED = "_agentao_gov_guarded"
 
 
@@ -124,7 +127,7 @@ class ToolGuard:
                 return _unpack(box)
             timed_out = not outer.is_cancelled
             child.cancel("tool-timeout" if timed_out else outer.reason)
-            if not done.wait(self._grace_s):
+            if not done.wait(max(self._grace_s, _TIMED_OUT_GRACE_S) if timed_out else self._grace_s):
                 with self._lock:
                     self._left.append(thread)
         finally:
