@@ -74,6 +74,10 @@ class PoolCore(Scheduler):
         entry = self.table.entries.get(key)
         if self.draining:
             self._refuse(waiter, "draining", out)
+        elif entry is not None and self._is_free(entry):
+            # The common case takes no detour through the queues; nothing else has become free by it.
+            self.table.unlist_idle(entry)
+            self._lend(waiter, entry, out)
         elif entry is not None and entry.state is SessionState.STUCK:
             self._refuse(waiter, "stuck", out)
         elif self._admit(waiter, entry, out):

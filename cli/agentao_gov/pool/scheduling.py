@@ -88,11 +88,19 @@ class Scheduler:
         self._refuse(waiter, "queue_full", out)
         return False
 
+    def _is_free(self, entry: Entry) -> bool:
+        """Whether a turn can begin on the session in this moment without overtaking anybody."""
+        return (
+            entry.state is SessionState.IDLE
+            and not entry.waiters
+            and self.busy < self.limits.max_busy
+            and not self._ready
+        )
+
     def _servable(self, entry: Entry | None, waiter: Waiter) -> bool:
         """Whether the turn would get its place at once, or after its opening."""
         if entry is not None:
-            idle = entry.state is SessionState.IDLE and not entry.waiters
-            return idle and self.busy < self.limits.max_busy and not self._ready
+            return self._is_free(entry)
         if len(self.openings) >= self.limits.max_opening or self._cold or self._crowded or self._ready:
             return False
         if self.busy + len(self.openings) >= self.limits.max_busy:
@@ -177,6 +185,10 @@ class Scheduler:
         entry = self.table.entries[waiter.key]
         waiter.queue = None
         self._take(waiter, entry)
+        self._lend(waiter, entry, out)
+
+    def _lend(self, waiter: Waiter, entry: Entry, out: list[Effect]) -> None:
+        """The place and the session are the waiter's."""
         self.table.move(entry, SessionState.BUSY)
         self.busy += 1
         self._ids += 1

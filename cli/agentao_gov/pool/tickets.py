@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ticket", "stack_of_caller"]
 
-_STACK_DEPTH = 12
+_STACK_DEPTH = 8
 
 
 class Ticket:
