@@ -136,9 +136,7 @@ def measure_starts(bench: Bench, rounds: int) -> dict[str, Any]:
     run("cold", cold, max(3, rounds // 4))
     cold.shutdown(Deadline.after(10))
     forked = bench.factory(ready=0)
-    hosts: list[Any] = []
-    found["start of the zygote and the first session"] = middle([first_answer(forked, hosts)])
-    hosts[0].kill()
+    found["start of the zygote, once"] = middle([timed_ms(lambda: forked.prepare(Deadline.after(60)))])
     run("forked", forked, rounds)
     forked.shutdown(Deadline.after(10))
     warm = bench.factory(ready=2)
@@ -160,6 +158,7 @@ def measure_memory(bench: Bench, counts: list[int]) -> dict[str, Any]:
     """Proportional memory of everything that hosts N sessions, each after one turn."""
     found: dict[str, Any] = {}
     factory = bench.factory(ready=0)
+    factory.prepare(Deadline.after(60))
     hosts: list[Any] = []
     for count in counts:
         while len(hosts) < count:
@@ -200,6 +199,7 @@ def turns_per_s(hosts: list[Any], seconds: float) -> float:
 def measure_throughput(bench: Bench, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     factory = bench.factory(ready=0)
+    factory.prepare(Deadline.after(60))
     for name, maker in (("in-process", bench.governor), ("subprocess", factory)):
         for count in (1, 2, 4):
             hosts = [bench.open(maker) for _ in range(count)]
@@ -218,6 +218,7 @@ def measure_throughput(bench: Bench, seconds: float) -> dict[str, Any]:
 def measure_neighbours(bench: Bench, seconds: float) -> dict[str, Any]:
     """p95 of a neighbour's turns, alone and beside a session that misbehaves all the time."""
     factory = bench.factory(ready=2, limits=OsLimits(memory_bytes=256 << 20, processes=64))
+    factory.prepare(Deadline.after(60))
     shell = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
     limits = {"turn_timeout": 2, "tool_timeout": 2, "cancel_grace": 1}
     neighbour = bench.open(factory)

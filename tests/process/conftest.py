@@ -107,7 +107,9 @@ def make_factory(ledger: TokenLedger) -> Iterator[Callable[..., SubprocessFactor
 def limited_factory(make_factory: Callable[..., SubprocessFactory]) -> SubprocessFactory:
     """The factory of most tests: limits low enough to be met, high enough to work."""
     limits = OsLimits(memory_bytes=160 << 20, processes=40, files=256, file_bytes=1 << 20)
-    return make_factory(limits=limits, ready=1)
+    factory = make_factory(limits=limits, ready=1)
+    factory.prepare(Deadline.after(60))
+    return factory
 
 
 @pytest.fixture

@@ -287,6 +287,7 @@ def test_a_python_that_cannot_run_is_an_error_that_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_sessions_in_a_namespace_do_not_see_each_other(
     subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
 ) -> None:
@@ -296,6 +297,7 @@ def test_sessions_in_a_namespace_do_not_see_each_other(
     if not {layer.name: layer for layer in survey_layers()}["pid namespace"].available:
         pytest.skip("no pid namespaces on this machine")
     subprocesses.factory = make_factory(pid_namespace=True, ready=0)
+    subprocesses.factory.prepare(Deadline.after(60))
     host = subprocesses.open(limits=PATIENT, tools=SHELL)
 
     subprocesses.ask(host, shell("ls -d /proc/[0-9]* > seen"))
@@ -304,11 +306,13 @@ def test_sessions_in_a_namespace_do_not_see_each_other(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_the_zygote_is_replaced_when_it_dies(
     subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
 ) -> None:
-    """Running sessions go on, and the next opening starts another."""
+    """Running sessions go on, the next opening starts cold and asks for another zygote."""
     subprocesses.factory = make_factory(ready=0)
+    subprocesses.factory.prepare(Deadline.after(60))
     first = subprocesses.open()
     (zygote,) = subprocesses.factory.process_ids()
 
@@ -316,3 +320,5 @@ def test_the_zygote_is_replaced_when_it_dies(
 
     assert subprocesses.ask(first, say(text="one")).answer == "one"
     assert subprocesses.ask(subprocesses.open(), say(text="two")).answer == "two"
+    subprocesses.factory.prepare(Deadline.after(60))
+    assert subprocesses.factory.process_ids() not in {(), (zygote,)}

@@ -84,6 +84,8 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     offered = offered_profiles(deployment, _chooser(deployment, settings))
     deployment = share_of(deployment, settings["workers"])
     runtime = build_runtime(deployment)
+    if deployment.deployment.pool.mode == "subprocess":
+        runtime.subprocesses.warm_up()
     try:
         warm_up(runtime.governor, offered.values())
         service = build_service(

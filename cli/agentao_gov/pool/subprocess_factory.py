@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
-from agentao_gov.errors import GovError
+from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.observe import Observers, TurnObserver
 from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
@@ -107,6 +107,7 @@ class SubprocessFactory:
         # All below under `_lock`.
         self._ready: deque[SessionProcess] = deque()
         self._filling = False
+        self._first = True
         self._closed = False
 
     def observe(self, observer: TurnObserver) -> None:
@@ -114,9 +115,13 @@ class SubprocessFactory:
         self._observers.add(observer)
 
     def warm_up(self) -> None:
-        """Starts the zygote and the stock of ready processes in the background."""
+        """Starts the zygote and the stock of ready processes in the background. Until then sessions start cold."""
         if self._settings.zygote:
             self._refill()
+
+    def prepare(self, deadline: Deadline) -> None:
+        """Waits until the zygote is ready. Raises InternalError."""
+        self._zygote.start(deadline)
 
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> SubprocessHost:
         """See HostFactory. Milliseconds from the stock, tens of them by fork, a second cold."""
@@ -156,21 +161,34 @@ class SubprocessFactory:
     def _spawn(self, spec: SessionSpec, deadline: Deadline) -> SessionProcess:
         python = self._settings.pythons.get(spec.key.tenant)
         if python is not None or not self._settings.zygote:
-            start = ColdSpawner(*(() if python is None else (python,)), pid_namespace=self._settings.pid_namespace)
-            env = {**spec.child_env, **child_env(spec.child_env[TAG_VARIABLE], "session")}
-            return start.spawn(env, self._settings.limits)
+            return self._spawn_cold(spec, python)
         with self._lock:
             process = self._ready.popleft() if self._ready else None
-        self._refill()
+            first, self._first = self._first, False
+        if not first:
+            # A program that opens one session only is faster without a zygote.
+            self._refill()
         if process is not None and process.alive:
             return process
         if process is not None:
             _discard(process)
-        return self._zygote.spawn({}, self._settings.limits, deadline)
+        if self._zygote.ready:
+            try:
+                return self._zygote.spawn({}, self._settings.limits, deadline)
+            except InternalError:
+                _log.exception("The zygote could not fork; the session starts cold")
+        return self._spawn_cold(spec, None)
+
+    def _spawn_cold(self, spec: SessionSpec, python: str | None) -> SessionProcess:
+        """A second, instead of waiting for a zygote that takes several to get ready."""
+        start = ColdSpawner(*(() if python is None else (python,)), pid_namespace=self._settings.pid_namespace)
+        env = {**spec.child_env, **child_env(spec.child_env[TAG_VARIABLE], "session")}
+        return start.spawn(env, self._settings.limits)
 
     def _refill(self) -> None:
         with self._lock:
-            if self._filling or self._closed or len(self._ready) >= self._settings.ready:
+            enough = len(self._ready) >= self._settings.ready and self._zygote.ready
+            if self._filling or self._closed or enough:
                 return
             self._filling = True
         threading.Thread(target=self._fill, name="gov-ready", daemon=True).start()
@@ -179,10 +197,14 @@ class SubprocessFactory:
         """Brings the stock up to its size; one thread at a time, so that it never forks more than are missing."""
         while True:
             with self._lock:
-                if self._closed or len(self._ready) >= self._settings.ready:
+                if self._closed or (len(self._ready) >= self._settings.ready and self._zygote.ready):
                     self._filling = False
                     return
+                missing = len(self._ready) < self._settings.ready
             try:
+                self._zygote.start(Deadline.after(_START_S_MAX))
+                if not missing:
+                    continue
                 process = self._zygote.spawn({}, self._settings.limits, Deadline.after(_START_S_MAX))
             except GovError:
                 _log.exception("No session process could be kept ready")

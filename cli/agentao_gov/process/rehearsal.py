@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice
-from agentao_gov.config.profile import Profile
+from agentao_gov.config.profile import Profile, Tools
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
@@ -47,14 +47,19 @@ def _chunk(delta: dict[str, Any], finish: str | None, usage: dict[str, Any] | No
 
 
 def _answers() -> list[str]:
-    """A tool call, then an answer."""
-    function = {"name": "glob", "arguments": '{"pattern": "*.md"}'}
-    call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+    """Two tool calls, then an answer."""
+    calls = [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "glob", "arguments": '{"pattern": "*"}'}},
+        {
+            "index": 1,
+            "id": "call_2",
+            "type": "function",
+            "function": {"name": "run_shell_command", "arguments": '{"command": "true"}'},
+        },
+    ]
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     return [
-        _chunk({"role": "assistant", "tool_calls": [call]}, None)
-        + _chunk({}, "tool_calls", usage)
-        + "data: [DONE]\n\n",
+        _chunk({"role": "assistant", "tool_calls": calls}, None) + _chunk({}, "tool_calls", usage) + "data: [DONE]\n\n",
         _chunk({"role": "assistant", "content": "Done."}, None) + _chunk({}, "stop", usage) + "data: [DONE]\n\n",
     ]
 
@@ -83,7 +88,11 @@ def _spec(workdir: Path) -> SessionSpec:
         source="rehearsal",
         from_flag=False,
     )
-    profile = ResolvedProfile(profile=Profile(name="rehearsal"), sources={})
+    # The shell's safety rules alone are 1.5 s of regular expressions to compile.
+    tools = Tools(
+        permission_mode="full-access", allow=["glob", "read_file", "run_shell_command", "search_file_content"]
+    )
+    profile = ResolvedProfile(profile=Profile(name="rehearsal", tools=tools), sources={})
     return SessionSpec(SessionKey("rehearsal", "1"), "nobody", profile, choice, workdir, "subprocess")
 
 

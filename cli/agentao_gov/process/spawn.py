@@ -201,6 +201,8 @@ class ZygoteSpawner:
         #: Control socket of the running zygote; under `_lock`.
         self._control: socket.socket | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        #: Whether the zygote has said that it is ready; written under `_lock`, read without.
+        self._up = False
 
     def start(self, deadline: Deadline) -> None:
         """Makes sure that the zygote runs and is preloaded."""
@@ -235,10 +237,16 @@ class ZygoteSpawner:
             raise InternalError(f"A session process could not be forked: {answer.get('error')}.")
         return ends.process(int(answer["pid"]))
 
+    @property
+    def ready(self) -> bool:
+        """Whether a fork is to be had at once. Does not wait for a zygote that is being started."""
+        child = self._child
+        return self._up and child is not None and child.poll() is None
+
     def process_id(self) -> int | None:
         """The zygote's pid while it runs."""
-        with self._lock:
-            return self._child.pid if self._child is not None and self._child.poll() is None else None
+        child = self._child
+        return child.pid if child is not None and child.poll() is None else None
 
     def close(self) -> None:
         """Ends the zygote; running sessions have lifelines of their own."""
@@ -266,6 +274,7 @@ class ZygoteSpawner:
         if hello.get("tasks") != 1:
             self._drop()
             raise InternalError(f"The zygote runs {hello.get('tasks')} threads; a fork of it could hang.")
+        self._up = True
         return ours
 
     def _launch(self, control: socket.socket) -> subprocess.Popen[bytes]:
@@ -290,6 +299,7 @@ class ZygoteSpawner:
         return answer
 
     def _drop(self) -> None:
+        self._up = False
         if self._control is not None:
             self._control.close()
             self._control = None
