@@ -16,9 +16,12 @@ __all__ = ["simulator", "simulator_process"]
 
 
 @pytest.fixture(scope="session")
-def http() -> Iterator[HttpClient]:
-    """The process's one client."""
+def http(simulator_process: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpClient]:
+    """The process's one client, after one turn: first use of agentao and tiktoken costs a second on a busy machine."""
     client = HttpClient()
+    warm = Harness(simulator_process, tmp_path_factory.mktemp("warm"), client)
+    warm.run("hello", tools={"permission_mode": "full-access", "allow": ["run_shell_command"]})
+    warm.close()
     yield client
     client.close()
 
