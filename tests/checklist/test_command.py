@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
+from agentao_gov.checklist.items import ITEMS
+from agentao_gov.checklist.report import Check, ChecklistReport, assemble
 from agentao_gov.main import run_command
 from tests.checklist.conftest import House
 
@@ -105,3 +109,45 @@ def test_doctor_fails_for_a_model_that_cannot_be_reached(house: House, run: Run)
     assert done.returncode == 1
     assert "cannot be reached" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "junit", "markdown", "github", "table"])
+def test_a_written_report_is_shown_in_every_format(tmp_path: Path, run: Run, form: str) -> None:
+    """One walk, all formats; the exit code is the report's."""
+    item = assemble(ITEMS[0], [Check("fail", "it refuses", "it accepts")])
+    written = ChecklistReport(verdict="fail", config="agentao-gov.toml", items=(item,))
+    (tmp_path / "report.json").write_text(written.to_json())
+
+    done = run("checklist", "--from", "report.json", "--format", form, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "accepts" in done.stdout
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"schema": "agentao-gov/loadtest/1"}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, run: Run, content: str | None) -> None:
+    """Missing, empty, or something else."""
+    if content is not None:
+        (tmp_path / "report.json").write_text(content)
+
+    done = run("checklist", "--from", "report.json", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "--format json --output" in done.stderr
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.y*ml")), ids=lambda file: file.name)
+def test_the_ci_examples_use_commands_and_options_that_exist(tmp_path: Path, run: Run, file: Path) -> None:
+    """A copied workflow must not fail for a flag that was renamed."""
+    text = file.read_text()
+    lines = re.findall(r"agentao-gov (checklist|config check)\b([^\n]*)", text)
+    yaml.safe_load(text)
+
+    assert lines
+    for command, options in lines:
+        known = run(*command.split(), "--help", cwd=tmp_path).stdout
+        for option in re.findall(r"--[a-z-]+", options):
+            assert option in known, f"{file.name}: {command} has no {option}"

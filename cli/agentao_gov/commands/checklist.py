@@ -37,6 +37,9 @@ def command(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A warning fails, too.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Name the items and how each is tried; do nothing.")] = False,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show a JSON report that was written before.")
+    ] = None,
     owned: Annotated[bool, typer.Option("--i-own-this-target", help="The target may be probed.")] = False,
     sets: Sets = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -55,6 +58,10 @@ def command(
     if list_:
         return _list(form)
     _check_output(output)
+    if from_ is not None:
+        report = _read(from_)
+        _write(report, form, output)
+        return report.exit_code
     from agentao_gov.checklist.offer import config_name, gather
     from agentao_gov.checklist.runner import walk
     from agentao_gov.commands._checklist_view import Progress
@@ -83,6 +90,20 @@ def command(
 def _split(ids: list[str] | None) -> tuple[str, ...]:
     """Ids of a repeated option; `a,b` is two."""
     return tuple(part.strip() for word in ids or () for part in word.split(",") if part.strip())
+
+
+def _read(path: Path) -> ChecklistReport:
+    """A report of an earlier walk, so that a CI can have every format of one."""
+    from agentao_gov.checklist.report import ChecklistReport
+    from agentao_gov.errors import UsageError
+
+    try:
+        return ChecklistReport.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(
+            f"--from {str(path)!r} is no checklist report: {said}.", hint="Write one with --format json --output FILE."
+        ) from None
 
 
 def _check_output(output: Path | None) -> None:
