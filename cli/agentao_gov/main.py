@@ -1,7 +1,7 @@
-"""The command line: registers the commands without importing them, and owns exit codes.
+"""The entry point: owns exit codes, signals and the end of the process.
 
-`--help` has to come in under 0.3 s, so a command's module is imported only when that command is used, and help is
-plain text: no boxes, no colour, the same in a terminal and a pipe.
+Importing this module costs nothing: `--help` is shown from a prepared text (`helptext.py`), and Typer, Rich and the
+command's own module are imported only when a command runs.
 """
 
 from __future__ import annotations
@@ -10,116 +10,30 @@ import os
 import signal
 import sys
 import threading
-from importlib import import_module
 from types import FrameType
-from typing import Any
 
-import typer
-import typer.core
-import typer.main
-
+from agentao_gov import helptext
 from agentao_gov.errors import GovError
 from agentao_gov.report import failures
 
-__all__ = ["COMMANDS", "main", "run_command"]
-
-#: Name of each command, and its line in `--help`. The module is `agentao_gov.commands.NAME`; it has a function
-#: `command`, or a Typer `app` where there are sub-commands. Both return an exit code or None for 0.
-COMMANDS = {
-    "run": "One question, a conversation or a batch, governed by a profile.",
-    "checklist": "Prove that every limit of a configuration refuses.",
-    "loadtest": "Drive the session pool to its capacity, with a gate.",
-    "serve": "The session pool as an HTTP service.",
-    "init": "Write agentao-gov.toml and profiles/, commented.",
-    "profile": "Profiles: list, show, new, check, schema.",
-    "config": "The deployment file: show, check, schema.",
-    "budget": "Token budgets: show, grant, verify, export.",
-    "plan": "Measure this machine and print the capacity plan.",
-    "tenant": "Tenants and their API keys: new, list.",
-    "doctor": "What this machine and configuration can guarantee.",
-    "schema": "JSON Schemas of everything that is read or written.",
-}
+__all__ = ["main", "run_command"]
 
 # After the last word: how long threads that are not daemons may still hold the process.
 _THREADS_GRACE_S = 2.0
 
 
-class _LazyGroup(typer.core.TyperGroup):
-    """Knows the commands by name; imports the one that is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - click's signature
-        if cmd_name not in COMMANDS:
-            return None
-        if cmd_name not in self.commands:
-            self.commands[cmd_name] = _load(cmd_name)
-        return self.commands[cmd_name]
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - click's signature
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        # For "Did you mean": typer looks among the commands that are loaded, and none is yet.
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], COMMANDS, n=1)
-            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-        return super().resolve_command(ctx, args)
-
-
-def _load(name: str) -> Any:
-    module = import_module(f"agentao_gov.commands.{name}")
-    app: typer.Typer | None = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name, help=module.command.__doc__ or COMMANDS[name])(module.command)
-    app.rich_markup_mode = None
-    # A module's own Typer would add --install-completion to every sub-command.
-    app._add_completion = False
-    command = typer.main.get_command(app)
-    command.name = name
-    return command
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"agentao-gov {version('agentao-gov')}\n")
-        raise typer.Exit
-
-
-def _group() -> typer.core.TyperGroup:
-    app = typer.Typer(
-        name="agentao-gov",
-        cls=_LazyGroup,
-        add_completion=True,
-        rich_markup_mode=None,
-        no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-    @app.callback()
-    def root(
-        version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
-    ) -> None:
-        """Runs agentao agents under limits, pools their sessions, proves the limits and load-tests the pool."""
-
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    return group
-
-
 def main(argv: list[str] | None = None) -> None:
     """The entry point: runs a command and ends the process with the contract's exit code."""
     args = sys.argv[1:] if argv is None else argv
+    if (text := helptext.prepared(args)) is not None:
+        sys.stdout.write(text)
+        sys.exit(0)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     code = run_command(args)
+    if argv is not None:
+        # Called by a program, whose threads are its own.
+        sys.exit(code)
     _leave(code)
 
 
@@ -139,9 +53,13 @@ def run_command(args: list[str]) -> int:
 
 
 def _outcome(args: list[str]) -> int:
+    import typer
+
+    from agentao_gov.commands._app import application
+
     as_json = failures.wants_json(args)
     try:
-        result = _group().main(args, prog_name="agentao-gov", standalone_mode=False)
+        result = application().main(args, prog_name="agentao-gov", standalone_mode=False)
     except GovError as error:
         return failures.report_gov_error(error, as_json)
     except typer.TyperException as error:

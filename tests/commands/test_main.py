@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov import main as main_module
+from agentao_gov import helptext
+from agentao_gov.commands import _app
+from agentao_gov.commands._app import COMMANDS
 from agentao_gov.errors import CapacityError, StoreError
-from agentao_gov.main import COMMANDS
+from agentao_gov.main import main
 from tests.commands.conftest import Cli
 
-_HEAVY = ("agentao", "openai", "rich", "locust", "starlette", "tiktoken", "agentao_gov.governor", "agentao_gov.pool")
+_HEAVY = ("typer", "pydantic", "rich", "agentao", "openai", "locust", "starlette", "agentao_gov.governor")
 
 
 @pytest.mark.parametrize("name", [None, *COMMANDS])
@@ -22,16 +24,46 @@ def test_help_imports_nothing_heavy(name: str | None) -> None:
     """`--help` stays under 0.3 s only as long as no command imports at its top what it needs inside."""
     args = [name, "--help"] if name else ["--help"]
     code = (
-        "import sys\nfrom agentao_gov.main import run_command\n"
-        f"code = run_command({args!r})\n"
-        f"heavy = [m for m in {_HEAVY!r} if m in sys.modules]\n"
-        "sys.exit(f'imports {heavy}' if heavy else code)"
+        "import atexit, sys\nfrom agentao_gov.main import main\n"
+        f"atexit.register(lambda: sys.stderr.write(' '.join(m for m in {_HEAVY!r} if m in sys.modules)))\n"
+        f"main({args!r})"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: agentao-gov" in done.stdout
+
+
+def test_prepared_help_is_what_typer_says(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m agentao_gov.helptext` writes them anew; a text that is out of date is not shown."""
+    shipped = {path.name: path.read_text() for path in helptext._TEXTS.glob("*.txt")}
+    monkeypatch.setattr(helptext, "_TEXTS", tmp_path / "help")
+
+    fresh = {path.name: path.read_text() for path in helptext.write_all()}
+
+    assert shipped == fresh, "run: python -m agentao_gov.helptext"
+    assert helptext.prepared(["profile", "show", "--help"]) == cli("profile", "show", "--help").out
+
+
+@pytest.mark.parametrize("args", [[], ["run"], ["--help", "run"], ["../x", "--help"], ["a", "b", "c", "--help"]])
+def test_only_plain_help_is_prepared(args: list[str]) -> None:
+    """Everything else is Typer's to answer, and no path is read that a word spells."""
+    assert helptext.prepared(args) is None
+
+
+def test_a_prepared_text_that_does_not_fit_its_sources_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Help may be slow, but never wrong."""
+    (tmp_path / "agentao-gov-init.txt").write_text("0" * 64 + "\nold text\n")
+    monkeypatch.setattr(helptext, "_TEXTS", tmp_path)
+
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "--help"])
+
+    assert ended.value.code == 0
+    assert "old text" not in capsys.readouterr().out
 
 
 def test_help_is_plain_under_every_colour_variable(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,4 +173,4 @@ def _break_init(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
     module = type(sys)("agentao_gov.commands.init")
     module.command = command  # type: ignore[attr-defined]
-    monkeypatch.setattr(main_module, "import_module", lambda name: module)
+    monkeypatch.setattr(_app, "import_module", lambda name: module)
