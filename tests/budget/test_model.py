@@ -301,6 +301,6 @@ def test_a_store_in_a_file_equals_the_model() -> None:
     run_state_machine_as_test(
         SqliteMachine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )  # type: ignore[no-untyped-call]

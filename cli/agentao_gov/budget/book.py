@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from agentao_gov.budget import states
-from agentao_gov.budget.admission import Answer, Level, admit, extendable
+from agentao_gov.budget.admission import Admission, Answer, Level, admit, extendable
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import Entry, Kind
 from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
@@ -161,6 +161,8 @@ class Book:
         if not self.waiters:
             return self._attempt(request, owner, now_s)
         if request.id not in self.waiters:
+            if self._hopeless(request, now_s):
+                return self._attempt(request, owner, now_s)
             self._enqueue(request, owner)
         self.serve_waiting(now_s)
         if (call := self.calls.get(request.id)) is not None:
@@ -169,14 +171,22 @@ class Book:
             return Waiting(request.scopes[0].scope)
         return self._attempt(request, owner, now_s)
 
-    def _attempt(self, request: ReserveRequest, owner: str, now_s: float) -> Reservation | Refused | Waiting:
+    def _hopeless(self, request: ReserveRequest, now_s: float) -> bool:
+        """Whether waiting cannot help: then the call is told so at once, however many wait."""
+        answer, _, _ = self._admission(request, now_s)[1]
+        return answer in (Answer.EXHAUSTED, Answer.IMPOSSIBLE)
+
+    def _admission(self, request: ReserveRequest, now_s: float) -> tuple[list[Line], Admission]:
         lines = self._lines(request, now_s)
-        admission = admit(
+        return lines, admit(
             [line.level for line in lines],
             request.prompt_tokens,
             request.output_tokens_min,
             request.output_tokens_max,
         )
+
+    def _attempt(self, request: ReserveRequest, owner: str, now_s: float) -> Reservation | Refused | Waiting:
+        lines, admission = self._admission(request, now_s)
         if admission.answer is Answer.GRANTED:
             return self._hold(request, owner, lines, admission.output_tokens, now_s)
         blocking = lines[admission.blocking[0]]
@@ -324,13 +334,7 @@ class Book:
     def _serve_one(self, ticket: Ticket, now_s: float) -> Attempted:
         waiter = self.waiters[ticket.id]
         request = waiter.request
-        lines = self._lines(request, now_s)
-        admission = admit(
-            [line.level for line in lines],
-            request.prompt_tokens,
-            request.output_tokens_min,
-            request.output_tokens_max,
-        )
+        lines, admission = self._admission(request, now_s)
         if admission.answer is Answer.WAIT:
             return tuple(lines[position].key[0] for position in admission.blocking)
         del self.waiters[ticket.id]

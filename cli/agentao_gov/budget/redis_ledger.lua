@@ -155,10 +155,12 @@ local function admit(lines, r)
   return nil, grant
 end
 
-local function attempt(r, owner)
+-- `behind`: others wait already, so what is not refused at once has to queue.
+local function attempt(r, owner, behind)
   local lines = {}
   for i, s in ipairs(a.scopes) do lines[i] = open_line(s) end
   local answer, extra = admit(lines, r)
+  if behind and (not answer or answer == 'wait') then return {queued = true} end
   if not answer then return hold(r, owner, lines, extra) end
   return {answer = answer, blocking = extra, line = describe(lines[extra[1]])}
 end
@@ -233,12 +235,9 @@ function steps.reserve()
   local call = load_call(a.request.id)
   if call then return {reservation = reservation(call)} end
   if stale() then return {stale = true} end
-  if redis.call('ZCARD', waiters_key) > 0 and not a.direct then
-    enqueue()
-    return {queued = true}
-  end
-  local answer = attempt(a.request, a.owner)
-  if answer.answer == 'wait' then enqueue() end
+  local behind = redis.call('ZCARD', waiters_key) > 0 and not a.direct
+  local answer = attempt(a.request, a.owner, behind)
+  if answer.queued or answer.answer == 'wait' then enqueue() end
   return answer
 end
 

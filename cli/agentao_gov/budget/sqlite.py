@@ -127,6 +127,10 @@ class SqliteStore:
         if (known := self._find(tx, request.id)) is not None:
             return known
         if not self._queue.has(tx, request.id):
+            _, (answer, _, _) = self.lines.admission(tx, request)
+            if answer in (Answer.EXHAUSTED, Answer.IMPOSSIBLE):
+                # Waiting cannot help: the call is told so at once, however many wait.
+                return self._attempt(tx, request)
             self._queue.add(tx, request, self.owner.id)
         self._serve_waiting(tx)
         if (served := self._find(tx, request.id)) is not None:

@@ -1,20 +1,17 @@
-"""Rows of a ledger file as the pure core's values, and the requests of waiting calls as text."""
+"""Rows of a ledger file as the pure core's values."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from agentao_gov.budget.book import Line
 from agentao_gov.budget.states import Holding, Price
-from agentao_gov.budget.types import ReservationState, ReserveRequest, Scope, ScopeKind, ScopeLimit
+from agentao_gov.budget.types import ReservationState, Scope, ScopeKind
 
 __all__ = [
     "CALL_COLUMNS",
     "LINE_COLUMNS",
     "THOUSANDTHS",
-    "decode_request",
-    "encode_request",
     "holding_of",
     "line_of",
     "placeholders",
@@ -48,27 +45,3 @@ def holding_of(row: tuple[Any, ...]) -> Holding:
 def placeholders(count: int) -> str:
     """`?,?,?` for that many values."""
     return ",".join("?" * count)
-
-
-def encode_request(request: ReserveRequest) -> str:
-    """A waiting call as text, for any process to serve."""
-    scopes = [[s.scope.kind, s.scope.key, s.limit, s.timezone] for s in request.scopes]
-    return json.dumps(
-        [
-            request.id,
-            scopes,
-            request.prompt_tokens,
-            request.output_tokens_min,
-            request.output_tokens_max,
-            request.tenant,
-            request.user,
-            request.model,
-        ]
-    )
-
-
-def decode_request(text: str) -> ReserveRequest:
-    """What `encode_request` wrote."""
-    call_id, scopes, *rest = json.loads(text)
-    limits = tuple(ScopeLimit(Scope(kind, key), limit, timezone) for kind, key, limit, timezone in scopes)
-    return ReserveRequest(call_id, limits, *rest)

@@ -1,0 +1,204 @@
+"""One process's session with the Redis server: steps of the script, windows by the server's clock, the mark."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agentao_gov.budget import failpoints
+from agentao_gov.budget.book import LineKey, line_name
+from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.mark import Mark
+from agentao_gov.budget.redis_keys import SCRIPT
+from agentao_gov.budget.store import StoreSettings
+from agentao_gov.budget.types import ScopeLimit
+from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
+from agentao_gov.clock import Clock
+from agentao_gov.errors import ConfigError, StoreError
+
+__all__ = ["RedisSession", "guard"]
+
+#: How long the records of a finished call and its turn stay, for repeated and late settlements.
+_KEEP_MS = 7 * 86_400_000
+#: A turn's line is open for ever; any time the clock can show.
+_ALWAYS_MS = 1 << 50
+#: Tries to agree with the server on the day; one is enough but at midnight.
+_STALE_TRIES = 5
+
+
+class RedisSession:
+    """Speaks to the script. Thread-safe."""
+
+    def __init__(self, url: str, name: str, owner_id: str, clock: Clock | None, timeout_s: float) -> None:
+        #: Any: the client's own annotations mix its synchronous and asynchronous answers.
+        self.client: Any = _connect(url, timeout_s)
+        self.settings = StoreSettings()
+        self.prefix = f"agentao-gov:{{{name}}}:"
+        self.calendar = WindowCalendar()
+        self._owner_id = owner_id
+        self._clock = clock
+        self._script = self.client.register_script(SCRIPT)
+        #: The server's clock less ours, in ms; learnt from each answer.
+        self._offset_ms = 0.0
+        #: The furthest entry this process has seen; only ever grows, so a race between threads does no harm.
+        self._last = 0
+        self._mark: Mark | None = None
+        self._ledger_id = secrets.token_hex(16)
+        self._ledger_id = str(self.call("create")["ledger"])
+        self._check_eviction()
+
+    def admit(self, mark: Path) -> None:
+        """Compares the ledger with this machine's mark of it."""
+        self._mark = Mark(mark)
+        self._mark.admit(self._ledger_id, self._last)
+
+    def keep_mark(self) -> None:
+        """Notes how far the ledger is for good; once per heartbeat."""
+        if self._mark is not None:
+            self._mark.on_disk(self._last)
+
+    def close(self) -> None:
+        """Ends connections. Idempotent."""
+        self.client.close()
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+
+    def key_of(self, suffix: str) -> str:
+        """A key of this ledger."""
+        return self.prefix + suffix
+
+    def fresh(self, op: str, scopes: Sequence[ScopeLimit], **arguments: Any) -> dict[str, Any]:
+        """A step that names windows: repeated where the server is in another day than was thought."""
+        for _ in range(_STALE_TRIES):
+            named = [self._scope(scope) for scope in scopes]
+            answer = self.call(op, scopes=named, **arguments)
+            if not answer.get("stale"):
+                return answer
+        raise StoreError("The Redis server's clock jumps: no window could be agreed on.")
+
+    def _scope(self, scope: ScopeLimit) -> dict[str, Any]:
+        now_s = self._now_ms() / 1000
+        key = self.line(scope, now_s)
+        start_ms, end_ms = 0, _ALWAYS_MS
+        if scope.scope.kind != "turn":
+            window = self.calendar.window(scope.timezone, now_s)
+            start_ms, end_ms = window.start_s * 1000, window.end_s * 1000
+        return {
+            "name": line_name(key),
+            "kind": scope.scope.kind,
+            "key": scope.scope.key,
+            "timezone": scope.timezone,
+            "window": key[2],
+            "limit": scope.limit,
+            "start_ms": start_ms,
+            "end_ms": end_ms,
+        }
+
+    def line(self, scope: ScopeLimit, now_s: float) -> LineKey:
+        """Where a call reserved now posts to."""
+        if scope.scope.kind == "turn":
+            return (scope.scope, scope.timezone, TURN_WINDOW)
+        return (scope.scope, scope.timezone, self.calendar.window(scope.timezone, now_s).name)
+
+    def _now_ms(self) -> float:
+        return time.monotonic() * 1000 + self._offset_ms
+
+    def call(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """One step on the server."""
+        now = None if self._clock is None else int(self._clock.time() * 1000)
+        record = {
+            "op": op,
+            "ledger": self._ledger_id,
+            "owner": self._owner_id,
+            "seen": self._last,
+            "now": now,
+            "warn_at": self.settings.warn_at,
+            "keep_ms": _KEEP_MS,
+            **arguments,
+        }
+        if op in ("reserve", "dispatch", "settle"):
+            failpoints.reach(f"before_{op}_commit")
+        with guard():
+            answer: dict[str, Any] = json.loads(self._script(keys=[self.prefix], args=[json.dumps(record)]))
+        if op in ("reserve", "dispatch", "settle"):
+            failpoints.reach(f"after_{op}_commit")
+        self._check(answer, str(arguments.get("id", "")))
+        self._last = max(self._last, int(answer["last"]))
+        self._offset_ms = answer["now"] - time.monotonic() * 1000
+        if self._mark is not None:
+            self._mark.advance(self._last)
+        return answer
+
+    def _check(self, answer: dict[str, Any], call_id: str) -> None:
+        match answer.get("error"):
+            case "unknown":
+                raise ReservationLostError(f"There is no reservation {call_id}.")
+            case "lost":
+                raise StoreError(
+                    "The Redis server no longer has this ledger.",
+                    hint="Restore it; or restart, and remove the .mark file, to begin a new one.",
+                )
+            case "older":
+                raise StoreError(
+                    f"The Redis ledger ends at entry {answer['last']:,}, not at {self._last:,}: an older copy.",
+                    hint="Restore the newer one. Spending would be forgotten, so nothing is admitted.",
+                )
+
+    def _check_eviction(self) -> None:
+        """A server that may throw keys away would forget spending."""
+        import redis
+
+        try:
+            policy = self.client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+        except redis.RedisError:
+            # Hosted servers hide their configuration; there the operator has to know.
+            return
+        if policy != "noeviction":
+            raise StoreError(
+                f"The Redis server may evict the ledger's keys (maxmemory-policy {policy}).",
+                hint="Set maxmemory-policy noeviction, or use a server of its own for the ledger.",
+            )
+
+
+def _connect(url: str, timeout_s: float) -> Any:
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError as error:
+        raise ConfigError(
+            "The ledger is configured to be in Redis, but the client is not installed.",
+            hint="pip install 'agentao-gov[redis]'",
+        ) from error
+    try:
+        return redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            health_check_interval=15,
+            # A step may have happened although its answer was lost, and a grant must not happen twice.
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise ConfigError("[budget] store is no Redis address.", hint="Write redis://HOST:PORT/DB.") from error
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """What a lost server means."""
+    import redis
+
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreError(
+            f"The token ledger in Redis cannot be used: {type(error).__name__}: {error}.",
+            hint="Check that the server runs, is reachable and has memory left.",
+        ) from error
