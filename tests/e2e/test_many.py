@@ -189,12 +189,28 @@ def test_turns_of_a_session_land_on_any_worker_one_at_a_time_with_their_context(
         [lambda n=n: service.turn("s", say(f"turn {n}", text="ok", first_token="50ms")) for n in range(8)]
     )
     workers = {service.status()["instance"]["worker"] for _ in range(40)}
+    contexts = sorted(record.messages for record in simulator.truth().requests)
+    with running(*[lambda n=n: service.turn(f"held{n}", say(hold="held")) for n in range(6)]) as held:
+        simulator.wait_for(held=6)
+        status, metrics = service.status(), service.metrics()
+        states = [service.get(f"/v1/sessions/held{n}").json["state"] for n in range(6)]
+        cancelled = [service.post(f"/v1/sessions/held{n}/cancel", None).json["cancelled"] for n in range(6)]
+    deleted = [service.send("DELETE", f"/v1/sessions/held{n}").status for n in range(6)]
+    again = [service.get(f"/v1/sessions/held{n}").status for n in range(6)]
     service.signal()
     code = service.wait()
 
     assert {answer.status for answer in answers} == {200}
-    assert sorted(record.messages for record in simulator.truth().requests) == [2 * n for n in range(1, 9)]
+    assert contexts == [2 * n for n in range(1, 9)]
     assert workers == {0, 1}
+    # Whichever worker is asked, it tells of all: sums in status and metrics, cancel and delete reach the right one.
+    assert status["busy"] == metrics['sessions{state="busy"}'] == 6
+    assert metrics['turns_total{outcome="answered",profile="qa"}'] == 8
+    assert states == ["busy"] * 6
+    assert cancelled == [True] * 6
+    assert [answer.code for answer in held] == ["cancelled"] * 6
+    assert deleted == [200] * 6
+    assert again == [404] * 6
     assert code == 143
 
 

@@ -75,6 +75,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     from agentao_gov.monitor.logs import configure_logging
     from agentao_gov.runtime import build_runtime
     from agentao_gov.service.build import build_service, offered_profiles
+    from agentao_gov.service.peers import Peers, listen_for_peers
     from agentao_gov.service.server import serve
     from agentao_gov.service.share import share_of
     from agentao_gov.service.warm import warm_up
@@ -96,12 +97,15 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
             worker=worker,
             workers=settings["workers"],
             not_ours=[local["pid"] for local in settings["local_models"].values()],
+            peers=Peers(deployment.state_dir / "workers", worker, settings["workers"]),
         )
         for observer in service.observers:
             runtime.observe(observer)
         started()
         try:
-            return serve(service.app, service.gateway, listener)
+            peers = service.gateway.peers
+            more = [listen_for_peers(peers.directory, worker)] if peers.workers > 1 else []
+            return serve(service.app, service.gateway, listener, *more)
         finally:
             service.close()
     finally:

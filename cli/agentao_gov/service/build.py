@@ -28,6 +28,7 @@ from agentao_gov.pool.events import PoolEvent, TurnEnded
 from agentao_gov.service.app import create_app
 from agentao_gov.service.auth import TenantDirectory
 from agentao_gov.service.gateway import Gateway
+from agentao_gov.service.peers import NO_PEERS, Peers
 from agentao_gov.service.profiles import OfferedProfile, ProfileBook
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def build_service(
     worker: int = 0,
     workers: int = 1,
     not_ours: Collection[int] = (),
+    peers: Peers = NO_PEERS,
 ) -> Service:
     """The service over a pool. Starts the monitor's thread; `Service.close` ends it.
 
@@ -134,6 +136,7 @@ def build_service(
         metrics=metrics,
         worker=worker,
         workers=workers,
+        peers=peers,
     )
     observers: tuple[TurnObserver, ...] = (AuditFile(deployment.state_dir / "audit"), Tracing())
     monitor.start()

@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.pool.types import SessionState
+from agentao_gov.service.merge import merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.requests import ChatBody, TurnBody, parse_body, require_session_id
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import session_json, status_json
@@ -96,8 +98,12 @@ class Endpoints:
     async def cancel(self, request: Request) -> Response:
         """`POST /v1/sessions/{id}/cancel`."""
         key = self._key(request)
-        await asyncio.to_thread(self._gateway.session, key)
         cancelled = await asyncio.to_thread(self._gateway.pool.cancel, key, "cancelled")
+        if not cancelled:
+            answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
+            cancelled = any(answer["cancelled"] for answer in answers)
+            if not answers:
+                await asyncio.to_thread(self._gateway.session, key)
         return JSONResponse({"id": key.session, "object": "session", "cancelled": cancelled})
 
     async def sessions(self, request: Request) -> Response:
@@ -105,20 +111,33 @@ class Endpoints:
         tenant = self._tenant(request)
         found = await asyncio.to_thread(self._gateway.pool.sessions, tenant)
         mine = [info for info in found if info.key.tenant == tenant]
-        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in mine[:LIST_MAX]]
-        return JSONResponse({"object": "list", "data": rows, "total": len(mine), "has_more": len(mine) > LIST_MAX})
+        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in mine]
+        answers = await self._gateway.peers.ask(request)
+        rows = merge_sessions([rows, *(answer.json["data"] for answer in answers if answer.status == 200)])
+        body = {"object": "list", "data": rows[:LIST_MAX], "total": len(rows), "has_more": len(rows) > LIST_MAX}
+        return JSONResponse(body)
 
     async def session(self, request: Request) -> Response:
         """`GET /v1/sessions/{id}`."""
         key = self._key(request)
-        info = await asyncio.to_thread(self._gateway.session, key)
+        info = await asyncio.to_thread(self._gateway.pool.session, key)
+        if info is None or info.state is SessionState.HIBERNATED:
+            answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
+            for told in answers:
+                if told["state"] != "hibernated":
+                    return JSONResponse(told)
+        if info is None:
+            info = await asyncio.to_thread(self._gateway.session, key)
         return JSONResponse(session_json(info, self._gateway.monitor.session_bytes(key)))
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/sessions/{id}`: memory, archive and working directory."""
         key = self._key(request)
-        await asyncio.to_thread(self._gateway.session, key)
+        answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
         deleted = await asyncio.to_thread(self._gateway.pool.delete, key)
+        deleted = deleted or any(answer["deleted"] for answer in answers)
+        if not deleted:
+            await asyncio.to_thread(self._gateway.session, key)
         return JSONResponse({"id": key.session, "object": "session.deleted", "deleted": deleted})
 
     async def models(self, request: Request) -> Response:
@@ -148,6 +167,8 @@ class Endpoints:
         """`GET /v1/status`."""
         tenant = self._tenant(request)
         document = await asyncio.to_thread(status_json, self._gateway, tenant)
+        answers = await self._gateway.peers.ask(request)
+        document = merge_status(document, [answer.json for answer in answers if answer.status == 200])
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
     async def healthz(self, request: Request) -> Response:
@@ -168,8 +189,9 @@ class Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`: Prometheus text."""
-        del request
         text = await asyncio.to_thread(self._gateway.metrics.render)
+        answers = await self._gateway.peers.ask(request)
+        text = merge_metrics([text, *(answer.body for answer in answers if answer.status == 200)])
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

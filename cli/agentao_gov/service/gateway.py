@@ -16,6 +16,7 @@ from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
 from agentao_gov.pool.types import SessionInfo, TurnOrder
 from agentao_gov.service.auth import TenantDirectory
+from agentao_gov.service.peers import NO_PEERS, Peers
 from agentao_gov.service.profiles import OfferedProfile, ProfileBook
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Gateway:
     started_at: float = field(default_factory=time.time)
     worker: int = 0
     workers: int = 1
+    peers: Peers = NO_PEERS
     #: Turns submitted by this process, by turn id; changed on the event loop alone.
     in_flight: dict[str, TurnInFlight] = field(default_factory=dict)
     #: Reasons other than the ladder's for which the instance is not ready; changed on the event loop alone.

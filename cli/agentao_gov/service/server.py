@@ -88,11 +88,14 @@ class GovServer(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(app: ASGIApp, gateway: Gateway, listener: socket.socket) -> int:
-    """Serves until the ladder is walked; returns the exit code. Blocks; call on the main thread."""
+def serve(app: ASGIApp, gateway: Gateway, listener: socket.socket, *more: socket.socket) -> int:
+    """Serves until the ladder is walked; returns the exit code. Blocks; call on the main thread.
+
+    `more`: further listening sockets of the same application, for the other workers.
+    """
     server = GovServer(app, gateway)
     host, port = listener.getsockname()[:2]
     log_event("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{port}", worker=gateway.worker)
-    server.run(sockets=[listener])
+    server.run(sockets=[listener, *more])
     logging.getLogger(__name__).debug("server ended")
     return server.exit_code

@@ -1,0 +1,73 @@
+"""What several workers say becomes what the service says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from agentao_gov.service.merge import merge_metrics, merge_sessions
+from agentao_gov.service.peers import listen_for_peers
+
+FIRST = b"""# HELP agentao_gov_turns_total Turns.
+# TYPE agentao_gov_turns_total counter
+agentao_gov_turns_total{profile="qa"} 3.0
+# HELP agentao_gov_sessions Sessions.
+# TYPE agentao_gov_sessions gauge
+agentao_gov_sessions{state="idle"} 2.0
+agentao_gov_sessions{state="hibernated"} 9.0
+# HELP agentao_gov_shutdown_rung Rung.
+# TYPE agentao_gov_shutdown_rung gauge
+agentao_gov_shutdown_rung 0.0
+"""
+SECOND = (
+    FIRST.replace(b'"} 3.0', b'"} 4.0')
+    .replace(b"rung 0.0", b"rung 2.0")
+    .replace(b'turns_total{profile="qa"}', b'turns_total{profile="code"}')
+)
+
+
+def test_counts_are_added_and_states_are_the_largest() -> None:
+    """A series that only one worker has stays."""
+    lines = merge_metrics([FIRST, SECOND]).decode().splitlines()
+
+    assert 'agentao_gov_turns_total{profile="qa"} 3.0' in lines
+    assert 'agentao_gov_turns_total{profile="code"} 4.0' in lines
+    assert 'agentao_gov_sessions{state="idle"} 4.0' in lines
+    assert 'agentao_gov_sessions{state="hibernated"} 9.0' in lines
+    assert "agentao_gov_shutdown_rung 2.0" in lines
+    assert sum(line.startswith("# TYPE agentao_gov_turns_total") for line in lines) == 1
+
+
+def test_one_workers_text_is_left_as_it_is() -> None:
+    """Byte for byte."""
+    assert merge_metrics([FIRST]) == FIRST
+
+
+def test_a_session_is_told_by_the_worker_that_has_it_in_memory() -> None:
+    """The others only see its archive."""
+    asleep = {"id": "a", "state": "hibernated"}
+    busy = {"id": "a", "state": "busy"}
+    other = {"id": "b", "state": "idle"}
+
+    assert merge_sessions([[asleep], [busy, other]]) == [busy, other]
+    assert merge_sessions([[busy], [asleep, other]]) == [busy, other]
+
+
+def test_a_workers_socket_is_private_and_may_lie_deep(tmp_path: Path) -> None:
+    """A socket's path ends at 107 bytes; a state directory's need not. One left behind is replaced."""
+    deep = tmp_path / ("d" * 120)
+
+    for _ in range(2):
+        listener = listen_for_peers(deep, 3)
+        found = (deep / "3.sock").stat()
+        assert stat.S_ISSOCK(found.st_mode)
+        assert stat.S_IMODE(found.st_mode) == 0o600
+        assert stat.S_IMODE(deep.stat().st_mode) == 0o700
+        folder = os.open(deep, os.O_RDONLY)
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(f"/proc/self/fd/{folder}/3.sock")
+        client.close()
+        os.close(folder)
+        listener.close()
