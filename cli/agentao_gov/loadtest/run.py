@@ -168,8 +168,10 @@ class LoadTest:
         findings.checklist = report
         findings.checklist_failed = code == 1
         if code not in (0, 1) and not self.stop():
+            error = report.get("error")
+            reason = error.get("message") if isinstance(error, dict) else report.get("reason", "")
             raise InternalError(
-                f"The checklist ended with {code}: {report.get('reason', '')}",
+                f"The checklist ended with {code}: {reason}",
                 hint="`agentao-gov checklist` shows why; --no-checklist leaves it out.",
             )
 

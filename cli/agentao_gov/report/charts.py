@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
@@ -63,6 +63,7 @@ class _Scale:
 
 def svg(chart: Chart) -> Markup:
     """The chart as an SVG element. Every text in it is escaped."""
+    chart = replace(chart, lines=tuple(Line(line.name, _finite(line.points)) for line in chart.lines))
     points = [point for line in chart.lines for point in line.points]
     xs = [x for x, _ in points] + [edge for mark in chart.marks for edge in (mark.start, mark.end)]
     ys = [y for _, y in points]
@@ -122,12 +123,16 @@ def _marks(marks: Sequence[Mark], x: _Scale) -> list[str]:
 
 
 def _polyline(line: Line, index: int, x: _Scale, y: _Scale) -> str:
-    points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points if math.isfinite(a) and math.isfinite(b))
+    points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
     dash = _DASHES[index % len(_DASHES)]
     return (
         f'<polyline class="line c{index % 5}" stroke-dasharray="{dash}" points="{points}">'
         f"<title>{_text(line.name)}</title></polyline>"
     )
+
+
+def _finite(points: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
 
 
 def ticks(low: float, high: float) -> list[float]:
