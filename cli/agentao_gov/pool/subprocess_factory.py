@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -79,7 +82,7 @@ class SubprocessFactory:
         clock: Clock = SYSTEM_CLOCK,
         observers: Sequence[TurnObserver] = (),
     ) -> None:
-        """`homes`: where the processes' private HOME directories are made; None: beside each session's directory.
+        """`homes`: where the processes' private HOME directories are made; None: in the deployment's state directory.
 
         `zygote`: one that is there already; it is closed with the factory.
         """
@@ -87,7 +90,15 @@ class SubprocessFactory:
             settings = SubprocessSettings.of(deployment) if deployment is not None else SubprocessSettings()
         self._settings = settings
         self._deployment = deployment
+        #: A directory of our own where there is no deployment; removed with the factory.
+        self._own_homes: tempfile.TemporaryDirectory[str] | None = None
+        if homes is None and deployment is not None:
+            homes = deployment.state_dir / "homes"
+        elif homes is None:
+            self._own_homes = tempfile.TemporaryDirectory(prefix="agentao-gov-homes-")
+            homes = Path(self._own_homes.name)
         self._homes = homes
+        _remove_left_behind(homes)
         self._observers = Observers(observers)
         if zygote is None:
             # The zygote serves all sessions, so its own tag names none; what its forks start carries their session's.
@@ -143,6 +154,8 @@ class SubprocessFactory:
         for process in spare:
             process.wait_gone(max(0.1, min(deadline.remaining_s(), 2.0)))
             _discard(process)
+        if self._own_homes is not None:
+            self._own_homes.cleanup()
 
     def ready_count(self) -> int:
         """Processes in stock."""
@@ -221,8 +234,9 @@ class SubprocessFactory:
                 _discard(process)
 
     def _home(self, spec: SessionSpec) -> Path:
+        """Lives as long as the session is resident; what is to be kept belongs into its working directory."""
         name = hashlib.sha256(f"{spec.key.tenant}\0{spec.key.session}".encode()).hexdigest()[:24]
-        return (self._homes if self._homes is not None else spec.workdir.parent / ".homes") / name
+        return self._homes / f"{os.getpid()}-{name}"
 
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:
         tenant, session = spec.key.tenant, spec.key.session
@@ -235,6 +249,14 @@ class SubprocessFactory:
             ScopeLimit(Scope("session", f"{tenant}/{session}"), None),
             ScopeLimit(Scope("turn", request.turn_id), tokens),
         )
+
+
+def _remove_left_behind(homes: Path) -> None:
+    """Homes of processes that are gone: a killed service removes nothing."""
+    for path in homes.glob("*-*"):
+        owner = path.name.partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _discard(process: SessionProcess) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -175,6 +176,7 @@ class SubprocessHost:
         live.peer.close()
         live.gone.wait(min(0.5, within_s))
         self._bury(live)
+        shutil.rmtree(self._parts.home(self.spec), ignore_errors=True)
 
     def kill(self) -> None:
         """Ends the session's processes by force, at once."""
@@ -184,6 +186,7 @@ class SubprocessHost:
         self.cancel("shutdown")
         if live is not None:
             self._bury(live)
+        shutil.rmtree(self._parts.home(self.spec), ignore_errors=True)
 
     @property
     def stuck(self) -> bool:
