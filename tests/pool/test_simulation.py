@@ -66,7 +66,7 @@ def test_a_seed_replays_its_run() -> None:
         (SessionTable, "list_idle", lambda self, entry: None),
         (Group, "has_room", property(lambda self: True)),
         (Scheduler, "_make_room", lambda self, out: False),
-        (Scheduler, "_servable", lambda self, entry, waiter: False),
+        (Scheduler, "_is_free", lambda self, entry: False),
         (Scheduler, "_enqueue_first", lambda self, waiter, entry: self._enqueue(waiter, entry)),
         (Scheduler, "_head_changed", lambda self, entry, out: None),
         (Scheduler, "_refuse_all", lambda self, entry, reason, out: None),

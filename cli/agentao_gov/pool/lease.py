@@ -24,7 +24,12 @@ class HeldLease:
     __slots__ = ("_release", "host", "id", "key", "waited_s")
 
     def __init__(
-        self, id: int, key: SessionKey, host: SessionHost, waited_s: float, release: Callable[[int, Verdict], None]
+        self,
+        id: int,
+        key: SessionKey,
+        host: SessionHost,
+        waited_s: float,
+        release: Callable[[SessionKey, int, Verdict], None],
     ) -> None:
         self.id = id
         self.key = key
@@ -34,7 +39,7 @@ class HeldLease:
 
     def release(self, *, broken: bool = False) -> None:
         """Gives the session back. Raises StaleLeaseError when it was given back before, or taken away."""
-        self._release(self.id, Verdict.BROKEN if broken else Verdict.OK)
+        self._release(self.key, self.id, Verdict.BROKEN if broken else Verdict.OK)
 
     def __enter__(self) -> HeldLease:
         return self
