@@ -46,6 +46,18 @@ def test_turns_of_one_session_keep_the_files_order(run: Cli, here: Path, simulat
     assert lengths == sorted(set(lengths))
 
 
+def test_more_jobs_than_the_tenant_may_have_wait_instead_of_being_refused(run: Cli, here: Path) -> None:
+    """The caps that `init` writes are smaller than what people type after --jobs."""
+    (here / "agentao-gov.toml").write_text("[tenants.default]\nmax_sessions_per_user = 2\n")
+    _write(here, *(f"question {n}" for n in range(6)))
+
+    result = run("--batch", "prompts.jsonl", "--jobs", "6")
+
+    assert result.code == 0, result.out
+    assert [report.outcome for report in _reports(result.out)] == ["answered"] * 6
+    assert "2 turns at once instead of 6, because of the tenant's max_sessions_per_user" in result.err
+
+
 def test_the_code_is_that_of_the_most_frequent_failure(run: Cli, here: Path) -> None:
     """Two model errors outweigh one time-out; the answered line does not count."""
     bad = 'x\n@sim {"fault": "401"}'

@@ -44,6 +44,7 @@ class _Run:
     context: RunContext
     out: TextIO
     waiting: list[BatchItem]
+    jobs: int
     running: dict[concurrent.futures.Future[TurnReport], BatchItem] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     profiles: dict[str, ResolvedProfile] = field(default_factory=dict)
@@ -60,12 +61,32 @@ def run_batch(context: RunContext) -> int:
     # Every profile is loaded before the first turn: a typing error in the last line must not cost a night.
     profiles = {name: context.load_profile(name) for name in {i.profile for i in waiting if i.profile}}
     with _output(options.output) as out:
-        run = _Run(context, out, waiting, profiles=profiles)
+        run = _Run(context, out, waiting, _jobs(context), profiles=profiles)
         with _progress(context, total=len(items), done=len(items) - len(waiting)) as advance:
             interrupted = _drive(run, advance)
     _summary(run, skipped=len(items) - len(waiting), interrupted=interrupted)
     before = [done[item.id] for item in items if item.id in done]
     return 130 if interrupted else batch_exit_code([*before, *run.outcomes])
+
+
+def _jobs(context: RunContext) -> int:
+    """`--jobs`, or what the pool and the tenant may have at once where that is less: a batch waits instead."""
+    plain = context.deployment.deployment
+    tenant = plain.tenants.get(context.options.tenant) or plain.tenants.get("default")
+    caps = {"[pool] max_busy": plain.pool.max_busy, "[pool] max_sessions": plain.pool.max_sessions}
+    if tenant is not None:
+        caps |= {
+            name: cap
+            for name, cap in (
+                ("the tenant's max_sessions", tenant.max_sessions),
+                ("the tenant's max_sessions_per_user", tenant.max_sessions_per_user),
+            )
+            if cap is not None
+        }
+    name, cap = min(caps.items(), key=lambda item: item[1])
+    if cap < context.options.jobs and not context.options.quiet:
+        console(sys.stderr).print(f"batch: {cap} turns at once instead of {context.options.jobs}, because of {name}")
+    return min(cap, context.options.jobs)
 
 
 def _drive(run: _Run, advance: _Advance) -> bool:
@@ -89,7 +110,7 @@ def _drive(run: _Run, advance: _Advance) -> bool:
 
 
 def _fill(run: _Run, advance: _Advance) -> None:
-    while not run.stopping and len(run.running) < run.context.options.jobs:
+    while not run.stopping and len(run.running) < run.jobs:
         item = next_ready(run.waiting, {i.session for i in run.running.values() if i.session})
         if item is None:
             return

@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from agentao_gov.config.edit import write_whole
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
-from agentao_gov.report.live_turn import LiveTurn
 from agentao_gov.report.terminal import console
 from agentao_gov.report.turn_panel import print_panel
 from agentao_gov.simulator.embedded import EmbeddedModel
@@ -28,6 +26,7 @@ from agentao_gov.simulator.embedded import EmbeddedModel
 if TYPE_CHECKING:
     from agentao_gov.commands.run_setup import RunContext
     from agentao_gov.pool import TurnOrder
+    from agentao_gov.report.live_turn import LiveTurn
 
 __all__ = ["Asker", "run_once", "take_turn"]
 
@@ -88,6 +87,9 @@ def take_turn(context: RunContext, order: TurnOrder, asker: Asker | None) -> Tur
     limits = order.profile.profile.limits
     live: LiveTurn | None = None
     if not (options.json or options.quiet) and err.file.isatty():
+        # Only where somebody watches: Markdown and its parser take a tenth of a second to import.
+        from agentao_gov.report.live_turn import LiveTurn
+
         on_stdout = out.file.isatty()
         show_text = on_stdout and options.stream
         live = LiveTurn(out if show_text else err, limits, show_text=show_text, note=_note(context))
@@ -224,6 +226,8 @@ def print_answer(report: TurnReport) -> None:
         return
     out = console(sys.stdout)
     if out.is_terminal and not out.no_color:
+        from rich.markdown import Markdown
+
         out.print(Markdown(report.answer))
     else:
         sys.stdout.write(report.answer.rstrip("\n") + "\n")
