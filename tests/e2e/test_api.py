@@ -296,7 +296,7 @@ def test_unknown_paths_and_methods_have_openais_shape(service: Service) -> None:
         ({"fault": "hang"}, 504, "turn_timeout"),
         ({"fault": "500"}, 502, "model_error"),
         ({"fault": {"status": 401}}, 502, "model_error"),
-        ({"fault": "html"}, 502, "incomplete"),
+        ({"fault": "html"}, 502, "model_error"),
     ],
 )
 def test_a_failing_model_has_its_code_and_report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Protocol
@@ -27,6 +28,8 @@ RUNGS = tuple(rung.label for rung in Rung)
 FRESH_S = 0.05
 #: Between looks of the watch itself. A session takes longer to open than memory takes to grow past a line.
 INTERVAL_S = 1.0
+#: Five minutes of looks: what fits into a sparkline.
+HISTORY_MAX = 300
 #: Memory a session means something once this many share the growth.
 PROJECTION_SESSIONS_MIN = 10
 #: Evictions before their ghost hits say anything about the pool's size.
@@ -70,6 +73,8 @@ class Monitor:
         self._book = AlertBook(rules)
         #: The last picture; guarded by `_lock`.
         self._last: Observed | None = None
+        #: Busy, waiting, resident, bytes of the last looks, for a page that was just opened; guarded by `_lock`.
+        self._history: deque[tuple[int, int, int, int]] = deque(maxlen=HISTORY_MAX)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -88,6 +93,9 @@ class Monitor:
         while not self._stopping.wait(INTERVAL_S):
             try:
                 seen = self.observe(fresh_s=0.0)
+                stats = seen.pool
+                with self._lock:
+                    self._history.append((stats.busy, stats.queue_length, stats.resident, seen.measurement.total_bytes))
                 if self._on_memory is not None:
                     self._on_memory(seen.measurement.total_bytes)
             except Exception:
@@ -140,6 +148,11 @@ class Monitor:
         if evicted >= GHOSTS_EVICTIONS_MIN:
             readings["pool_too_small"] = stats.ghost_hits / evicted
         return readings
+
+    def history(self) -> list[tuple[int, int, int, int]]:
+        """Busy, waiting, resident and bytes, one a second, the oldest first."""
+        with self._lock:
+            return list(self._history)
 
     def session_bytes(self, key: SessionKey) -> int | None:
         """Memory of one session at the last look."""

@@ -16,7 +16,7 @@ from agentao_gov.pool.types import SessionState
 from agentao_gov.service.merge import merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.requests import ChatBody, TurnBody, parse_body, require_session_id
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
-from agentao_gov.service.status import session_json, status_json
+from agentao_gov.service.status import history_json, session_json, status_json
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ class Endpoints:
         document = await asyncio.to_thread(status_json, self._gateway, tenant)
         answers = await self._gateway.peers.ask(request)
         document = merge_status(document, [answer.json for answer in answers if answer.status == 200])
+        if "history" in request.query_params:
+            document["history"] = history_json(self._gateway)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
     async def healthz(self, request: Request) -> Response:

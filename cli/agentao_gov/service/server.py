@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.descent import Descent, rung_times
 from agentao_gov.service.gateway import Gateway
 
-__all__ = ["GovServer", "bind", "serve"]
+__all__ = ["GovServer", "bind", "raise_descriptor_limit", "serve"]
 
 #: Header bytes of one request. A key, ids and a trace context need 2 KiB; uvicorn's httptools has no limit.
 HEADER_BYTES_MAX = 32 * 1024
@@ -43,6 +44,14 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def raise_descriptor_limit() -> None:
+    """Takes all descriptors the system grants: a busy turn needs three, and the soft limit is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class GovServer(uvicorn.Server):
@@ -93,6 +102,7 @@ def serve(app: ASGIApp, gateway: Gateway, listener: socket.socket, *more: socket
 
     `more`: further listening sockets of the same application, for the other workers.
     """
+    raise_descriptor_limit()
     server = GovServer(app, gateway)
     host, port = listener.getsockname()[:2]
     log_event("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{port}", worker=gateway.worker)

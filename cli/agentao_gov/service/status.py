@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["session_json", "status_json"]
+__all__ = ["history_json", "session_json", "status_json"]
 
 #: Turns and budget lines shown: a page for a person, not an export.
 ROWS_MAX = 100
@@ -57,6 +57,13 @@ def status_json(gateway: Gateway, tenant: str) -> dict[str, Any]:
         "alerts": [_alert(alert) for alert in seen.alerts],
         "capacity": _capacity(gateway),
     }
+
+
+def history_json(gateway: Gateway) -> dict[str, Any]:
+    """The last minutes, one figure a second, for a page that was just opened."""
+    names = ("busy", "queue", "resident", "memory")
+    looks = gateway.monitor.history()
+    return {name: [look[n] for look in looks] for n, name in enumerate(names)}
 
 
 def _instance(gateway: Gateway) -> dict[str, Any]:
