@@ -54,17 +54,17 @@ def admit(levels: Sequence[Level], prompt: int, output_min: int, output_max: int
     blocking: list[int] = []
     impossible: list[int] = []
     exhausted: list[int] = []
-    for position, level in enumerate(levels):
-        if level.limit is None:
+    for position, (limit, used, reserved) in enumerate(levels):
+        if limit is None:
             continue
-        free = level.limit - level.used - level.reserved
+        free = limit - used - reserved
         grant = min(grant, free - prompt)
         if least <= free:
             continue
         blocking.append(position)
-        if least > level.limit:
+        if least > limit:
             impossible.append(position)
-        elif least > level.limit - level.used:
+        elif least > limit - used:
             exhausted.append(position)
     if impossible:
         return Admission(Answer.IMPOSSIBLE, blocking=tuple(impossible))

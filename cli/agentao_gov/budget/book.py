@@ -429,7 +429,7 @@ def refusal(answer: Answer, balance: Balance, request: ReserveRequest, retry_aft
 def crossed(line: Line, warn_at: Sequence[float]) -> Crossing | None:
     """The highest threshold that the line passed since the last one reported; marks it reported."""
     limit = line.effective_limit
-    if limit is None:
+    if limit is None or not warn_at or line.used < warn_at[0] * limit:
         return None
     passed = [fraction for fraction in warn_at if fraction > line.warned and line.used >= fraction * limit]
     if not passed:

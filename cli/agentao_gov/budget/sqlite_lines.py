@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from agentao_gov.budget.admission import Admission, admit
 from agentao_gov.budget.book import Line, LineKey, line_name
@@ -19,6 +20,7 @@ __all__ = ["LineTable"]
 
 #: Line ids remembered; every turn opens one of its own.
 _REMEMBERED_MAX = 50_000
+_RECENT_MAX = 4_000
 
 
 class LineTable:
@@ -29,6 +31,8 @@ class LineTable:
         self.calendar = WindowCalendar()
         #: Committed lines only: an id from a transaction that was rolled back names nothing.
         self._ids: dict[LineKey, int] = {}
+        #: By identity of the scope's object (kept, so that no other can have it): its window and line.
+        self._recent: dict[int, tuple[ScopeLimit, int, int, int]] = {}
 
     def key(self, scope: ScopeLimit, now_s: float) -> LineKey:
         """Where a call reserved now posts to."""
@@ -44,11 +48,8 @@ class LineTable:
 
     def admission(self, tx: Transaction, request: ReserveRequest) -> tuple[dict[int, Line], Admission]:
         """The request's lines in its order, with their current limits, and whether it fits them."""
-        ids = []
-        for scope in request.scopes:
-            key = self.key(scope, tx.at_ms / 1000)
-            ids.append(self._ids.get(key) or tx.opened.get(key) or self._open(tx, key, scope.limit))
-        lines = self.load(tx, ids)
+        lines = self.load(tx, [self._find(tx, scope) for scope in request.scopes])
+        ids = list(lines)
         for line_id, line, scope in zip(ids, lines.values(), request.scopes, strict=True):
             if line.limit != scope.limit:
                 self.set_limit(tx, line_id, line, scope.limit)
@@ -60,10 +61,25 @@ class LineTable:
         )
         return lines, answer
 
+    def _find(self, tx: Transaction, scope: ScopeLimit) -> int:
+        """The scope's line of today. A turn asks with the same objects again and again."""
+        now_s = tx.at_ms / 1000
+        recent = self._recent.get(id(scope))
+        if recent is not None and recent[0] is scope and recent[1] <= now_s < recent[2]:
+            return recent[3]
+        key = self.key(scope, now_s)
+        line_id = self._ids.get(key)
+        if line_id is None:
+            return tx.opened.get(key) or self._open(tx, key, scope.limit)
+        window = self.calendar.window(scope.timezone, now_s)
+        if len(self._recent) > _RECENT_MAX:
+            self._recent.clear()
+        self._recent[id(scope)] = (scope, window.start_s, window.end_s, line_id)
+        return line_id
+
     def line(self, tx: Transaction, scope: ScopeLimit) -> tuple[int, Line]:
         """The scope's line of today, opened if need be."""
-        key = self.key(scope, tx.at_ms / 1000)
-        line_id = self._ids.get(key) or self._open(tx, key, scope.limit)
+        line_id = self._find(tx, scope)
         line = self.load(tx, [line_id])[line_id]
         if line.limit != scope.limit:
             self.set_limit(tx, line_id, line, scope.limit)
@@ -72,27 +88,23 @@ class LineTable:
     def load(self, tx: Transaction, ids: Sequence[int]) -> dict[int, Line]:
         """Lines by id, in the order of `ids`. The caller changes them together with their rows."""
         known = tx.cache.lines
-        missing = [line_id for line_id in ids if line_id not in known]
-        if missing:
-            rows = tx.sql.execute(
-                f"SELECT {LINE_COLUMNS} FROM lines WHERE id IN ({placeholders(len(missing))})", missing
-            )
+        try:
+            return {line_id: known[line_id] for line_id in ids}
+        except KeyError:
+            rows = tx.sql.execute(f"SELECT {LINE_COLUMNS} FROM lines WHERE id IN ({placeholders(len(ids))})", ids)
             for row in rows.fetchall():
-                known[row[0]] = line_of(row)
+                known.setdefault(row[0], line_of(row))
         return {line_id: known[line_id] for line_id in ids}
 
     def post(self, tx: Transaction, ids: Sequence[int], posting: Posting) -> dict[int, Line]:
         """Adds a posting to each line; returns the lines as they are now."""
         lines = self.load(tx, ids)
-        marks = placeholders(len(ids))
-        if posting.used or posting.estimated or posting.cost or posting.unpriced:
-            tx.sql.execute(
-                f"UPDATE lines SET used = used + ?, reserved = reserved + ?, estimated = estimated + ?,"
-                f" cost = cost + ?, unpriced = unpriced + ? WHERE id IN ({marks})",
-                (posting.used, posting.reserved, posting.estimated, posting.cost, posting.unpriced, *ids),
-            )
-        elif posting.reserved:
-            tx.sql.execute(f"UPDATE lines SET reserved = reserved + ? WHERE id IN ({marks})", (posting.reserved, *ids))
+        everything, held_only = _updates(len(ids))
+        _, used, reserved, estimated, cost, unpriced = posting
+        if used or estimated or cost or unpriced:
+            tx.sql.execute(everything, (used, reserved, estimated, cost, unpriced, *ids))
+        elif reserved:
+            tx.sql.execute(held_only, (reserved, *ids))
         for line in lines.values():
             line.add(posting)
         return lines
@@ -151,3 +163,14 @@ class LineTable:
             )
             result += [line_of(row).balance for row in rows]
         return tuple(result)
+
+
+@cache
+def _updates(count: int) -> tuple[str, str]:
+    """The statements that post to that many lines: all amounts, and what is held alone."""
+    where = f"WHERE id IN ({placeholders(count)})"
+    everything = (
+        "UPDATE lines SET used = used + ?, reserved = reserved + ?, estimated = estimated + ?, cost = cost + ?,"
+        f" unpriced = unpriced + ? {where}"
+    )
+    return everything, f"UPDATE lines SET reserved = reserved + ? {where}"

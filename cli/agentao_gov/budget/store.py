@@ -86,7 +86,7 @@ def _unpriced(_: str) -> Price | None:
 class StoreSettings:
     """What every store is told by its ledger."""
 
-    #: Fractions of a limit, ascending.
+    #: Fractions of a limit, in ascending order.
     warn_at: tuple[float, ...] = (0.8, 0.95)
     #: Price of a model, or None.
     price: Callable[[str], Price | None] = _unpriced
