@@ -111,16 +111,48 @@ def _parents() -> dict[int, int]:
     return found
 
 
+def _children_of(pid: int) -> list[int]:
+    """Direct children, whichever thread started them. Raises OSError where the kernel does not list them."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
+    except FileNotFoundError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children") as file:  # noqa: PTH123
+                found += [int(child) for child in file.read().split()]
+        except ProcessLookupError:
+            continue
+        except FileNotFoundError:
+            if os.path.isdir(f"/proc/{pid}/task/{thread}"):  # noqa: PTH112
+                raise  # a kernel without CONFIG_PROC_CHILDREN
+    return found
+
+
+def below() -> list[int]:
+    """Every process below this one, zombies too. Reads this tree alone: 0.3 ms where a look at all takes 10."""
+    try:
+        found, frontier = [], [os.getpid()]
+        while frontier:
+            children = _children_of(frontier.pop())
+            found += children
+            frontier += children
+    except OSError:
+        return list(descendants())
+    return found
+
+
 def descendants() -> dict[int, int]:
     """pid -> ppid of every living process below this one."""
     parents = _parents()
-    below: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for pid, ppid in parents.items():
-        below.setdefault(ppid, []).append(pid)
+        children.setdefault(ppid, []).append(pid)
     found: dict[int, int] = {}
     frontier = [os.getpid()]
     while frontier:
-        for pid in below.get(frontier.pop(), ()):
+        for pid in children.get(frontier.pop(), ()):
             if pid not in found:
                 found[pid] = parents[pid]
                 frontier.append(pid)
@@ -385,16 +417,16 @@ class Warden:
 
     def _look(self, now: float) -> None:
         """The limits no rlimit can hold for a whole tree: memory, and processes."""
-        below = descendants()
-        resident = sum(map(_resident, below))
+        tree = below()
+        resident = sum(map(_resident, tree))
         moved = abs(resident - self._resident_last) > 4 << 20
         self._resident_last = resident
         self._look_at = now + (_LOOK_S if moved or resident * 2 > self._options.memory_bytes > 0 else _LOOK_QUIET_S)
-        if 0 < self._options.processes < len(below):
-            self._strike("session_processes", len(below), self._options.processes)
+        if 0 < self._options.processes < len(tree):
+            self._strike("session_processes", len(tree), self._options.processes)
         elif 0 < self._options.memory_bytes < resident:
             # Resident counts pages shared with the zygote in every process; the fair share costs a millisecond.
-            share = sum(map(_proportional, below))
+            share = sum(map(_proportional, tree))
             if share > self._options.memory_bytes:
                 self._strike("session_memory", share, self._options.memory_bytes)
 
