@@ -29,6 +29,11 @@ __all__ = [
 
 CHECKLIST_SCHEMA: Literal["agentao-gov/checklist/1"] = "agentao-gov/checklist/1"
 Status = Literal["pass", "fail", "warn", "skip"]
+#: What can be done about a limit that is configured and does not hold.
+NO_SETTING = (
+    "# No setting mends this: the limit is configured, and the service does not hold it.\n"
+    "# Keep the report (--format json --output FILE) and open an issue with it."
+)
 _RANK: dict[Status, int] = {"skip": 0, "pass": 1, "warn": 2, "fail": 3}
 
 
@@ -110,6 +115,7 @@ def assemble(item: Item, checks: Sequence[Check], *, duration_ms: int = 0, scale
         return skipped(item, "nothing could be tried")
     status = max((check.status for check in checks), key=_RANK.__getitem__)
     ordered = sorted(checks, key=lambda check: -_RANK[check.status])
+    remedy = render([check.remedy for check in ordered if check.remedy and check.status in ("fail", "warn")])
     shown = [check for check in ordered if check.status == status]
     evidence = [line for check in checks for line in _evidence(check)]
     return ItemReport(
@@ -120,7 +126,7 @@ def assemble(item: Item, checks: Sequence[Check], *, duration_ms: int = 0, scale
         expected=_join(check.expected for check in shown),
         observed=_join(check.observed for check in shown),
         evidence=tuple(evidence),
-        remedy=render([check.remedy for check in ordered if check.remedy and check.status in ("fail", "warn")]),
+        remedy=remedy or (NO_SETTING if status == "fail" else None),
         duration_ms=duration_ms,
         scaled=tuple(scaled),
     )

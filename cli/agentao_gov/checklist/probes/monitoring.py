@@ -136,13 +136,14 @@ def _memory_figures(context: Context, stage: Stage, pid: int, alone: int) -> Non
     text = f"metric {pair.said / MIB:.0f} MiB, /proc {pair.true / MIB:.0f} MiB"
     context.note(good, "the process's memory is true", text)
 
-    # One session is left: its MCP server is its own, and of what the service grew by nobody else can be the cause.
+    # One session is left: its MCP server is its own, and of all other processes below the service, and of what the
+    # service grew by, nobody else can be the cause.
     said = client.metrics().get(f"{PREFIX}session_memory_bytes", quantile="1")
     least = _servers_bytes(pid)
-    most = least + max(0, psutil.Process(pid).memory_info().rss - alone)
+    most = _tree_bytes(pid) - alone
     good = said is not None and 0.7 * least <= said <= most + MEMORY_SLACK
     shown = "no such metric" if said is None else f"metric {said / MIB:.0f} MiB"
-    span = f"its MCP server holds {least / MIB:.0f} MiB, with the service's growth {most / MIB:.0f} MiB"
+    span = f"its MCP server holds {least / MIB:.0f} MiB, all that is there because of it {most / MIB:.0f} MiB"
     context.note(good, "memory per session is true", f"{shown}; {span}")
 
 
@@ -166,7 +167,13 @@ def _settled_bytes(context: Context, pid: int) -> int:
 
 def _tree_bytes(pid: int) -> int:
     process = psutil.Process(pid)
-    return int(process.memory_info().rss) + sum(child.memory_info().rss for child in process.children(recursive=True))
+    total = int(process.memory_info().rss)
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
 
 
 def _alert(stage: Stage, name: str) -> float | None:
