@@ -177,8 +177,9 @@ def _leaks(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample
         at_s = row.at - main.start_epoch
         while done < len(ends) and ends[done] <= at_s:
             done += 1
-        if row.memory_bytes is not None and at_s >= 0:
-            points.append((float(done), float(row.memory_bytes)))
+        # The service's own process: what its children hold goes with them, and their number is looked at below.
+        if row.rss_bytes is not None and at_s >= 0:
+            points.append((float(done), float(row.rss_bytes)))
     slope = memory_slope(points)
     rests = _rests(main)
     out: dict[str, Any] = {

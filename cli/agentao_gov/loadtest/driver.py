@@ -110,6 +110,7 @@ class LoadDriver:
         with (self._folder / "phases.jsonl").open("a") as file:
             file.write(placed.model_dump_json() + "\n")
         record = self.file.phase(phase.index)
+        self._spans[phase.index] = (start_epoch, 0.0)
         self._last_line = time.monotonic()
         latest = time.monotonic() + _LEAD_S + phase.duration_s + phase.drain_s + _TAIL_S_MAX
         try:
@@ -128,7 +129,7 @@ class LoadDriver:
         return record
 
     def span(self, index: int) -> tuple[float, float]:
-        """Wall times of a phase's second 0 and of its end; (0, 0) for one that never began."""
+        """Wall times of a phase's second 0 and of its end; 0 for what has not come yet. Any thread may ask."""
         return self._spans.get(index, (0.0, 0.0))
 
     def finish(self) -> None:

@@ -230,9 +230,9 @@ class LoadTest:
         try:
             with driver:
                 if player is not None:
-                    player.start(lambda: execution.played[0].start_epoch if execution.played else None)
+                    player.start(lambda: driver.span(0)[0] or None)
                 execution.run()
-            if target.process is not None:
+            if target.pid is not None:
                 self._settle(series)
         finally:
             series.stop()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import tomli_w
 
 from agentao_gov.config import ResolvedDeployment
@@ -52,11 +53,13 @@ class Target:
     #: Differences from the user's configuration, for the report.
     differences: list[str] = field(default_factory=list)
     log: Path | None = None
+    #: Of a service on this machine that was not started here.
+    found_pid: int | None = None
 
     @property
     def pid(self) -> int | None:
-        """The service's process; None for a foreign one."""
-        return self.process.pid if self.process is not None else None
+        """The service's process; None where it is on another machine, or may not be looked at."""
+        return self.process.pid if self.process is not None else self.found_pid
 
     def death(self) -> str | None:
         """Why the service is gone; None while it is there."""
@@ -107,7 +110,19 @@ def existing_target(url: str, *, api_key: str | None, tenant: str = "default") -
     target = Target(url, {tenant: api_key} if api_key else {}, (tenant,))
     if not target.answers():
         raise ConfigError(f"Nothing answers at {url}.", hint="Start the service first, or leave --target out.")
+    parts = urlsplit(url)
+    if _is_loopback(parts.hostname or "") and parts.port is not None:
+        target.found_pid = _listener(parts.port)
     return target
+
+
+def _listener(port: int) -> int | None:
+    """The process that listens on a port of this machine, as far as it may be known."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                return connection.pid
+    return None
 
 
 def own_target(
