@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -15,11 +14,11 @@ from agentao_gov.governor import Governor
 from agentao_gov.governor.outcome import Mode
 from agentao_gov.pool import GovernorHosts, HostFactory
 from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
-from agentao_gov.process.spawn import ZygoteSpawner
 from agentao_gov.simulator import Simulator
 from tests.pool.bench import PoolBench, a_model
 from tests.pool.contract import HostingContract
 from tests.support.simulator import simulator, simulator_process
+from tests.support.zygote import shared_zygote
 
 __all__ = ["simulator", "simulator_process"]
 
@@ -31,26 +30,11 @@ def a_governor_factory(root: Path) -> HostFactory:
     return GovernorHosts(Governor(ledger=ledger))
 
 
-class SharedZygote(ZygoteSpawner):
-    """One zygote for all tests, which takes seconds to get ready: it outlives each test's factory."""
-
-    def close(self) -> None:
-        """Not yet."""
-
-    def end(self) -> None:
-        super().close()
-
-
-@functools.lru_cache(maxsize=1)
-def a_zygote() -> SharedZygote:
-    return SharedZygote({})
-
-
 def a_subprocess_factory(root: Path) -> HostFactory:
     """Sessions in processes of their own."""
     ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
     settings = SubprocessSettings(ready=0)
-    factory = SubprocessFactory(ledger=ledger, settings=settings, homes=root / "homes", zygote=a_zygote())
+    factory = SubprocessFactory(ledger=ledger, settings=settings, homes=root / "homes", zygote=shared_zygote())
     factory.prepare(Deadline.after(60))
     return factory
 
@@ -62,7 +46,7 @@ FACTORIES = {"fresh": a_governor_factory, "in-process": a_governor_factory, "sub
 @pytest.fixture(scope="module", autouse=True)
 def zygote_ends_with_the_module() -> Iterator[None]:
     yield
-    a_zygote().end()
+    shared_zygote().end()
 
 
 class TestHostingModes(HostingContract):

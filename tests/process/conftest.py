@@ -22,6 +22,7 @@ from agentao_gov.simulator import Simulator
 from tests.governor.harness import resolved
 from tests.process import zoo
 from tests.support.simulator import simulator, simulator_process
+from tests.support.zygote import shared_zygote
 
 __all__ = ["simulator", "simulator_process"]
 
@@ -91,16 +92,18 @@ def ledger() -> Iterator[TokenLedger]:
 
 @pytest.fixture(scope="session")
 def make_factory(ledger: TokenLedger) -> Iterator[Callable[..., SubprocessFactory]]:
-    """Makes factories that are shut down at the end; each has a zygote of its own, which takes two seconds."""
+    """Makes factories that are shut down at the end."""
     made: list[SubprocessFactory] = []
 
-    def make(**settings: Any) -> SubprocessFactory:
-        made.append(SubprocessFactory(ledger=ledger, settings=SubprocessSettings(**settings)))
+    def make(*, own_zygote: bool = False, **settings: Any) -> SubprocessFactory:
+        zygote = None if own_zygote else shared_zygote()
+        made.append(SubprocessFactory(ledger=ledger, settings=SubprocessSettings(**settings), zygote=zygote))
         return made[-1]
 
     yield make
     for factory in made:
         factory.shutdown(Deadline.after(5))
+    shared_zygote().end()
 
 
 @pytest.fixture(scope="session")

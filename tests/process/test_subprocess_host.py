@@ -273,7 +273,10 @@ def test_a_tenant_s_own_python_starts_cold(
     report = subprocesses.ask(host, say(text="cold"))
 
     assert report.answer == "cold"
-    assert subprocesses.factory.process_ids() == ()
+    assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:3] == [
+        b"-m",
+        b"agentao_gov.process.worker",
+    ]
 
 
 def test_a_python_that_cannot_run_is_an_error_that_says_so(
@@ -312,7 +315,7 @@ def test_the_zygote_is_replaced_when_it_dies(
     subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
 ) -> None:
     """Running sessions go on, the next opening starts cold and asks for another zygote."""
-    subprocesses.factory = make_factory(ready=0)
+    subprocesses.factory = make_factory(own_zygote=True, ready=0)
     subprocesses.factory.prepare(Deadline.after(60))
     first = subprocesses.open()
     (zygote,) = subprocesses.factory.process_ids()

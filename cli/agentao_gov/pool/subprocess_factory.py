@@ -103,7 +103,7 @@ class SubprocessFactory:
         if zygote is None:
             # The zygote serves all sessions, so its own tag names none; what its forks start carries their session's.
             owner_tag = session_tag(SessionKey("", "zygote"))
-            zygote = ZygoteSpawner(child_env(owner_tag, "session"), pid_namespace=settings.pid_namespace)
+            zygote = ZygoteSpawner(child_env(owner_tag, "session"))
         self._zygote = zygote
         self._parts = HostParts(
             ledger=ledger,
@@ -187,10 +187,14 @@ class SubprocessFactory:
             _discard(process)
         if self._zygote.ready:
             try:
-                return self._zygote.spawn({}, self._settings.limits, deadline)
+                return self._fork(deadline)
             except InternalError:
                 _log.exception("The zygote could not fork; the session starts cold")
         return self._spawn_cold(spec, None)
+
+    def _fork(self, deadline: Deadline) -> SessionProcess:
+        settings = self._settings
+        return self._zygote.spawn(settings.limits, deadline, pid_namespace=settings.pid_namespace)
 
     def _spawn_cold(self, spec: SessionSpec, python: str | None) -> SessionProcess:
         """A second, instead of waiting for a zygote that takes several to get ready."""
@@ -218,7 +222,7 @@ class SubprocessFactory:
                 self._zygote.start(Deadline.after(_START_S_MAX))
                 if not missing:
                     continue
-                process = self._zygote.spawn({}, self._settings.limits, Deadline.after(_START_S_MAX))
+                process = self._fork(Deadline.after(_START_S_MAX))
             except GovError:
                 _log.exception("No session process could be kept ready")
                 with self._lock:

@@ -194,9 +194,8 @@ class ZygoteSpawner:
     The zygote starts with the first spawn, or ahead of it with `start`, and again if it died.
     """
 
-    def __init__(self, env: Mapping[str, str], *, pid_namespace: bool = False) -> None:
+    def __init__(self, env: Mapping[str, str]) -> None:
         self._env = dict(env)
-        self._pid_namespace = pid_namespace
         self._lock = threading.Lock()
         #: Control socket of the running zygote; under `_lock`.
         self._control: socket.socket | None = None
@@ -209,15 +208,10 @@ class ZygoteSpawner:
         with self._lock:
             self._ensure(deadline)
 
-    def spawn(self, env: Mapping[str, str], limits: OsLimits, deadline: Deadline) -> SessionProcess:
+    def spawn(self, limits: OsLimits, deadline: Deadline, *, pid_namespace: bool = False) -> SessionProcess:
         """Raises InternalError if the zygote cannot be started or refuses."""
         ends = _Ends()
-        order = {
-            "env": dict(env),
-            "limits": limits.to_wire(),
-            "grace_s": GRACE_S,
-            "pid_namespace": self._pid_namespace,
-        }
+        order = {"limits": limits.to_wire(), "grace_s": GRACE_S, "pid_namespace": pid_namespace}
         try:
             with self._lock:
                 control = self._ensure(deadline)

@@ -98,7 +98,6 @@ def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket,
     try:
         control.close()
         os.setsid()
-        os.environ.update(order["env"])
         memory_bytes, processes = OsLimits.from_wire(order["limits"]).tree_limits()
         options = warden.Options(
             lifeline=lifeline,
