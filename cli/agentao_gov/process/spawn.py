@@ -19,6 +19,7 @@ from typing import Any
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.process import procfs, warden
+from agentao_gov.process.cgroup import SessionCgroup
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.tally import ORPHANS_KILLED
@@ -52,6 +53,8 @@ class SessionProcess:
     lifeline: int
     #: What the warden says: `limit ...`, `exit ...`; end-of-file: nothing of the tree is left.
     status: int
+    #: Its control group, where there is one.
+    cgroup: SessionCgroup | None = None
     #: Whether the warden's last word said that it had ended everything below itself.
     ended_well: bool = False
     started_at: float = field(default_factory=time.monotonic)
@@ -77,11 +80,11 @@ class SessionProcess:
                     os.write(self.lifeline, b"K")
 
     def wait_gone(self, within_s: float) -> bool:
-        """Waits until nothing of the tree is left; if the warden itself hangs, kills by descent."""
-        if self._status_ended(within_s):
-            return True
-        result = kill_processes(roots=[self.root], within_s=1.0)
-        return not result.survivors
+        """Waits until nothing of the tree is left; if the warden itself hangs, kills by descent and by group."""
+        gone = self._status_ended(within_s) or not kill_processes(roots=[self.root], within_s=1.0).survivors
+        if self.cgroup is not None:
+            gone &= self.cgroup.end()
+        return gone
 
     def _status_ended(self, within_s: float) -> bool:
         with self._lock:
@@ -109,7 +112,7 @@ class SessionProcess:
             while chunk := os.read(fd, 4096):
                 text += chunk
         os.close(fd)
-        code, struck = None, None
+        code, struck = None, self.cgroup.struck() if self.cgroup is not None else None
         for line in text.decode(errors="replace").splitlines():
             word, _, rest = line.partition(" ")
             if word == "exit":
@@ -144,10 +147,10 @@ class _Ends:
         os.close(self.lifeline_w)
         os.close(self.status_r)
 
-    def process(self, pid: int) -> SessionProcess:
+    def process(self, pid: int, cgroup: SessionCgroup | None) -> SessionProcess:
         stat = procfs.read_stat(pid)
         root = stat.ref if stat is not None else ProcessRef(pid, -1)
-        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r)
+        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r, cgroup)
 
 
 class ColdSpawner:
@@ -163,6 +166,9 @@ class ColdSpawner:
         options = ["--lifeline", str(ends.lifeline_r), "--status", str(ends.status_w), "--grace-s", str(GRACE_S)]
         memory_bytes, processes = limits.tree_limits()
         options += ["--memory-bytes", str(memory_bytes), "--processes", str(processes)]
+        cgroup = SessionCgroup.create(limits)
+        if cgroup is not None:
+            options += ["--cgroup", str(cgroup.path)]
         if self._pid_namespace:
             options.append("--pid-namespace")
         command = [
@@ -180,12 +186,14 @@ class ColdSpawner:
             )
         except OSError as error:
             ends.close_ours()
+            if cgroup is not None:
+                cgroup.end()
             raise InternalError(f"A session process could not be started: {error}.") from error
         finally:
             ends.close_theirs()
         # Reaped by a thread of its own; its end is seen through the status pipe.
         threading.Thread(target=child.wait, name="gov-reap", daemon=True).start()
-        return ends.process(child.pid)
+        return ends.process(child.pid, cgroup)
 
 
 class ZygoteSpawner:
@@ -211,7 +219,13 @@ class ZygoteSpawner:
     def spawn(self, limits: OsLimits, deadline: Deadline, *, pid_namespace: bool = False) -> SessionProcess:
         """Raises InternalError if the zygote cannot be started or refuses."""
         ends = _Ends()
-        order = {"limits": limits.to_wire(), "grace_s": GRACE_S, "pid_namespace": pid_namespace}
+        cgroup = SessionCgroup.create(limits)
+        order = {
+            "limits": limits.to_wire(),
+            "grace_s": GRACE_S,
+            "pid_namespace": pid_namespace,
+            "cgroup": str(cgroup.path) if cgroup is not None else "",
+        }
         try:
             with self._lock:
                 control = self._ensure(deadline)
@@ -224,12 +238,16 @@ class ZygoteSpawner:
         except BaseException:
             ends.close_theirs()
             ends.close_ours()
+            if cgroup is not None:
+                cgroup.end()
             raise
         ends.close_theirs()
         if "pid" not in answer:
             ends.close_ours()
+            if cgroup is not None:
+                cgroup.end()
             raise InternalError(f"A session process could not be forked: {answer.get('error')}.")
-        return ends.process(int(answer["pid"]))
+        return ends.process(int(answer["pid"]), cgroup)
 
     @property
     def ready(self) -> bool:

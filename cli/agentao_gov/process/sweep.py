@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentao_gov.process import procfs
+from agentao_gov.process.cgroup import sweep_cgroups
 from agentao_gov.process.tags import Owner, Tag
 from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import kill_processes
+from agentao_gov.process.tree import KillResult, kill_processes
 
 __all__ = ["SweepResult", "find_orphans", "sweep"]
 
@@ -55,9 +56,9 @@ def find_orphans(of: Callable[[Owner], bool] | None = None) -> dict[int, Tag]:
 def sweep(of: Callable[[Owner], bool] | None = None, *, within_s: float = 2.0) -> SweepResult:
     """Kills the children of dead owners. Called once when a pool starts; the count feeds `orphans_killed_total`."""
     orphans = find_orphans(of)
-    if not orphans:
-        return SweepResult(0, 0)
     tags = set(orphans.values())
-    result = kill_processes(tags, within_s=within_s)
-    ORPHANS_KILLED.add(result.killed)
-    return SweepResult(result.killed, len({tag.owner for tag in tags}), result.survivors)
+    result = kill_processes(tags, within_s=within_s) if tags else KillResult(0)
+    # What neither tag nor descent finds any more is still in its control group, where there was one.
+    killed = result.killed + (sweep_cgroups() if of is None else 0)
+    ORPHANS_KILLED.add(killed)
+    return SweepResult(killed, len({tag.owner for tag in tags}), result.survivors)

@@ -59,6 +59,7 @@ class Options:
         processes: int = 0,
         name: str = "gov-warden",
         leash: bool = True,
+        cgroup: str = "",
     ) -> None:
         self.lifeline = lifeline
         self.status = status
@@ -72,6 +73,8 @@ class Options:
         self.name = name
         #: SIGKILL for the child when the warden dies. Not between the two of a pair: the inner one must live to kill.
         self.leash = leash
+        #: Directory of a control group to live in, with everything below.
+        self.cgroup = cgroup
         #: Descriptors only the child needs, closed in the warden after the fork.
         self.closes: tuple[int, ...] = ()
 
@@ -84,6 +87,16 @@ def prctl(option: int, value: int | bytes) -> bool:
 def name_process(name: str) -> None:
     """The name `ps` shows, and the census reads."""
     prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def _join(cgroup: str) -> None:
+    """Moves this process into a control group; one more layer, never a condition."""
+    if cgroup:
+        try:
+            with open(f"{cgroup}/cgroup.procs", "w") as file:  # noqa: PTH123
+                file.write("0")
+        except OSError:
+            pass
 
 
 def die_with_parent(parent: int) -> None:
@@ -271,6 +284,7 @@ class Warden:
         """Starts the child, restarting it as often as allowed, and returns its last wait status."""
         name_process(self._options.name)
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        _join(self._options.cgroup)
         wake_r, wake_w = os.pipe()
         os.set_blocking(wake_w, False)
         os.set_blocking(wake_r, False)
@@ -513,6 +527,7 @@ def supervise_pair(child_main: Callable[[int], NoReturn], options: Options, *, p
         supervise(child_main, options)
 
     outer = Options(lifeline=options.lifeline, grace_s=options.grace_s + 0.1, name=options.name, leash=False)
+    outer.cgroup, options.cgroup = options.cgroup, ""
     # The outer one says nothing but keeps the status pipe open: its end-of-file means that nothing at all is left.
     outer.closes = options.closes
     supervise(inner, outer)

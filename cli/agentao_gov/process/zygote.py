@@ -105,6 +105,7 @@ def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket,
             grace_s=order["grace_s"],
             memory_bytes=memory_bytes,
             processes=processes,
+            cgroup=order["cgroup"],
         )
 
         def main(_beat: int) -> NoReturn:
