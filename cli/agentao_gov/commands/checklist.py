@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from agentao_gov.commands._options import ApiKeyEnv, Config, Sets
 
 if TYPE_CHECKING:
+    from agentao_gov.checklist.items import Item
     from agentao_gov.checklist.report import ChecklistReport
 
 __all__ = ["command"]
@@ -62,29 +64,63 @@ def command(
         report = _read(from_)
         _write(report, form, output)
         return report.exit_code
+    walked = _walk(
+        config,
+        profile,
+        target,
+        api_key_env,
+        tuple(sets or ()),
+        _Manner(chosen, strict=strict, owned=owned, quiet=quiet),
+    )
+    _write(walked, form, output)
+    return walked.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How to walk, whatever is walked."""
+
+    chosen: tuple[tuple[Item, bool], ...]
+    strict: bool
+    owned: bool
+    quiet: bool
+
+
+def _walk(
+    config: Path | None,
+    profile: str | None,
+    target: str | None,
+    key_variable: str | None,
+    sets: tuple[str, ...],
+    manner: _Manner,
+) -> ChecklistReport:
     from agentao_gov.checklist.offer import config_name, gather
     from agentao_gov.checklist.runner import walk
     from agentao_gov.commands._checklist_view import Progress
     from agentao_gov.config import Overrides, load_deployment
 
-    overrides = Overrides(sets=tuple(sets or ()))
+    overrides = Overrides(sets=sets)
     deployment = load_deployment(config, overrides=overrides)
     facts, probed = gather(deployment, profile, overrides)
-    screen = Progress(quiet=quiet)
+    name, screen = config_name(deployment), Progress(quiet=manner.quiet)
     try:
-        if target is not None:
-            from agentao_gov.checklist.target import walk_target
+        if target is None:
+            return walk(facts, probed, manner.chosen, config=name, strict=manner.strict, listener=screen)
+        from agentao_gov.checklist.target import walk_target
 
-            report = walk_target(
-                target, facts, probed, chosen, key_variable=api_key_env, owned=owned, strict=strict,
-                config=config_name(deployment), listener=screen,
-            )  # fmt: skip
-        else:
-            report = walk(facts, probed, chosen, config=config_name(deployment), strict=strict, listener=screen)
+        return walk_target(
+            target,
+            facts,
+            probed,
+            manner.chosen,
+            key_variable=key_variable,
+            owned=manner.owned,
+            strict=manner.strict,
+            config=name,
+            listener=screen,
+        )
     finally:
         screen.close()
-    _write(report, form, output)
-    return report.exit_code
 
 
 def _split(ids: list[str] | None) -> tuple[str, ...]:
