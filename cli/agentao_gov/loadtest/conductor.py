@@ -197,7 +197,15 @@ class Conductor:
         finally:
             self._in_flight -= 1
         self._end(turn, begin, sent_s, result, late_s=sent_s - max(turn.intended_s, free_s))
+        if self._plan.delete_finished and turn.index + 1 == len(session.turns):
+            self._delete_soon(session)
         return result
+
+    def _delete_soon(self, session: SessionDraw) -> None:
+        """Someone left: the session goes, beside the load and not in its way."""
+        if self._plan.api == "native":
+            del self._sessions[session.id]
+            self._spawn(self._client.delete, session.id, session.tenant)
 
     def _begin(self, turn: TurnPlan, sent_s: float) -> Begin:
         assert self._phase is not None
@@ -261,7 +269,7 @@ class Conductor:
         gevent.joinall(jobs, timeout=_DELETE_S)
         pool.kill()
 
-    def _spawn(self, function: Callable[..., None], *args: object) -> None:
+    def _spawn(self, function: Callable[..., object], *args: object) -> None:
         greenlet = gevent.spawn(function, *args)
         self._greenlets.add(greenlet)
         greenlet.link(self._greenlets.discard)

@@ -164,6 +164,7 @@ def build_plan(
         think_scale=0.0 if capacity else options.think_scale,
         variation=not capacity,
         backoff_s_max=0.25 if capacity else 2.0,
+        delete_finished=options.shape == "soak",
         workers=options.workers,
         max_turns=options.max_turns,
         max_tokens=options.max_tokens,

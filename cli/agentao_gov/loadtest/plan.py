@@ -89,6 +89,8 @@ class LoadPlan(_Value):
     max_tokens: int | None = None
     #: Sessions are deleted at the target when a phase is over.
     delete_sessions: bool = True
+    #: A session is deleted as soon as its last turn has ended: in a soak, resident sessions must not look like a leak.
+    delete_finished: bool = False
     #: A file of recorded turns to play instead of drawing sessions.
     replay: str | None = None
     replay_speed: float = Field(default=1.0, gt=0)
