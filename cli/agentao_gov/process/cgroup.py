@@ -19,7 +19,7 @@ from pathlib import Path
 from agentao_gov.process import procfs
 from agentao_gov.process.oslimits import OsLimits
 
-__all__ = ["SessionCgroup", "own_cgroup", "sweep_cgroups"]
+__all__ = ["SessionCgroup", "groups_can_be_made", "own_cgroup", "sweep_cgroups"]
 
 _PREFIX = "agentao-gov"
 _numbers = itertools.count(1)
@@ -41,7 +41,7 @@ def own_cgroup() -> Path | None:
 
 
 @functools.cache
-def _usable(here: Path) -> bool:
+def groups_can_be_made(here: Path) -> bool:
     """Tries to make a group that can be killed, and takes it away again."""
     probe = here / f"{_PREFIX}-probe-{os.getpid()}"
     try:
@@ -65,7 +65,7 @@ class SessionCgroup:
     def create(cls, limits: OsLimits) -> SessionCgroup | None:
         """A new group below our own, with the limits its controllers allow; None where that is not to be had."""
         here = own_cgroup()
-        if here is None or not _usable(here):
+        if here is None or not groups_can_be_made(here):
             return None
         path = here / f"{_PREFIX}-{_me()}-{next(_numbers)}"
         try:

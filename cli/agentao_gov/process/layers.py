@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from agentao_gov.process.cgroup import groups_can_be_made, own_cgroup
 
 __all__ = ["Layer", "survey_layers"]
 
@@ -35,26 +36,17 @@ def _probe() -> frozenset[str]:
 
 
 def _cgroup_v2() -> tuple[bool, str]:
-    """Whether a cgroup with a memory limit could be made below our own."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return False, "no /proc/self/cgroup"
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    root = next((m.split()[1] for m in mounts if m.split()[2] == "cgroup2"), None)
-    if own is None or root is None:
+    """Whether sessions get control groups of their own, and whether the kernel holds their memory limits."""
+    here = own_cgroup()
+    if here is None:
         return False, "cgroups v2 are not mounted"
-    here = Path(root + own)
+    if not groups_can_be_made(here):
+        return False, f"no groups can be made below {here} (delegate it to use it)"
     try:
-        controllers = (here / "cgroup.controllers").read_text().split()
+        memory = "memory" in (here / "cgroup.subtree_control").read_text().split()
     except OSError:
-        return False, f"{here} cannot be read"
-    if "memory" not in controllers:
-        return False, f"{here} has no memory controller"
-    if not os.access(here, os.W_OK):
-        return False, f"{here} is not writable (delegate it to use it)"
-    return True, str(here)
+        memory = False
+    return True, f"{here}, {'with' if memory else 'without'} the memory controller"
 
 
 def survey_layers() -> tuple[Layer, ...]:
@@ -73,5 +65,5 @@ def survey_layers() -> tuple[Layer, ...]:
         Layer(
             "pid namespace", "pid_namespace" in works, "SIGKILL of the wardens; tools cannot even see other processes"
         ),
-        Layer("cgroup v2", cgroup, "memory limits held by the kernel", cgroup_detail),
+        Layer("cgroup v2", cgroup, "SIGKILL of a session's warden; nothing can leave its group", cgroup_detail),
     )
