@@ -39,9 +39,9 @@ def _schema(name: str) -> dict[str, Any]:
 
         return ChecklistReport.model_json_schema(by_alias=True)
     if name == "loadtest":
-        from agentao_gov.loadtest.document import LoadTestReport
+        from agentao_gov.loadtest.document import schema
 
-        return LoadTestReport.model_json_schema(by_alias=True)
+        return schema()
     from agentao_gov.errors import UsageError
 
     raise UsageError(f"There is no schema {name!r}; there are: {', '.join(_NAMES)}.")
