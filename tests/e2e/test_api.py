@@ -228,6 +228,7 @@ def test_a_wrong_key_is_401_everywhere(service: Service, path: str) -> None:
             else (_without_key(service, path))
         )
         assert (answer.status, answer.code) == (401, "invalid_api_key")
+    assert service.metrics()['rejections_total{reason="invalid_api_key"}'] >= 2
 
 
 def _without_key(service: Service, path: str) -> Any:

@@ -42,6 +42,12 @@ def create_app(gateway: Gateway) -> ASGIApp:
         del request
         return HTMLResponse(page, headers=PAGE_HEADERS)
 
+    async def refuse(request: Request, error: GovError) -> Response:
+        del request
+        # Refusals of turns are counted by the pool's events; these never became turns.
+        gateway.metrics.rejected(error.code)
+        return failure_of_error(error).response()
+
     routes = [
         Route("/v1/chat/completions", at.chat_completions, methods=["POST"]),
         Route("/v1/models", at.models, methods=["GET"]),
@@ -62,16 +68,11 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app = Starlette(
         routes=routes,
         middleware=[Middleware(_Door, requests_max=limits.max_busy + limits.queue_limit + SPARE_REQUESTS)],
-        exception_handlers={GovError: _gov_error, HTTPException: _http_error, Exception: _bug},  # type: ignore[dict-item]
+        exception_handlers={GovError: refuse, HTTPException: _http_error, Exception: _bug},  # type: ignore[dict-item]
     )
     # Starlette keeps the handler of `Exception` outside all middleware, and raises again after answering.
     app.router.redirect_slashes = False
     return app
-
-
-async def _gov_error(request: Request, error: GovError) -> Response:
-    del request
-    return failure_of_error(error).response()
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agentao_gov.errors import GovError, SessionNotFoundError
+from agentao_gov.errors import SessionNotFoundError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, EventSink, SessionKey
 from agentao_gov.monitor.metrics import Metrics
@@ -91,10 +91,6 @@ class Gateway:
         """Cancels a turn whose client left: taken out of the queue when it waits, cancelled when it runs."""
         if not future.cancel():
             self.pool.cancel(order.key, "client_gone", turn_id=order.turn_id)
-
-    def refused(self, error: GovError) -> None:
-        """Counts a refusal that no turn report tells of; the pool's own are counted by its events."""
-        del error
 
     def turn_s_max(self, order: TurnOrder) -> float:
         """How long a turn may take from submission to report."""

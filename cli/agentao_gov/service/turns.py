@@ -108,7 +108,6 @@ class TurnResponse(Response):
         self._gateway.abandon(self._order, future)
 
     def _refuse(self, error: GovError) -> Response:
-        self._gateway.refused(error)
         return self._with_ids(failure_of_error(error).response())
 
     def _with_ids(self, response: Response) -> Response:
@@ -169,7 +168,6 @@ class TurnResponse(Response):
             await stream.write(rest)
         failure: Failure | None = None
         if isinstance(end, GovError):
-            self._gateway.refused(end)
             failure = failure_of_error(end)
         elif not end.has_answer and end.outcome is not Outcome.ANSWERED:
             failure = failure_of_report(end)
