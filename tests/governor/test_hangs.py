@@ -287,7 +287,7 @@ from tests.governor.harness import Harness
 from tests.governor.test_hangs import Sleeper, run_with
 with start_simulator() as simulator:
     harness = Harness(simulator, pathlib.Path({str(tmp_path)!r}), HttpClient())
-    report = run_with(harness, Sleeper(), limits={{"turn_timeout": 0.5, "cancel_grace": 0.8, "tool_timeout": 60}})
+    report = run_with(harness, Sleeper(), limits={{"turn_timeout": 4, "cancel_grace": 0.8, "tool_timeout": 60}})
 print(report.outcome.value, flush=True)
 """
 
