@@ -36,6 +36,9 @@ lint: $(STAMP) ## format, lint, types
 
 check: lint test ## format, lint, types, tests
 
+soak: $(STAMP) ## ten minutes of waves against the service: memory, descriptors, threads, processes
+	SOAK_S=600 $(BIN)/python -m pytest tests/e2e/test_soak.py --timeout 900
+
 fmt: $(STAMP) ## format and mend what a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
