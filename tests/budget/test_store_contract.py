@@ -592,3 +592,49 @@ def test_a_hundred_calls_in_flight_over_midnight_settle_in_their_own_day(store: 
         assert used == [50 * 15]
     assert idle(store, limits["UTC"])
     assert idle(store, limits["Asia/Shanghai"])
+
+
+@pytest.mark.parametrize("open_store", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
+def test_an_owner_that_is_silent_for_a_lease_is_resolved_and_settles_late_once(
+    open_store: OpenStore, clock: FakeClock
+) -> None:
+    """Not sent is given back and cannot be sent any more; sent is charged, and its real usage is a correction."""
+    here, zombie = open_store(), open_store()
+    limits = scopes()
+    zombie.reserve(call("held", limits))
+    zombie.reserve(call("sent", limits))
+    zombie.dispatch("sent")
+    here.heartbeat()
+    clock.advance(29)
+    here.heartbeat()
+    alive = balance(here, limits)
+
+    clock.advance(2)
+    here.heartbeat()
+
+    resolved = balance(here, limits)
+    with pytest.raises(ReservationLostError):
+        zombie.dispatch("held")
+    zombie.settle("sent", 70, 30, 0)
+    zombie.settle("sent", 99, 99, 0)
+    corrected = balance(here, limits)
+    assert (alive.reserved, alive.used) == (400, 0)
+    assert (resolved.reserved, resolved.used, resolved.estimated) == (0, 200, 200)
+    assert (corrected.reserved, corrected.used, corrected.estimated) == (0, 100, 0)
+    assert here.verify().ok
+
+
+@pytest.mark.parametrize("open_store", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
+def test_a_slow_owner_that_beats_keeps_what_it_holds(open_store: OpenStore, clock: FakeClock) -> None:
+    """A call may take as long as it takes, as long as its process says that it lives."""
+    here, slow = open_store(), open_store()
+    limits = scopes()
+    slow.reserve(call("held", limits))
+
+    for _ in range(12):
+        clock.advance(20)
+        slow.heartbeat()
+        here.heartbeat()
+
+    assert balance(here, limits).reserved == 200
+    slow.dispatch("held")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
+
+from agentao_gov.clock import Clock
 
 __all__ = ["Liveness", "Owner", "boot_id", "gone", "this_process"]
 
@@ -63,8 +64,9 @@ class Liveness:
     counter: no step of any wall clock can make a living owner look dead.
     """
 
-    def __init__(self, here: Owner, lease_s: float) -> None:
+    def __init__(self, here: Owner, lease_s: float, clock: Clock) -> None:
         self._here = here
+        self._clock = clock
         self._lease_s = lease_s
         #: Owner id → heartbeat counter and when it was first seen.
         self._seen: dict[str, tuple[int, float]] = {}
@@ -77,11 +79,12 @@ class Liveness:
             return True
         if gone(owner, self._here):
             return True
-        counter, since_s = self._seen.get(owner.id, (heartbeat, time.monotonic()))
+        now_s = self._clock.monotonic()
+        counter, since_s = self._seen.get(owner.id, (heartbeat, now_s))
         if counter != heartbeat:
-            since_s = time.monotonic()
+            since_s = now_s
         self._seen[owner.id] = (heartbeat, since_s)
-        return time.monotonic() - since_s >= self._lease_s
+        return now_s - since_s >= self._lease_s
 
     def forget(self, owner_id: str) -> None:
         """Drops what was remembered of an owner that is resolved."""

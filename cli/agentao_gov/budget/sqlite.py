@@ -72,7 +72,7 @@ class SqliteStore:
         self.owner = this_process()
         self._owner_id = self.owner.id
         self.lines = LineTable(self.owner.id)
-        self._owners = OwnerTable(self.owner, lease_s)
+        self._owners = OwnerTable(self.owner, lease_s, clock)
         self._queue = WaitingTable()
         #: What the file looked like when `answered` was asked last.
         self._seen_version = -1

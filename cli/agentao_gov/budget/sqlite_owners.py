@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentao_gov.budget.owner import Liveness, Owner
 from agentao_gov.budget.sqlite_tx import Transaction
+from agentao_gov.clock import Clock
 
 __all__ = ["OwnerTable"]
 
@@ -11,9 +12,9 @@ __all__ = ["OwnerTable"]
 class OwnerTable:
     """Registers this owner and finds dead ones. Under the store's lock."""
 
-    def __init__(self, owner: Owner, lease_s: float) -> None:
+    def __init__(self, owner: Owner, lease_s: float, clock: Clock) -> None:
         self.owner = owner
-        self._liveness = Liveness(owner, lease_s)
+        self._liveness = Liveness(owner, lease_s, clock)
         self._beats = 0
 
     def beat(self, tx: Transaction) -> None:
