@@ -30,6 +30,8 @@ from agentao_gov.loadtest.thresholds import (
         ("memory_peak<2GB", 2e9, "bytes"),
         ("memory_slope<10KiB", 10 * 1024, "bytes_per_turn"),
         ("fds_leaked<=0", 0, "count"),
+        ("orphans<=0", 0, "count"),
+        ("isolation_p95<1.5x", 1.5, "factor"),
         ("budget_overshoot<=20k", 20_000, "tokens"),
     ],
 )

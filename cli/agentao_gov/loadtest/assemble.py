@@ -38,7 +38,7 @@ from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.plan import LoadPlan
 from agentao_gov.loadtest.samples import TurnSample
 from agentao_gov.loadtest.series import ServerRow, peaks_of
-from agentao_gov.loadtest.thresholds import Observation, Threshold, ThresholdResult, evaluate
+from agentao_gov.loadtest.thresholds import Observation, Threshold, ThresholdResult, evaluate, samples_needed
 from agentao_gov.loadtest.verdict import Ending, judge
 
 __all__ = ["Findings", "assemble", "environment", "plan_part"]
@@ -58,6 +58,8 @@ class Findings:
     baseline: dict[str, Any] = field(default_factory=dict)
     faults: Sequence[dict[str, Any]] = ()
     budget_overshoot: int | None = None
+    #: Processes of the service that outlived its end; None where it was not ended here.
+    orphans: int | None = None
     differences: Sequence[str] = ()
     service_died: str | None = None
     generator_died: str | None = None
@@ -226,6 +228,8 @@ def _values(
         "memory_slope": None if slope is None else max(0.0, slope["low"]),
         "fds_leaked": server.leaks.get("fds", {}).get("leaked"),
         "processes_leaked": server.leaks.get("children", {}).get("leaked"),
+        "threads_leaked": server.leaks.get("threads", {}).get("leaked"),
+        "orphans": findings.orphans,
         "threads_abandoned": max(stuck, default=None),
         "budget_overshoot": findings.budget_overshoot,
         "isolation_p95": isolation.get("ratio_p95"),
@@ -242,8 +246,13 @@ def _isolation(options: Options, execution: Execution | None) -> dict[str, Any]:
         measure([s for s in played.samples if s.tenant == options.victim], played.phase.duration_s)
         for played in execution.played[:2]
     )
-    before = alone.distributions["turn"].percentile(95)
-    after = noisy.distributions["turn"].percentile(95)
+    before, after = (
+        # A ratio of two percentiles that nobody can certify certifies nothing.
+        figures.distributions["turn"].percentile(95)
+        if len(figures.distributions["turn"].values_ms) >= samples_needed(95)
+        else None
+        for figures in (alone, noisy)
+    )
     return {
         "victim": options.victim,
         "rate_per_s": options.victim_rate,

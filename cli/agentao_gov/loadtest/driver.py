@@ -30,6 +30,7 @@ _READY_S_MAX = 60.0
 _SILENCE_S_MAX = 15.0
 #: The phase's second 0 lies so far ahead that every worker has read it by then.
 _LEAD_S = 0.4
+_LEAD_DISTRIBUTED_S = 1.5
 _POLL_S = 0.1
 #: Deleting sessions at the end of a phase is bounded at 15 s in the conductor.
 _TAIL_S_MAX = 25.0
@@ -105,14 +106,15 @@ class LoadDriver:
         Raises GeneratorDied when a process is gone or silent; the record is closed and in `file` then.
         `should_stop` ends the phase early: what is in flight is booked as unfinished.
         """
-        start_epoch = time.time() + _LEAD_S
+        lead_s = _LEAD_S if self._plan.workers == 1 and self._bind is None else _LEAD_DISTRIBUTED_S
+        start_epoch = time.time() + lead_s
         placed = phase.model_copy(update={"start_epoch": start_epoch})
         with (self._folder / "phases.jsonl").open("a") as file:
             file.write(placed.model_dump_json() + "\n")
         record = self.file.phase(phase.index)
         self._spans[phase.index] = (start_epoch, 0.0)
         self._last_line = time.monotonic()
-        latest = time.monotonic() + _LEAD_S + phase.duration_s + phase.drain_s + _TAIL_S_MAX
+        latest = time.monotonic() + lead_s + phase.duration_s + phase.drain_s + _TAIL_S_MAX
         try:
             while len(record.ended) < self._plan.workers and not should_stop():
                 self._check_alive()

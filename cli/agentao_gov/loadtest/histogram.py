@@ -6,6 +6,7 @@ histogram of all their samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Self
 
@@ -64,8 +65,13 @@ class Histogram:
         return int(self._hdr.get_max_value()) if self.count else 0
 
     def percentile_us(self, percentile: float) -> int | None:
-        """The duration that `percentile` per cent do not exceed; None without samples."""
-        return int(self._hdr.get_value_at_percentile(percentile)) if self.count else None
+        """The duration that `percentile` per cent do not exceed (nearest rank); None without samples."""
+        if not self.count:
+            return None
+        # hdrhistogram 0.10 rounds the rank to the nearest, which for p90 of 16 samples takes the 14th instead of the
+        # 15th and reads too low. Asking for the rank's own share gives that very rank.
+        rank = max(1, math.ceil(round(percentile / 100 * self.count, 6)))
+        return int(self._hdr.get_value_at_percentile(rank * 100 / self.count))
 
     def summary_ms(self) -> dict[str, float | int | None]:
         """p50, p90, p95, p99 and max in milliseconds, and the count."""

@@ -141,7 +141,7 @@ class LoadTest:
                 execution = self._execute(plan, target, folder, findings)
         finally:
             if target is not None:
-                target.close()
+                findings.orphans = target.close()
             self._keep_samples(folder)
             shutil.rmtree(folder, ignore_errors=True)
         findings.signal = self.stop.signal

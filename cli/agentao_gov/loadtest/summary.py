@@ -26,6 +26,8 @@ def show_value(value: float | None, unit: str) -> str:
         return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"
     if unit == "ratio":
         return f"{value:.2%}"
+    if unit == "factor":
+        return f"{value:.2f} times"
     if unit == "per_s":
         return f"{value:.2f}/s"
     if unit in ("bytes", "bytes_per_turn"):

@@ -72,9 +72,12 @@ class Target:
         """Whether anything speaks HTTP there."""
         return _status(self.url, path) is not None
 
-    def close(self) -> None:
-        """Ends the service, then its model. May be called again."""
+    def close(self) -> int | None:
+        """Ends the service, then its model; how many of the service's processes outlived it. May be called again."""
+        family: list[psutil.Process] = []
         if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                family = psutil.Process(self.process.pid).children(recursive=True)
             for signum, wait_s in ((signal.SIGTERM, _STOP_S), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
                 with contextlib.suppress(ProcessLookupError):
                     self.process.send_signal(signum)
@@ -85,6 +88,10 @@ class Target:
                     continue
         if self.simulator is not None:
             self.simulator.close()
+        if self.process is None:
+            return None
+        _, alive = psutil.wait_procs(family, timeout=1.0)
+        return sum(process.status() != psutil.STATUS_ZOMBIE for process in alive if process.is_running())
 
     def _last_words(self) -> str:
         if self.log is None or not self.log.exists():

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
-Unit = Literal["ms", "ratio", "per_s", "bytes", "bytes_per_turn", "count", "tokens"]
+Unit = Literal["ms", "ratio", "factor", "per_s", "bytes", "bytes_per_turn", "count", "tokens"]
 Status = Literal["pass", "fail", "inconclusive"]
 
 _PERCENTILE = re.compile(r"^(turn|first_token|queue)_p(\d{1,2}(?:\.\d+)?)$")
@@ -47,7 +47,10 @@ _PLAIN: dict[str, Unit] = {
     "processes_leaked": "count",
     "threads_abandoned": "count",
     "budget_overshoot": "tokens",
-    "isolation_p95": "ratio",
+    # Beyond the contract's names.
+    "threads_leaked": "count",
+    "orphans": "count",
+    "isolation_p95": "factor",
     "cost": "count",
 }
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -117,6 +120,7 @@ def parse_threshold(text: str) -> Threshold:
 _UNIT_HINTS: dict[Unit, str] = {
     "ms": "Write a duration: 300ms, 2s, 1.5m; a plain number is seconds.",
     "ratio": "Write a share: 1% or 0.01.",
+    "factor": "Write a factor: 1.5 or 1.5x.",
     "per_s": "Write a number per second: 20, 20/s.",
     "bytes": "Write a size: 512MiB, 2GB.",
     "bytes_per_turn": "Write a size per turn: 10KiB.",
@@ -129,7 +133,9 @@ def _factor(unit: Unit, text: str) -> float:
     if unit == "ms":
         return _DURATIONS_MS[text]
     if unit == "ratio":
-        return {"%": 0.01, "": 1.0, "x": 1.0}[text]
+        return {"%": 0.01, "": 1.0}[text]
+    if unit == "factor":
+        return {"": 1.0, "x": 1.0}[text]
     if unit == "per_s":
         return {"": 1.0, "/s": 1.0, "k": 1e3, "k/s": 1e3}[text]
     if unit in ("bytes", "bytes_per_turn"):
