@@ -279,7 +279,9 @@ class SqliteMachine(LedgerMachine):
         dead = self.stores[which]
         assert isinstance(dead, SqliteStore)
         dead.connection.execute("UPDATE owners SET pid = ?, started = 1 WHERE id = ?", (2**22 + 1, dead.owner.id))
-        dead.close()
+        # Without its orderly end: nothing is resolved but by the neighbour.
+        for connection in (dead.connection, dead._syncing):
+            connection.close()
         self.stores[which] = self.open()
         return True
 

@@ -638,3 +638,20 @@ def test_a_slow_owner_that_beats_keeps_what_it_holds(open_store: OpenStore, cloc
 
     assert balance(here, limits).reserved == 200
     slow.dispatch("held")
+
+
+@pytest.mark.parametrize("open_store", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)], indirect=True)
+def test_closing_resolves_what_was_left_open(open_store: OpenStore) -> None:
+    """As if the owner had died, but at once: given back, charged, and out of the queue."""
+    here, leaving = open_store(), open_store()
+    limits = scopes(session=400)
+    leaving.reserve(call("held", limits))
+    leaving.reserve(call("sent", limits))
+    leaving.dispatch("sent")
+    leaving.reserve(call("waits", limits))
+
+    leaving.close()
+
+    left = balance(here, limits, "session")
+    assert (left.reserved, left.used, left.estimated) == (0, 200, 200)
+    assert isinstance(here.reserve(call("next", limits)), Reservation)

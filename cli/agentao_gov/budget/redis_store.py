@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ from agentao_gov.budget.states import check_usage
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
 from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
 from agentao_gov.clock import Clock
+from agentao_gov.errors import StoreError
 
 __all__ = ["RedisStore"]
 
@@ -67,6 +69,7 @@ class RedisStore:
         self._unlock = self._redis.register_script(_UNLOCK)
         self._lease_ms = int(lease_s * 1000)
         self._answered = -1
+        self._closed = False
         if mark is not None:
             self._session.admit(mark)
         self.heartbeat()
@@ -238,14 +241,23 @@ class RedisStore:
         lost = [owner.id for text in owners.values() if gone(owner := Owner(**json.loads(text)), self.owner)]
         if lost:
             failpoints.reach("during_recovery")
+        self._beat(lost)
+        self._session.keep_mark()
+
+    def _beat(self, lost: list[str]) -> None:
         about = json.dumps(asdict(self.owner))
         answer = self._session.call("beat", about=about, gone=lost, lease_ms=self._lease_ms)
-        self._session.keep_mark()
         if answer["freed"]:
             self._serve_if_waiting()
 
     def close(self) -> None:
         """See Store. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        # A server that is gone is no reason not to end: then a neighbour resolves what is left.
+        with contextlib.suppress(StoreError):
+            self._beat([self.owner.id])
         self._session.close()
 
     # ── balances ──────────────────────────────────────────────────────────────────────────────────

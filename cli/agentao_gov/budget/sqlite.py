@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -77,11 +78,14 @@ class SqliteStore:
         #: What the file looked like when `answered` was asked last.
         self._seen_version = -1
         self._closed = False
+        #: Held while the file is synced or closed; never together with a turn's work.
+        self._sync_lock = threading.Lock()
         #: When the path is looked at again, on the monotonic clock.
         self._look_again_s = 0.0
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
             self.connection = connect(path, synchronous)
+            self._syncing = connect(path, synchronous)
             status = path.stat()
             self._file = (status.st_dev, status.st_ino)
             self.mark = Mark(path.with_name(path.name + ".mark"))
@@ -92,6 +96,7 @@ class SqliteStore:
             self.heartbeat()
         except BaseException:
             self.connection.close()
+            self._syncing.close()
             raise
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
@@ -306,12 +311,14 @@ class SqliteStore:
         with Transaction(self) as tx:
             self._owners.beat(tx)
             for owner_id in self._owners.dead(tx):
+                failpoints.reach("during_recovery")
                 self._resolve(tx, owner_id)
-        self._sync()
+        with self._sync_lock:
+            if not self._closed:
+                self._sync()
 
     def _resolve(self, tx: Transaction, owner_id: str) -> None:
         """What a dead owner had not sent is given back; what it had sent is charged its bound."""
-        failpoints.reach("during_recovery")
         self._queue.remove_owner(tx, owner_id)
         for call_id, call in CallTable.held_by(tx, owner_id).items():
             held = call.holding
@@ -325,13 +332,12 @@ class SqliteStore:
             self._serve_waiting(tx)
 
     def _sync(self) -> None:
-        """Moves the log into the file, off the path of any turn. A reader in the way only puts it off."""
-        with self.lock:
-            try:
-                (last,) = self.connection.execute("SELECT max(number) FROM journal").fetchone()
-                busy, pages, moved = self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            except sqlite3.Error as error:
-                raise store_error(self.path, error) from error
+        """Moves the log into the file on a connection of its own, so that no turn waits for the disk meanwhile."""
+        try:
+            (last,) = self._syncing.execute("SELECT max(number) FROM journal").fetchone()
+            busy, pages, moved = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            raise store_error(self.path, error) from error
         if not busy and pages == moved:
             self.mark.on_disk(last)
 
@@ -407,9 +413,14 @@ class SqliteStore:
 
     def close(self) -> None:
         """See Store. Idempotent."""
-        with self.lock:
+        with self._sync_lock:
             if self._closed:
                 return
             self._closed = True
-            self.connection.close()
-            self.mark.close()
+            # A file that fails now is no reason not to close it: then a neighbour resolves what is left.
+            with contextlib.suppress(StoreError), Transaction(self) as tx:
+                self._resolve(tx, self.owner.id)
+            with self.lock:
+                self._syncing.close()
+                self.connection.close()
+                self.mark.close()

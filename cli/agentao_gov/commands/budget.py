@@ -35,6 +35,8 @@ def show(
 
     deployment = _load(config)
     balances = _balances(deployment, window)
+    if window is None:
+        _warn_of_clock(balances)
     if as_json:
         record = {
             "schema": report.BUDGET_SCHEMA,
@@ -176,6 +178,22 @@ def _balances(deployment: ResolvedDeployment, window: str | None) -> list[Balanc
         result.append(replace(balance, limit=None if limit is None else limit + balance.granted))
     order = {"tenant": 0, "user": 1, "session": 2}
     return sorted(result, key=lambda b: (b.window, order.get(b.scope.kind, 3), b.scope.key))
+
+
+def _warn_of_clock(balances: list[Balance]) -> None:
+    """The ledger never goes back to an earlier day: a clock that was wrong once keeps it in the future."""
+    import time
+
+    from agentao_gov.budget.windows import WindowCalendar
+    from agentao_gov.report.terminal import warn
+
+    calendar, now_s = WindowCalendar(), time.time()
+    ahead = {b.window for b in balances if b.window > calendar.window(b.timezone, now_s).name}
+    if ahead:
+        warn(
+            f"The ledger stands at {max(ahead)}, later than this machine's clock: it saw a later time before. "
+            "Budgets of that day hold until the clock reaches it; check the clock, and grant if need be."
+        )
 
 
 def _verify(deployment: ResolvedDeployment) -> Any:
