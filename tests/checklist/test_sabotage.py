@@ -17,7 +17,7 @@ from agentao_gov.checklist.report import ChecklistReport
 from agentao_gov.checklist.stage import Stage
 from tests.checklist.conftest import House
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 SCRIPT = Path(__file__).with_name("sabotages.py")
 
