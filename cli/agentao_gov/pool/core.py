@@ -28,6 +28,12 @@ from agentao_gov.pool.types import EVICTIONS, CloseReason, SessionState
 
 __all__ = ["PoolCore", "StaleLeaseError", "Verdict"]
 
+# An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
+_CLOSING = SessionState.CLOSING
+_GONE = SessionState.GONE
+_IDLE = SessionState.IDLE
+_STUCK = SessionState.STUCK
+
 
 class StaleLeaseError(Exception):
     """Raised when a lease is released that is not out: released before, or taken away because its turn was stuck."""
@@ -78,7 +84,7 @@ class PoolCore(Scheduler):
             # The common case takes no detour through the queues; nothing else has become free by it.
             self.table.unlist_idle(entry)
             self._lend(waiter, entry, out)
-        elif entry is not None and entry.state is SessionState.STUCK:
+        elif entry is not None and entry.state is _STUCK:
             self._refuse(waiter, "stuck", out)
         elif self._admit(waiter, entry, out):
             self._enqueue(waiter, entry or self.table.add(key, user))
@@ -110,7 +116,7 @@ class PoolCore(Scheduler):
         entry = lease.entry
         if verdict is Verdict.STUCK:
             self.counters.abandoned += 1
-            self.table.move(entry, SessionState.STUCK)
+            self.table.move(entry, _STUCK)
             self._refuse_all(entry, "stuck", out)
             return out
         entry.lease = None
@@ -126,7 +132,7 @@ class PoolCore(Scheduler):
         self._advance(now)
         out: list[Effect] = []
         entry = self.table.entries[key]
-        if entry.state is not SessionState.STUCK:
+        if entry.state is not _STUCK:
             raise ValueError(f"{key} is {entry.state}, not stuck")
         if entry.lease is not None:
             self._note_return(entry.lease, out)
@@ -147,7 +153,7 @@ class PoolCore(Scheduler):
             self._close(entry, CloseReason.UNSTUCK, out)
         else:
             del self.openings[entry]
-            self.table.move(entry, SessionState.IDLE)
+            self.table.move(entry, _IDLE)
             entry.idle_since = now
             self._head_changed(entry, out)
         self._schedule(out)
@@ -200,14 +206,14 @@ class PoolCore(Scheduler):
         out: list[Effect] = []
         entry = self.table.entries.get(key)
         if entry is None:
-            return SessionState.GONE, out
+            return _GONE, out
         state = entry.state
         entry.doomed = CloseReason.DELETED
         self._refuse_all(entry, "deleted", out)
         # Where somebody waited, the last one's refusal has closed it already.
-        if entry.state is SessionState.IDLE:
+        if entry.state is _IDLE:
             self._close(entry, CloseReason.DELETED, out)
-        elif state is SessionState.CLOSING:
+        elif state is _CLOSING:
             entry.close_reason = CloseReason.DELETED
         self._schedule(out)
         return state, out
@@ -237,7 +243,7 @@ class PoolCore(Scheduler):
                 out.append(Leak(lease.id, lease.entry.key, lease.waiter.id, now - lease.granted_at, returned=False))
         for entry in [entry for entry in self._pinned if entry.pinned_until <= now]:
             del self._pinned[entry]
-            if entry.state is SessionState.IDLE and not entry.waiters:
+            if entry.state is _IDLE and not entry.waiters:
                 self._head_changed(entry, out)
         self._schedule(out)
         return out
@@ -273,7 +279,7 @@ class PoolCore(Scheduler):
         for entry in [entry for entry in self.table.entries.values() if entry.waiters]:
             self._refuse_all(entry, "draining", out)
         for entry in list(self.table.pool.idle) + list(self._pinned):
-            if entry.state is SessionState.IDLE:
+            if entry.state is _IDLE:
                 self._close(entry, CloseReason.DRAIN, out)
         return out
 
@@ -299,7 +305,7 @@ class PoolCore(Scheduler):
     def _settle(self, lease: Lease, verdict: Verdict, out: list[Effect]) -> None:
         """Where the session goes after its turn."""
         entry = lease.entry
-        self.table.move(entry, SessionState.IDLE)
+        self.table.move(entry, _IDLE)
         if verdict is Verdict.OK:
             self._head_changed(entry, out)
             return

@@ -17,6 +17,13 @@ from agentao_gov.pool.types import EVICTIONS, CloseReason, SessionState
 
 __all__ = ["Scheduler"]
 
+# An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
+_BUSY = SessionState.BUSY
+_GONE = SessionState.GONE
+_IDLE = SessionState.IDLE
+_OPENING = SessionState.OPENING
+_STUCK = SessionState.STUCK
+
 
 class Scheduler:
     """State and private steps of the core. Every change ends in `_schedule`, which hands out all that is free."""
@@ -90,12 +97,7 @@ class Scheduler:
 
     def _is_free(self, entry: Entry) -> bool:
         """Whether a turn can begin on the session in this moment without overtaking anybody."""
-        return (
-            entry.state is SessionState.IDLE
-            and not entry.waiters
-            and self.busy < self.limits.max_busy
-            and not self._ready
-        )
+        return entry.state is _IDLE and not entry.waiters and self.busy < self.limits.max_busy and not self._ready
 
     def _servable(self, entry: Entry | None, waiter: Waiter) -> bool:
         """Whether the turn would get its place at once, or after its opening."""
@@ -123,11 +125,11 @@ class Scheduler:
 
     def _line_up(self, head: Waiter, entry: Entry) -> None:
         """Puts the head of a session into the queue that its session's state calls for."""
-        if entry.state is SessionState.IDLE:
+        if entry.state is _IDLE:
             self.table.unlist_idle(entry)
             self._ready.push(head)
             head.queue = self._ready
-        elif entry.state is SessionState.GONE:
+        elif entry.state is _GONE:
             self._cold.push(head)
             head.queue = self._cold
 
@@ -162,7 +164,7 @@ class Scheduler:
         """The waiter's time is up, unless its session is just being opened for it: that has a limit of its own."""
         entry = self.table.entries[waiter.key]
         patience = min(waiter.deadline_at, entry.open_by)
-        if entry.state is SessionState.OPENING and entry.waiters[0] is waiter and patience > self._now:
+        if entry.state is _OPENING and entry.waiters[0] is waiter and patience > self._now:
             waiter.wake_at = patience
             self._remind(waiter)
             return
@@ -189,7 +191,7 @@ class Scheduler:
 
     def _lend(self, waiter: Waiter, entry: Entry, out: list[Effect]) -> None:
         """The place and the session are the waiter's."""
-        self.table.move(entry, SessionState.BUSY)
+        self.table.move(entry, _BUSY)
         self.busy += 1
         self._ids += 1
         lease = entry.lease = self.leases[self._ids] = Lease(self._ids, entry, waiter, self._now)
@@ -251,20 +253,20 @@ class Scheduler:
 
     def _head_changed(self, entry: Entry, out: list[Effect]) -> None:
         """Whoever is first for this session now is lined up; with nobody, the session rests, closes or is forgotten."""
-        if entry.state is SessionState.IDLE:
+        if entry.state is _IDLE:
             reason = entry.doomed or (CloseReason.DRAIN if self.draining else CloseReason.ONCE if entry.once else None)
             if reason is not None and entry not in self._pinned:
                 self._close(entry, reason, out)
                 return
         if entry.waiters:
             self._line_up(entry.waiters[0], entry)
-        elif entry.state is SessionState.IDLE:
+        elif entry.state is _IDLE:
             # Somebody wanted it just now, served or not; a list in the order of `idle_since` keeps eviction O(1).
             entry.idle_since = self._now
             if entry not in self._pinned:
                 self.table.list_idle(entry)
                 self._crowded.update(dict.fromkeys(group for group in entry.groups if group.resident > group.cap))
-        elif entry.state is SessionState.GONE:
+        elif entry.state is _GONE:
             self.table.forget(entry)
 
     def _close(self, entry: Entry, reason: CloseReason, out: list[Effect]) -> None:
@@ -288,7 +290,7 @@ class Scheduler:
         for entry in [entry for entry in self.openings if entry.open_by <= self._now]:
             del self.openings[entry]
             entry.overdue = True
-            self.table.move(entry, SessionState.STUCK)
+            self.table.move(entry, _STUCK)
             self._refuse_all(entry, "open_timeout", out)
 
     # -- refusals --------------------------------------------------------------------------------------------------

@@ -13,6 +13,12 @@ from agentao_gov.pool.types import CloseReason, SessionState
 
 __all__ = ["SessionTable"]
 
+# An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
+_CLOSING = SessionState.CLOSING
+_GONE = SessionState.GONE
+_IDLE = SessionState.IDLE
+_OPENING = SessionState.OPENING
+
 _ABSENT = object()
 
 
@@ -81,7 +87,7 @@ class SessionTable:
 
     def enter(self, entry: Entry) -> None:
         """The entry takes its slot in memory: its opening begins."""
-        self.move(entry, SessionState.OPENING)
+        self.move(entry, _OPENING)
         for group in entry.groups:
             group.resident += 1
 
@@ -98,7 +104,7 @@ class SessionTable:
     def begin_close(self, entry: Entry, reason: CloseReason, now: float) -> None:
         """Reserves the entry for its close."""
         self.unlist_idle(entry)
-        self.move(entry, SessionState.CLOSING)
+        self.move(entry, _CLOSING)
         entry.close_reason = reason
         entry.closing_since = now
         self.closing[entry] = None
@@ -108,7 +114,7 @@ class SessionTable:
     def undo_close(self, entry: Entry) -> None:
         """The close did not take place: the session is idle as before, and not listed."""
         self.give_up_close(entry)
-        self.move(entry, SessionState.IDLE)
+        self.move(entry, _IDLE)
         entry.close_reason = None
 
     def give_up_close(self, entry: Entry) -> None:
@@ -123,7 +129,7 @@ class SessionTable:
         self.give_up_close(entry)
         for group in entry.groups:
             group.resident -= 1
-        self.move(entry, SessionState.GONE)
+        self.move(entry, _GONE)
         entry.close_reason = entry.doomed = None
         entry.once = entry.overdue = False
 
