@@ -45,6 +45,9 @@ __all__ = ["Findings", "assemble", "environment", "plan_part"]
 
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
 _ROWS_MAX = 600
+#: What a service opens at its first turns and keeps (measured: 1 descriptor in-process; 7 and 4 processes where session
+#: processes are forked from a spare one; worker threads up to `max_busy`). Soaks need no such allowance.
+_OPENED_ONCE = {"fds": 12, "children": 6, "threads": 64}
 
 
 @dataclass(slots=True)
@@ -189,9 +192,9 @@ def _leaks(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample
         "rests_s": rests,
     }
     sessions = len({sample.session for sample in samples})
-    for name in ("fds", "children", "threads"):
+    for name, once in _OPENED_ONCE.items():
         values = [(row.at - main.start_epoch, int(v)) for row in rows if (v := getattr(row, name)) is not None]
-        leak = wave_leak(wave_floors(values, rests), sessions=sessions)
+        leak = wave_leak(wave_floors(values, rests), sessions=sessions, once=once)
         out[name] = {"floors": list(leak.floors), "leaked": leak.leaked if len(leak.floors) >= 2 else None}
     return out
 

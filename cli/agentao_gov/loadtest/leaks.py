@@ -19,8 +19,6 @@ _Z = 1.96
 #: More points cost quadratic time and say no more: neighbours half a second apart move together.
 _POINTS_MAX = 60
 _POINTS_MIN = 8
-#: Descriptors and threads that a service opens at its first turn and keeps: database handles, a resolver, a timer.
-_OPENED_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +100,18 @@ def wave_floors(samples: Sequence[tuple[float, int]], rests: Sequence[tuple[floa
     return tuple(floors)
 
 
-def wave_leak(floors: Sequence[int], *, sessions: int = 0) -> WaveLeak:
+def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4) -> WaveLeak:
     """A leak grows with most waves; a warm-up stops after the first one or two.
 
     With three floors or more, the growth counts only where at least two of three steps after the first wave go up.
-    With two (one load between two rests) it counts only beyond what is opened once: a handful, or a tenth of the
-    `sessions` that were played.
+    With two (one load between two rests) it counts only beyond what is opened `once` and kept, or a tenth of the
+    `sessions` that were played, where that is more.
     """
     if len(floors) < 2:
         return WaveLeak(tuple(floors), 0)
     if len(floors) == 2:
         growth = floors[1] - floors[0]
-        return WaveLeak(tuple(floors), growth if growth > max(_OPENED_ONCE, 0.1 * sessions) else 0)
+        return WaveLeak(tuple(floors), growth if growth > max(once, 0.1 * sessions) else 0)
     # From four floors on, the second wave is warm-up too.
     settled = list(floors[1:] if len(floors) > 3 else floors)
     steps = [after - before for before, after in itertools.pairwise(settled)]

@@ -21,6 +21,7 @@ __all__ = ["ServerRow", "ServerSeries", "peaks_of"]
 
 _PERIOD_S = 0.5
 _METRICS_TIMEOUT_S = 2.0
+_SHARE_S = 5.0
 _PREFIX = "agentao_gov_"
 
 
@@ -30,7 +31,8 @@ class ServerRow:
 
     #: Wall time.
     at: float
-    #: Resident memory of the service's whole process tree; shared pages count in each process.
+    #: Memory of the service's whole process tree. Proportional (PSS): session processes that are forked share pages,
+    #: and their resident sizes would add up to many times what there is.
     memory_bytes: int | None = None
     #: Of the service's own process.
     rss_bytes: int | None = None
@@ -76,6 +78,7 @@ class ServerSeries:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="loadtest-series", daemon=True)
         self._last_cpu: dict[str, tuple[float, float]] = {}
+        self._shares: dict[int, tuple[float, int]] = {}
         #: Appended by the thread only.
         self.rows: list[ServerRow] = []
 
@@ -116,7 +119,7 @@ class ServerSeries:
                 rss, fds, threads = main.memory_info().rss, main.num_fds(), main.num_threads()
             below = main.children(recursive=True)
             return {
-                "memory_bytes": sum(map(_rss, tree)),
+                "memory_bytes": sum(self._share(process, fresh=process.pid == main.pid) for process in tree),
                 "rss_bytes": rss,
                 "pss_bytes": _pss(main.pid),
                 "fds": fds,
@@ -127,6 +130,15 @@ class ServerSeries:
             }
         except (psutil.Error, OSError):
             return {}
+
+    def _share(self, process: psutil.Process, *, fresh: bool) -> int:
+        """A process's proportional memory. Reading it takes milliseconds, so children's is read every few seconds."""
+        now = time.monotonic()
+        seen = self._shares.get(process.pid)
+        if seen is None or fresh or now - seen[0] > _SHARE_S:
+            seen = (now, _pss(process.pid) or _rss(process))
+            self._shares[process.pid] = seen
+        return seen[1]
 
     def _service_process(self, tree: list[psutil.Process]) -> psutil.Process:
         """The process that listens: with a warden above, it is not the one that was started."""
