@@ -22,6 +22,9 @@ from tests.support.zygote import shared_zygote
 
 __all__ = ["simulator", "simulator_process"]
 
+#: The zygote's start falls into the first test that needs it.
+pytestmark = pytest.mark.timeout(90)
+
 
 def a_governor_factory(root: Path) -> HostFactory:
     """Sessions in this process; `root` is where a mode may keep what it needs."""

@@ -29,6 +29,13 @@ __all__ = ["simulator", "simulator_process"]
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The zygote's start falls into the first test that needs it: seconds, on a busy machine tens of them."""
+    for item in items:
+        if "subprocesses" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(90))
+
+
 class Subprocesses:
     """Opens sessions in processes on the simulated model; closes what it opened."""
 

@@ -223,10 +223,12 @@ class SubprocessFactory:
                 if not missing:
                     continue
                 process = self._fork(Deadline.after(_START_S_MAX))
-            except GovError:
-                _log.exception("No session process could be kept ready")
+            except GovError as error:
                 with self._lock:
                     self._filling = False
+                    closed = self._closed
+                if not closed:
+                    _log.error("No session process could be kept ready: %s", error)
                 return
             with self._lock:
                 keep = not self._closed

@@ -98,7 +98,12 @@ class SubprocessHost:
         process = self._parts.spawn(self.spec, deadline)
         peer = WirePeer(
             process.wire,
-            notifications={wire.EVENT: self._on_event, wire.OBSERVE: self._on_observe, wire.LEDGER: self._desk.notice},
+            notifications={
+                wire.EVENT: self._on_event,
+                wire.OBSERVE: self._on_observe,
+                wire.LEDGER: self._desk.notice,
+                wire.LOG: self._on_log,
+            },
             requests={wire.LEDGER: self._desk.handle},
             on_close=gone.set,
             name=self.spec.key.session,
@@ -264,7 +269,7 @@ class SubprocessHost:
     def _report(self, answer: Future[Any], witness: TurnWitness, live: _Live) -> TurnReport:
         try:
             data = answer.result()
-            report = TurnReport.model_validate(data["report"])
+            report = witness.sign(TurnReport.model_validate(data["report"]), self._desk.usage())
         except WireClosed:
             outcome, why = self._why_stopped(witness) if self._cancelled else (Outcome.INTERNAL_ERROR, "")
             return self._own_report(
@@ -357,6 +362,10 @@ class SubprocessHost:
             witness = self._witness
         if witness is not None:
             witness.event(wire.decode_event(params))
+
+    def _on_log(self, params: Mapping[str, Any]) -> None:
+        level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
+        _log.log(level, "In the process of session %s: %s", self.spec.key, str(params["text"]))
 
     def _on_observe(self, params: Mapping[str, Any]) -> None:
         with self._lock:

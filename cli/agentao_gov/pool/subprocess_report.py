@@ -63,6 +63,27 @@ class TurnWitness:
                 self._iterations = event.iteration
         self._sink(event)
 
+    def sign(self, report: TurnReport, booked: Usage) -> TurnReport:
+        """The process's own report, whose identity and totals are the owner's to state."""
+        spec, request = self._spec, self._request
+        truth: dict[str, object] = {
+            "turn_id": request.turn_id,
+            "id": request.id,
+            "tenant": spec.key.tenant,
+            "user": request.user,
+            "session": spec.key.session,
+            "mode": spec.mode,
+            "exit_code": report.outcome.exit_code,
+        }
+        if report.usage.total_tokens != booked.total_tokens:
+            truth["usage"] = booked
+            truth["warnings"] = (
+                *report.warnings,
+                f"The session process reported {report.usage.total_tokens:,} tokens, the ledger booked "
+                f"{booked.total_tokens:,}.",
+            )
+        return report.model_copy(update=truth)
+
     def report(self, outcome: Outcome, detail: str, usage: Usage, ledger: Ledger) -> TurnReport:
         """The report, from what was seen."""
         spec, request = self._spec, self._request

@@ -31,6 +31,8 @@ __all__ = ["ColdSpawner", "SessionProcess", "ZygoteSpawner", "scrubbed_env"]
 _KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
 #: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
 GRACE_S = 0.3
+#: Importing everything takes a zygote two seconds, on a busy machine ten times that. A fork takes milliseconds.
+_START_S_MAX = 60.0
 
 
 def scrubbed_env(extra: Mapping[str, str]) -> dict[str, str]:
@@ -210,6 +212,8 @@ class ZygoteSpawner:
         self._child: subprocess.Popen[bytes] | None = None
         #: Whether the zygote has said that it is ready; written under `_lock`, read without.
         self._up = False
+        #: Set while somebody closes: a start in progress gives up.
+        self._closing = threading.Event()
 
     def start(self, deadline: Deadline) -> None:
         """Makes sure that the zygote runs and is preloaded."""
@@ -261,9 +265,11 @@ class ZygoteSpawner:
         return child.pid if child is not None and child.poll() is None else None
 
     def close(self) -> None:
-        """Ends the zygote; running sessions have lifelines of their own."""
+        """Ends the zygote; running sessions have lifelines of their own. One that still starts is not waited for."""
+        self._closing.set()
         with self._lock:
             self._drop()
+            self._closing.clear()
 
     def _ensure(self, deadline: Deadline) -> socket.socket:
         if self._control is not None and self._child is not None and self._child.poll() is None:
@@ -279,7 +285,7 @@ class ZygoteSpawner:
             theirs.close()
         self._control = ours
         try:
-            hello = self._receive(ours, deadline)
+            hello = self._hello(ours, deadline)
         except OSError as error:
             self._drop()
             raise InternalError(f"The zygote of session processes did not come up: {error}.") from error
@@ -299,10 +305,19 @@ class ZygoteSpawner:
             start_new_session=True,
         )
 
+    def _hello(self, control: socket.socket, deadline: Deadline) -> dict[str, Any]:
+        """Waits for the zygote's first word; gives up at once when it is closed meanwhile."""
+        until = time.monotonic() + min(deadline.remaining_s(), _START_S_MAX)
+        while not select.select([control], [], [], 0.1)[0]:
+            if self._closing.is_set():
+                raise InterruptedError("it was closed while it started")
+            if time.monotonic() >= until:
+                raise TimeoutError("it took too long")
+        return self._receive(control, deadline)
+
     @staticmethod
     def _receive(control: socket.socket, deadline: Deadline) -> dict[str, Any]:
-        # Importing everything takes a second, on a busy machine several; a fork takes milliseconds.
-        control.settimeout(max(0.1, min(deadline.remaining_s(), 60.0)))
+        control.settimeout(max(0.1, min(deadline.remaining_s(), _START_S_MAX)))
         message = control.recv(65536)
         if not message:
             raise ConnectionResetError("it ended")
@@ -311,11 +326,13 @@ class ZygoteSpawner:
         return answer
 
     def _drop(self) -> None:
-        self._up = False
+        up, self._up = self._up, False
         if self._control is not None:
             self._control.close()
             self._control = None
         if self._child is not None:
+            if not up:  # in the middle of its imports it would not see that the socket is closed
+                self._child.kill()
             try:
                 self._child.wait(1.0)
             except subprocess.TimeoutExpired:

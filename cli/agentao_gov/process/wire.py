@@ -132,6 +132,8 @@ class WirePeer:
             raise TypeError("not an object")
         method, number = message.get("method"), message.get("id")
         params = message.get("params") or {}
+        if not isinstance(params, dict):
+            raise TypeError("parameters that are no object")
         if method is None:
             self._answered(message)
         elif number is None:

@@ -44,6 +44,8 @@ __all__ = ["main", "warm_up"]
 _log = logging.getLogger(__name__)
 #: From end-of-input or SIGTERM to the end of the process, whatever hangs.
 _END_S = 0.8
+#: A stack is some thousand characters.
+_LOG_CHARS_MAX = 8_000
 #: Built before the fork in the zygote, so that its TLS context is shared; built at start in a cold worker.
 _http: HttpClient | None = None
 
@@ -115,6 +117,20 @@ class WireObserver(NullObserver):
 
     def _tell(self, observation: Any) -> None:
         self._server.write_notification(wire.OBSERVE, wire.encode_observation(observation))
+
+
+class WireLog(logging.Handler):
+    """Warnings and errors go to the owner's log; this process has none that anybody reads."""
+
+    def __init__(self, server: AcpServer) -> None:
+        super().__init__(logging.WARNING)
+        self._server = server
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Up the wire, bounded."""
+        with contextlib.suppress(Exception):
+            text = self.format(record)[:_LOG_CHARS_MAX]
+            self._server.write_notification(wire.LOG, {"level": record.levelno, "text": text})
 
 
 class Worker:
@@ -292,6 +308,7 @@ def main() -> int:
         open(write_fd, "w", encoding="utf-8", newline="\n") as outgoing,  # noqa: PTH123
     ):
         server = AcpServer(stdin=_Input(incoming, on_end), stdout=outgoing, max_workers=8)  # type: ignore[arg-type]
+        logging.getLogger("agentao_gov").addHandler(WireLog(server))
         worker.append(Worker(server))
         worker[0].register()
         server.run()

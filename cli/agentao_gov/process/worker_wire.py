@@ -52,7 +52,7 @@ __all__ = [
 #: Owner to worker.
 OPEN, TURN, CANCEL, CLOSE = "_gov/open", "_gov/turn", "_gov/cancel", "_gov/close"
 #: Worker to owner.
-LEDGER, EVENT, OBSERVE, REPORT = "_gov/ledger", "_gov/event", "_gov/observe", "_gov/report"
+LEDGER, EVENT, OBSERVE, REPORT, LOG = "_gov/ledger", "_gov/event", "_gov/observe", "_gov/report", "_gov/log"
 #: JSON-RPC error code of a GovError; `data` says which.
 GOV_ERROR = -32010
 

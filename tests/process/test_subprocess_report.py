@@ -1,0 +1,62 @@
+"""What a session process says about itself is checked by its owner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agentao_gov.clock import SYSTEM_CLOCK, Deadline
+from agentao_gov.governor import Outcome, TurnRequest, Usage
+from agentao_gov.pool.subprocess_factory import SubprocessFactory
+from agentao_gov.pool.subprocess_report import TurnWitness
+from tests.governor.harness import say
+from tests.process.conftest import Subprocesses
+
+
+@pytest.fixture
+def witness(subprocesses: Subprocesses) -> TurnWitness:
+    return TurnWitness(subprocesses.spec(), TurnRequest("turn", "hi", "ann"), (), lambda _event: None, SYSTEM_CLOCK)
+
+
+def test_a_report_carries_the_identity_and_the_totals_that_the_owner_knows(
+    subprocesses: Subprocesses, witness: TurnWitness
+) -> None:
+    """A process taken over by its tools cannot report for another tenant, nor hide what it spent."""
+    honest = witness.report(Outcome.ANSWERED, "", Usage(), subprocesses.ledger)
+    forged: dict[str, Any] = {"tenant": "other", "session": "x", "turn_id": "y", "user": "root", "exit_code": 3}
+
+    signed = witness.sign(
+        honest.model_copy(update=forged), Usage(prompt_tokens=40, completion_tokens=2, total_tokens=42)
+    )
+
+    assert (signed.tenant, signed.session) == (honest.tenant, honest.session)
+    assert (signed.turn_id, signed.user, signed.exit_code) == ("turn", "ann", 0)
+    assert signed.usage.total_tokens == 42
+    assert "reported 0 tokens, the ledger booked 42" in signed.warnings[0]
+
+
+def test_warnings_of_a_session_process_reach_the_owner_s_log(
+    subprocesses: Subprocesses, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A turn that had to be abandoned is worth a line where somebody reads it."""
+    host = subprocesses.open()
+    subprocesses.ask(host, say(text="ok"))
+
+    with caplog.at_level(logging.WARNING):
+        host._on_log({"level": logging.INFO, "text": "abandoned"})
+
+    assert f"In the process of session {host.spec.key}: abandoned" in caplog.text
+
+
+def test_a_factory_that_still_warms_up_is_shut_down_at_once(make_factory: Callable[..., SubprocessFactory]) -> None:
+    """A service that is told to go in its first second does not wait for its zygote."""
+    factory = make_factory(own_zygote=True, ready=1)
+    factory.warm_up()
+
+    factory.shutdown(Deadline.after(5))
+
+    assert factory.process_ids() == ()
+    assert factory.ready_count() == 0
