@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,20 +17,24 @@ PROCESSES = 8
 
 
 def run_all(plan: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    workers = [start(plan) for _ in range(count)]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    results = []
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        out, _ = worker.communicate(timeout=120)
-        assert worker.returncode == 0
-        results.append(json.loads(out))
-    return results
+    with ExitStack() as over:
+        workers = []
+        for _ in range(count):
+            workers.append(over.enter_context(start(plan)))
+            over.callback(workers[-1].kill)
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        results = []
+        for worker in workers:
+            out, _ = worker.communicate(timeout=120)
+            assert worker.returncode == 0
+            results.append(json.loads(out))
+        return results
 
 
 @pytest.mark.slow

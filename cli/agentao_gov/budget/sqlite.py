@@ -23,7 +23,8 @@ from agentao_gov.budget.sqlite_calls import CallTable
 from agentao_gov.budget.sqlite_lines import LineTable
 from agentao_gov.budget.sqlite_owners import OwnerTable
 from agentao_gov.budget.sqlite_queue import WaitingTable
-from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, store_error
+from agentao_gov.budget.sqlite_reading import SqliteReader
+from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, patiently, store_error
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
 from agentao_gov.budget.states import Holding, Posting
@@ -75,8 +76,7 @@ class SqliteStore:
         self.lines = LineTable(self.owner.id)
         self._owners = OwnerTable(self.owner, lease_s, clock)
         self._queue = WaitingTable()
-        #: What the file looked like when `answered` was asked last.
-        self._seen_version = -1
+        self._reader = SqliteReader(self)
         self._closed = False
         #: Held while the file is synced or closed; never together with a turn's work.
         self._sync_lock = threading.Lock()
@@ -84,8 +84,8 @@ class SqliteStore:
         self._look_again_s = 0.0
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
-            self.connection = connect(path, synchronous)
-            self._syncing = connect(path, synchronous)
+            self.connection = connect(path, synchronous, lock_wait_s)
+            self._syncing = connect(path, synchronous, lock_wait_s)
             status = path.stat()
             self._file = (status.st_dev, status.st_ino)
             self.mark = Mark(path.with_name(path.name + ".mark"))
@@ -278,16 +278,7 @@ class SqliteStore:
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
         """See Store."""
-        with self.lock:
-            try:
-                (version,) = self.connection.execute("PRAGMA data_version").fetchone()
-                if version == self._seen_version:
-                    return []
-                self._seen_version = version
-                waiting = {row[0] for row in self.connection.execute("SELECT id FROM waiters")}
-            except sqlite3.Error as error:
-                raise store_error(self.path, error) from error
-        return [call_id for call_id in reservation_ids if call_id not in waiting]
+        return self._reader.answered(reservation_ids)
 
     def serve_waiting(self) -> None:
         """See Store."""
@@ -333,9 +324,13 @@ class SqliteStore:
 
     def _sync(self) -> None:
         """Moves the log into the file on a connection of its own, so that no turn waits for the disk meanwhile."""
-        try:
+
+        def sync() -> tuple[int, int, int, int]:
             (last,) = self._syncing.execute("SELECT max(number) FROM journal").fetchone()
-            busy, pages, moved = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return (last, *self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+
+        try:
+            last, busy, pages, moved = patiently(sync, self.lock_wait_s)
         except sqlite3.Error as error:
             raise store_error(self.path, error) from error
         if not busy and pages == moved:
@@ -375,33 +370,11 @@ class SqliteStore:
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
         """See Store."""
-        with self.lock:
-            now_s = self._look()
-            try:
-                return self.lines.balances(self.connection, scopes, now_s)
-            except sqlite3.Error as error:
-                raise store_error(self.path, error) from error
+        return self._reader.balances(scopes)
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
         """See Store."""
-        with self.lock:
-            now_s = self._look()
-            try:
-                return self.lines.all_balances(self.connection, window, now_s)
-            except sqlite3.Error as error:
-                raise store_error(self.path, error) from error
-
-    def _look(self) -> float:
-        """The ledger's time, after the same checks as before writing. Under the lock."""
-        self.check_file()
-        try:
-            last, seen_ms = self.connection.execute(
-                "SELECT number, at_ms FROM journal ORDER BY number DESC LIMIT 1"
-            ).fetchone()
-        except (sqlite3.Error, TypeError) as error:
-            raise store_error(self.path, error) from error
-        self.mark.check(last)
-        return float(max(self.clock.time() * 1000, seen_ms) / 1000)
+        return self._reader.all_balances(window)
 
     def journal(self) -> Iterable[JournalRow]:
         """See Store."""

@@ -9,13 +9,15 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.journal import GENESIS, Entry
 from agentao_gov.errors import StoreError
 
-__all__ = ["Synchronous", "begin_immediate", "connect", "create", "store_error"]
+__all__ = ["Synchronous", "begin_immediate", "connect", "create", "patiently", "store_error"]
+
+T = TypeVar("T")
 
 Synchronous = Literal["NORMAL", "FULL"]
 
@@ -54,8 +56,13 @@ CREATE TABLE journal (
 """
 
 
-def connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+def connect(path: Path, synchronous: Synchronous, lock_wait_s: float) -> sqlite3.Connection:
     """Opens the file with our settings. The caller serialises its use; `timeout=0`: we wait for locks ourselves."""
+    # The first statement reads the file, and the one who opens or closes it at this moment may hold all of it.
+    return patiently(lambda: _connect(path, synchronous), lock_wait_s)
+
+
+def _connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute(f"PRAGMA synchronous={synchronous}")
     connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
@@ -69,11 +76,11 @@ def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
     """Makes the file and its tables where there are none; private from the first moment."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = connect(path, "FULL")
+    connection = connect(path, "FULL", lock_wait_s)
     try:
         # Half of SQLite's default: rows are small, and a commit writes whole pages. Only before the first table.
         connection.execute("PRAGMA page_size=2048")
-        _retry(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), lock_wait_s)
+        patiently(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), lock_wait_s)
         begin_immediate(connection, lock_wait_s)
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             _fill(connection, now_ms)
@@ -114,20 +121,19 @@ def begin_immediate(connection: sqlite3.Connection, lock_wait_s: float) -> None:
     except sqlite3.OperationalError as error:
         if not _is_busy(error):
             raise
-        _retry(lambda: connection.execute("BEGIN IMMEDIATE"), lock_wait_s)
+        patiently(lambda: connection.execute("BEGIN IMMEDIATE"), lock_wait_s)
 
 
-def _retry(action: Callable[[], object], lock_wait_s: float) -> None:
+def patiently(action: Callable[[], T], lock_wait_s: float) -> T:
+    """Repeats what another process's lock keeps from happening, until it happens or the time is up."""
     give_up = time.monotonic() + lock_wait_s
     pause_s = 0.0002
     while True:
         try:
-            action()
+            return action()
         except sqlite3.OperationalError as error:
             if not _is_busy(error) or time.monotonic() >= give_up:
                 raise
-        else:
-            return
         # Another process is writing; it holds the lock for about 0.1 ms. Uneven, so that waiters do not march in step.
         time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         pause_s = min(0.001, pause_s * 1.3)

@@ -1,0 +1,73 @@
+"""Looks at a ledger file without writing: balances, and which waiting calls were answered by other processes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentao_gov.budget.sqlite_schema import patiently, store_error
+from agentao_gov.budget.types import Balance, ScopeLimit
+
+if TYPE_CHECKING:
+    from agentao_gov.budget.sqlite import SqliteStore
+
+__all__ = ["SqliteReader"]
+
+
+class SqliteReader:
+    """Uses the store's connection, under the store's lock."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        #: What the file looked like when `answered` was asked last; under the store's lock.
+        self._seen_version = -1
+
+    def answered(self, reservation_ids: Sequence[str]) -> list[str]:
+        """See Store."""
+        with self._store.lock:
+            try:
+                ((version,),) = self._read("PRAGMA data_version")
+                if version == self._seen_version:
+                    return []
+                self._seen_version = version
+                waiting = {row[0] for row in self._read("SELECT id FROM waiters")}
+            except sqlite3.Error as error:
+                raise store_error(self._store.path, error) from error
+        return [call_id for call_id in reservation_ids if call_id not in waiting]
+
+    def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
+        """See Store."""
+        store = self._store
+        with store.lock:
+            now_s = self._look()
+            try:
+                return store.lines.balances(store.connection, scopes, now_s)
+            except sqlite3.Error as error:
+                raise store_error(store.path, error) from error
+
+    def all_balances(self, window: str | None) -> tuple[Balance, ...]:
+        """See Store."""
+        store = self._store
+        with store.lock:
+            now_s = self._look()
+            try:
+                return store.lines.all_balances(store.connection, window, now_s)
+            except sqlite3.Error as error:
+                raise store_error(store.path, error) from error
+
+    def _look(self) -> float:
+        """The ledger's time, after the same checks as before writing."""
+        store = self._store
+        store.check_file()
+        try:
+            ((last, seen_ms),) = self._read("SELECT number, at_ms FROM journal ORDER BY number DESC LIMIT 1")
+        except (sqlite3.Error, ValueError) as error:
+            raise store_error(store.path, error) from error
+        store.mark.check(last)
+        return float(max(store.clock.time() * 1000, seen_ms) / 1000)
+
+    def _read(self, statement: str) -> list[tuple[Any, ...]]:
+        """Rows; waits where someone opens or closes the file."""
+        store = self._store
+        return patiently(lambda: store.connection.execute(statement).fetchall(), store.lock_wait_s)
