@@ -164,7 +164,7 @@ class Service:
         last = front if point in ("shell_running", "cancelled", "late") else {"text": "done"}
         if point == "shell_running":
             self.trap.when_written("shell_called", "shell_running", -1)
-        futures = self.ask_all(say(steps=[tool, back, last]), 1.5 if point == "late" else TURN_S)
+        futures = self.ask_all(say(steps=[tool, back, last]), 0.8 if point == "late" else TURN_S)
         if point == "cancelled":
             called = self.directory / "shell_called"
             while not called.exists():
@@ -188,8 +188,10 @@ class Service:
         self.opening()
 
     def deleting(self) -> None:
+        # The stubborn one takes its close four seconds; it is alive all the same when the others are gone.
         for kind in KINDS:
-            self.pool.delete(SessionKey("acme", kind))
+            if kind != "stubborn":
+                self.pool.delete(SessionKey("acme", kind))
         self.trap.at("deleted")
 
     def draining(self) -> None:

@@ -118,7 +118,8 @@ class SubprocessFactory:
         # All below under `_lock`.
         self._ready: deque[SessionProcess] = deque()
         self._filling = False
-        self._first = True
+        #: Whether no session was opened yet: a program that opens one only is faster without a zygote.
+        self._lone = True
         self._closed = False
 
     def observe(self, observer: TurnObserver) -> None:
@@ -128,6 +129,8 @@ class SubprocessFactory:
     def warm_up(self) -> None:
         """Starts the zygote and the stock of ready processes in the background. Until then sessions start cold."""
         if self._settings.zygote:
+            with self._lock:
+                self._lone = False
             self._refill()
 
     def prepare(self, deadline: Deadline) -> None:
@@ -177,9 +180,8 @@ class SubprocessFactory:
             return self._spawn_cold(spec, python)
         with self._lock:
             process = self._ready.popleft() if self._ready else None
-            first, self._first = self._first, False
-        if not first:
-            # A program that opens one session only is faster without a zygote.
+            lone, self._lone = self._lone, False
+        if not lone:
             self._refill()
         if process is not None and process.alive:
             return process
