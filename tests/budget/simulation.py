@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentao_gov.budget.book import Book, LineKey
+from agentao_gov.budget.book import Book
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.line import LineKey
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.budget.types import Reservation, ReserveRequest, Scope, ScopeLimit
 

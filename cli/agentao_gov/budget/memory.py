@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from agentao_gov.budget import journal
-from agentao_gov.budget.book import Book, Line, line_name
+from agentao_gov.budget.book import Book
 from agentao_gov.budget.journal import GENESIS, Entry
+from agentao_gov.budget.line import Line, line_name
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
 from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock

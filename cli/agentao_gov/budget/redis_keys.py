@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentao_gov.budget import journal
-from agentao_gov.budget.book import line_name
 from agentao_gov.budget.journal import Totals
+from agentao_gov.budget.line import line_name
 from agentao_gov.budget.store import Crossing, JournalRow, Refused, Verification
 from agentao_gov.budget.types import (
     Balance,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
-from agentao_gov.budget.book import LineKey, line_name
+from agentao_gov.budget.line import LineKey, line_name
 from agentao_gov.budget.redis_keys import journal_rows, verify_records
 from agentao_gov.budget.redis_session import RedisSession, guard
 from agentao_gov.budget.store import JournalRow, Verification

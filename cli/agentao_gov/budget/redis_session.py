@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.book import LineKey, line_name
 from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.line import LineKey, line_name
 from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.redis_keys import SCRIPT
 from agentao_gov.budget.store import StoreSettings

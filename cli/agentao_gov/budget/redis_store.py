@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.book import within_window
 from agentao_gov.budget.codec import decode_request, encode_request
 from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.line import within_window
 from agentao_gov.budget.owner import Owner, gone, this_process
 from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
 from agentao_gov.budget.redis_keys import (

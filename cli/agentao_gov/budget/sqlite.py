@@ -12,9 +12,10 @@ from pathlib import Path
 
 from agentao_gov.budget import failpoints, states
 from agentao_gov.budget.admission import Answer, extendable
-from agentao_gov.budget.book import Line, after, crossed, lower_warned, refusal, reserve_note, within_window
+from agentao_gov.budget.book import after, reserve_note
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import Entry, Kind
+from agentao_gov.budget.line import Line, crossed, lower_warned, refusal, within_window
 from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.queue import Attempted

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from agentao_gov.budget.book import Line
+from agentao_gov.budget.line import Line
 from agentao_gov.budget.states import Holding
 
 __all__ = ["Cache", "StoredCall"]

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from agentao_gov.budget.admission import Admission, admit
-from agentao_gov.budget.book import Line, LineKey, line_name
 from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.line import Line, LineKey, line_name
 from agentao_gov.budget.sqlite_rows import LINE_COLUMNS, THOUSANDTHS, line_of, placeholders
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.states import Posting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from agentao_gov.budget.book import Line
+from agentao_gov.budget.line import Line
 from agentao_gov.budget.states import Holding, Price
 from agentao_gov.budget.types import ReservationState, Scope, ScopeKind
 

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from agentao_gov.budget import failpoints, journal
-from agentao_gov.budget.book import LineKey
 from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.line import LineKey
 from agentao_gov.budget.sqlite_schema import begin_immediate, store_error
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agentao_gov.budget import journal
-from agentao_gov.budget.book import line_name, reserve_note
+from agentao_gov.budget.book import reserve_note
 from agentao_gov.budget.journal import Replay, Totals
+from agentao_gov.budget.line import line_name
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, holding_of, line_of
 from agentao_gov.budget.sqlite_schema import store_error
 from agentao_gov.budget.store import JournalRow, Verification
