@@ -326,3 +326,26 @@ def test_the_zygote_is_replaced_when_it_dies(
     assert subprocesses.ask(subprocesses.open(), say(text="two")).answer == "two"
     subprocesses.factory.prepare(Deadline.after(60))
     assert subprocesses.factory.process_ids() not in {(), (zygote,)}
+
+
+def test_the_stock_of_ready_processes_is_kept(
+    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
+) -> None:
+    """From the first session on: each that is taken is replaced, and a dead one is not handed out."""
+    subprocesses.factory = make_factory(ready=2)
+    subprocesses.factory.warm_up()
+    assert zoo.until(lambda: subprocesses.factory.ready_count() == 2, within_s=60)
+
+    first = subprocesses.open()
+
+    assert zoo.until(lambda: subprocesses.factory.ready_count() == 2)
+    for pid in subprocesses.factory.process_ids()[1:]:
+        os.kill(pid, signal.SIGKILL)
+        assert zoo.until(lambda pid=pid: not running(pid))  # type: ignore[misc]
+    assert subprocesses.ask(subprocesses.open(), say(text="alive")).answer == "alive"
+    assert subprocesses.ask(first, say(text="too")).answer == "too"
+
+
+def running(pid: int) -> bool:
+    stat = procfs.read_stat(pid)
+    return stat is not None and not stat.dead
