@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ def report_to_locust(sample: TurnSample) -> None:
     )
 
 
-def play(plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker: int) -> None:
+def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker: int) -> None:
     """Plays phases as they come until told to end."""
     client = TurnClient(plan.target, keys=keys, api=plan.api)
     while (item := inbox.get()) is not None:
@@ -85,9 +84,21 @@ def play(plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker:
         try:
             conductor.play(phase)
         finally:
+            sink.emit(json.dumps({"t": "locust", "worker": worker, **counted(environment)}))
             sink.emit(json.dumps({"t": "phase_end", "phase": phase.index, "worker": worker}))
             sink.flush()
     client.close()
+
+
+def counted(environment: Environment) -> dict[str, Any]:
+    """What Locust itself has counted in this process so far."""
+    total = environment.stats.total
+    return {
+        "requests": total.num_requests,
+        "failures": total.num_failures,
+        "p50": total.get_response_time_percentile(0.5),
+        "p95": total.get_response_time_percentile(0.95),
+    }
 
 
 def phases_from(path: Path, inbox: Queue) -> None:
@@ -121,7 +132,7 @@ def start(environment: Environment, **_: Any) -> None:
     runner = environment.runner
     gevent.spawn(die_with_parent)
     if isinstance(runner, WorkerRunner):
-        gevent.spawn(run_worker, runner)
+        gevent.spawn(run_worker, environment, runner)
     elif isinstance(runner, MasterRunner):
         gevent.spawn(run_master, environment, runner)
     else:
@@ -135,7 +146,7 @@ def run_alone(environment: Environment) -> None:
     inbox: Queue = Queue()
     gevent.spawn(phases_from, folder / "phases.jsonl", inbox)
     sink.emit('{"t":"ready","workers":1}')
-    play(plan, json.loads(os.environ.get(KEYS, "{}")), inbox, sink, worker=0)
+    play(environment, plan, json.loads(os.environ.get(KEYS, "{}")), inbox, sink, worker=0)
     finish(environment, sink)
 
 
@@ -157,26 +168,19 @@ def run_master(environment: Environment, runner: MasterRunner) -> None:
     finish(environment, sink)
 
 
-def run_worker(runner: WorkerRunner) -> None:
+def run_worker(environment: Environment, runner: WorkerRunner) -> None:
     plans: Queue = Queue()
     inbox: Queue = Queue()
     runner.register_message("plan", lambda msg, **_: plans.put(msg.data))
     runner.register_message("phase", lambda msg, **_: inbox.put(None if msg.data.get("end") else msg.data))
     sink = Sink(lambda lines: runner.send_message("samples", {"lines": lines}))
     data = plans.get()
-    play(LoadPlan.model_validate(data["plan"]), data["keys"], inbox, sink, worker=runner.worker_index)
+    play(environment, LoadPlan.model_validate(data["plan"]), data["keys"], inbox, sink, worker=runner.worker_index)
 
 
 def finish(environment: Environment, sink: Sink) -> None:
-    """Writes what Locust itself counted, and ends it."""
-    total = environment.stats.total
-    figures = {
-        "requests": total.num_requests,
-        "failures": total.num_failures,
-        "p50": total.get_response_time_percentile(0.5),
-        "p95": total.get_response_time_percentile(0.95),
-    }
-    sink.emit(json.dumps({"t": "locust", "at": time.time(), **figures}))
+    """Says that all is said, and ends Locust."""
+    sink.emit('{"t":"finished"}')
     sink.flush()
     assert environment.runner is not None
     environment.runner.quit()

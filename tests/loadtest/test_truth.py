@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import re
 import statistics
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,32 +70,39 @@ QUIRKS = ["crlf", "comments", "role_only", "split_utf8", "usage_every_chunk"]
 
 
 def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> None:
-    """Within 3 ms at p50 of the simulator's own record, with every oddity of framing it knows.
-
-    On top of that only what the generator itself measured as the lag of a busy machine.
-    """
+    """Within 3 ms at p50 of when the simulator wrote them, with every oddity of framing it knows."""
     behaviour: dict[str, Any] = {"first_token": "100ms", "per_token": "50ms", "chunk_tokens": 1, "answer_tokens": 40}
     script = {"default": {**behaviour, "quirks": QUIRKS}, "directives": False}
     with start_simulator(script) as simulator:
+        # The first request loads a tokenizer; and independent arrivals do not stand in line at the simulator's door.
+        load(simulator.base_url, api="openai", rate=5.0, duration_s=1.0, turns_per_session=1)
+        simulator.reset()
         report = load(
-            simulator.base_url, api="openai", users=100, duration_s=5.0, turns_per_session=1, report_dir=tmp_path
+            simulator.base_url, api="openai", rate=50.0, duration_s=5.0, turns_per_session=1, report_dir=tmp_path
         )
         truth = simulator.truth()
 
-    measured = [s.first_token_us / 1000 for s in samples_of(tmp_path) if s.first_token_us is not None]
-    took = [(r.first_byte_at - r.started_at) * 1000 for r in truth.requests if r.first_byte_at is not None]
-    assert len(measured) == truth.total.answered >= 100
-    lag_ms = report.generator["loop_lag_ms"]["p99"]
-    assert statistics.median(measured) - max(100, statistics.median(took)) == pytest.approx(0, abs=3 + lag_ms)
+    epoch = float(report.plan["start_epoch"])
+    written = {re.search(r"session (\d+) turn", r.question)[1]: r.first_byte_at for r in truth.requests}  # type: ignore[index]
+    read_late_ms = [
+        (epoch + s.sent_s + s.first_token_us / 1e6 - written[s.session.rsplit("-", 1)[1]]) * 1000
+        for s in samples_of(tmp_path)
+        if s.first_token_us is not None
+    ]
+    assert len(read_late_ms) == truth.total.answered >= 200
+    # On top of the 3 ms only what the generator itself measured as the lag of a busy machine.
+    assert 0 <= statistics.median(read_late_ms) <= 3 + report.generator["loop_lag_ms"]["p99"]
 
 
 def test_two_workers_tell_the_same_as_one(stub: Starter, load: Load, tmp_path: Path) -> None:
     """The same turns of the same sessions, and the same books."""
-    reports = {}
-    for workers in (1, 2):
+    reports: dict[int, LoadTestReport] = {}
+    services = {workers: stub() for workers in (1, 2)}
+
+    def run(workers: int) -> None:
         folder = tmp_path / str(workers)
         reports[workers] = load(
-            stub().url,
+            services[workers].url,
             rate=60.0,
             duration_s=2.0,
             workers=workers,
@@ -102,6 +110,12 @@ def test_two_workers_tell_the_same_as_one(stub: Starter, load: Load, tmp_path: P
             mix={"qa": 3.0, "code": 1.0},
             report_dir=folder,
         )
+
+    threads = [threading.Thread(target=run, args=(workers,)) for workers in services]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
     turns = {
         workers: sorted(
@@ -114,4 +128,4 @@ def test_two_workers_tell_the_same_as_one(stub: Starter, load: Load, tmp_path: P
     assert {name: group.turns.attempted for name, group in reports[1].by_profile.items()} == {
         name: group.turns.attempted for name, group in reports[2].by_profile.items()
     }
-    assert json.loads(reports[2].to_json())["cross_check"]["requests"] > 0
+    assert [reports[workers].cross_check["requests"] for workers in (1, 2)] == [len(turns[1])] * 2

@@ -332,10 +332,15 @@ def capacity_plan(result: CapacityResult) -> dict[str, Any]:
 
 
 def _cross_check(execution: Execution | None) -> dict[str, Any]:
+    """Locust's own count over the whole run; its percentiles only where one process has them all."""
     if execution is None:
         return {}
-    remarks = execution.driver.file.remarks_of("locust")
-    return {name: value for name, value in remarks[-1].items() if name not in ("t", "at")} if remarks else {}
+    last = {int(remark["worker"]): remark for remark in execution.driver.file.remarks_of("locust")}
+    if not last:
+        return {}
+    count = {name: sum(int(remark[name]) for remark in last.values()) for name in ("requests", "failures")}
+    alone = next(iter(last.values()))
+    return count if len(last) > 1 else {**count, "p50_ms": alone["p50"], "p95_ms": alone["p95"]}
 
 
 def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, findings: Findings) -> dict[str, Any]:
@@ -360,6 +365,8 @@ def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, find
         "max_turns": plan.max_turns if plan else None,
         "max_tokens": plan.max_tokens if plan else None,
         "target": "own" if options.target is None else options.target,
+        #: Wall time of the samples' second 0: what aligns them with other records.
+        "start_epoch": main.start_epoch if main else None,
         "segments": [asdict(part) for part in _load_segments(main)] if main else [],
         "differences": list(findings.differences),
     }

@@ -177,7 +177,7 @@ class LoadDriver:
     def _check_alive(self) -> None:
         for process in self._processes:
             code = process.poll()
-            if code is not None and not self.file.remarks_of("locust"):
+            if code is not None and not self.file.remarks_of("finished"):
                 raise GeneratorDied(f"A process ended with {code}. {self.last_words()}")
 
     def _spawn(self, *options: str) -> None:
