@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 _HANG = 'wait\n@sim {"fault": "hang"}'
 # A hang guard, not an expectation: the machine may be busy.
 _GUARD_S = 60.0
+#: After this a key that had no effect is pressed again.
+_AGAIN_S = 3.0
 
 
 def _command(simulator: Simulator, *args: str) -> list[str]:
@@ -88,38 +90,57 @@ class _Terminal:
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
             os.execv(command[0], command)
-        self.seen = ""
+        self.seen = b""
+        #: How far `read_until` has come.
+        self._at = 0
 
-    def read_until(self, words: str) -> None:
-        """Reads what appears until it holds the words, from where the last reading ended."""
-        end, found = time.monotonic() + _GUARD_S, ""
-        while words not in found:
-            assert time.monotonic() < end, f"{words!r} did not appear in {self.seen!r}"
-            if select.select([self._handle], [], [], 0.1)[0]:
-                try:
-                    found += os.read(self._handle, 65536).decode(errors="replace")
-                except OSError:
-                    raise AssertionError(f"the program ended without {words!r}: {self.seen + found!r}") from None
-        self.seen += found
+    def read_until(self, words: str, *, pressing: str = "") -> None:
+        """Reads until the words appear, after those it read until before. `pressing`: this, and again when in vain.
+
+        A Ctrl-C between the prompt's appearance and readline's wait for a key is seen by readline only with the next
+        key: a person presses again, and so does this.
+        """
+        end = time.monotonic() + _GUARD_S
+        pressed_at = float("-inf")
+        while (found := self.seen.find(words.encode(), self._at)) < 0:
+            now = time.monotonic()
+            assert now < end, f"{words!r} did not appear in {self.seen[self._at :]!r}"
+            if pressing and now - pressed_at > _AGAIN_S:
+                pressed_at = now
+                self.type(pressing)
+            assert self._read(), f"the program ended without {words!r}: {self.seen!r}"
+        self._at = found + len(words.encode())
+
+    def _read(self) -> bool:
+        """Takes what there is, waiting a moment; False when the program has ended."""
+        if select.select([self._handle], [], [], 0.1)[0]:
+            try:
+                self.seen += os.read(self._handle, 65536)
+            except OSError:
+                return False
+        return True
 
     def type(self, text: str) -> None:
-        """Types; `\\x03` is Ctrl-C."""
-        os.write(self._handle, text.encode())
+        """Types; `\\x03` is Ctrl-C. Into the void when the program has ended."""
+        with contextlib.suppress(OSError):
+            os.write(self._handle, text.encode())
 
-    def end(self) -> int:
+    def end(self, *, pressing: str = "") -> int:
         """Waits for the end; returns the exit code."""
-        end = time.monotonic() + _GUARD_S
+        end, pressed_at = time.monotonic() + _GUARD_S, float("-inf")
         while True:
-            with contextlib.suppress(OSError):
-                if select.select([self._handle], [], [], 0.1)[0]:
-                    os.read(self._handle, 65536)
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 os.close(self._handle)
                 return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > end:
+            now = time.monotonic()
+            if now > end:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError("the program did not end")
+            if pressing and now - pressed_at > _AGAIN_S:
+                pressed_at = now
+                self.type(pressing)
+            self._read()
 
 
 def test_a_conversation_survives_a_cancelled_turn(simulator: Simulator, tmp_path: Path) -> None:
@@ -144,10 +165,9 @@ def test_a_conversation_survives_a_cancelled_turn(simulator: Simulator, tmp_path
     screen.read_until("agentao-gov/turn-report/1")
     screen.type(f"/save {tmp_path}/talk.md\n")
     screen.read_until("saved 2 turns")
-    screen.type("\x03")
-    screen.read_until("Ctrl-C again")
-    screen.type("\x03")
-    assert screen.end() == 130
+    screen.read_until("› ")
+    screen.read_until("Ctrl-C again", pressing="\x03")
+    assert screen.end(pressing="\x03") == 130
     assert "## hello" in (tmp_path / "talk.md").read_text()
 
 

@@ -28,8 +28,6 @@ _HELP = """/limits   every limit with its value and where it came from
 /report   the last turn's report as JSON
 /save     write the conversation to a Markdown file: /save [FILE]
 /quit     leave; the session is kept and can be continued"""
-#: Two Ctrl-C at the prompt within this time leave.
-_TWICE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -51,27 +49,32 @@ def converse(context: RunContext, asker: Asker | None) -> int:
     context.options = replace(context.options, session=session)
     talk = _Talk(session, console(sys.stderr))
     talk.err.print(f"session {session} · /limits /budget /report /save /quit · Ctrl-C cancels the turn", style="dim")
-    interrupted_at = float("-inf")
+    interrupted = False
     while True:
         try:
             line = input("\n› " if sys.stdout.isatty() else "").strip()
+            interrupted = False
+            if not _say(context, talk, line, asker):
+                break
         except EOFError:
             break
         except KeyboardInterrupt:
-            if time.monotonic() - interrupted_at < _TWICE_S:
+            # At the prompt, or on the way back to it; a turn catches its own.
+            if interrupted:
                 return 130
-            interrupted_at = time.monotonic()
+            interrupted = True
             talk.err.print("\nCtrl-C again, or /quit, leaves.", style="dim")
-            continue
-        if not line:
-            continue
-        if line.startswith("/"):
-            if not _slash(talk, line):
-                break
-            continue
-        _turn(context, talk, line, asker)
     talk.err.print(f"\nTo go on: agentao-gov run --session {session}", style="dim")
     return 0
+
+
+def _say(context: RunContext, talk: _Talk, line: str, asker: Asker | None) -> bool:
+    """One line of a person's; False ends the conversation."""
+    if line.startswith("/"):
+        return _slash(talk, line)
+    if line:
+        _turn(context, talk, line, asker)
+    return True
 
 
 def _turn(context: RunContext, talk: _Talk, message: str, asker: Asker | None) -> None:
@@ -81,6 +84,9 @@ def _turn(context: RunContext, talk: _Talk, message: str, asker: Asker | None) -
     except GovError as error:
         talk.err.print(f"{error.code}: {error}", style="bold red")
         return
+    except KeyboardInterrupt:
+        # The second one while the turn was being cancelled: not even that is waited for.
+        raise SystemExit(130) from None
     talk.said.append((message, report))
     print_answer(report)
     if not context.options.quiet:
