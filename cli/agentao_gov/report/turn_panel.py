@@ -78,7 +78,12 @@ def _rows(report: TurnReport) -> Iterable[tuple[str, float, float | None, str]]:
     cap = limits.get("max_iterations")
     if cap:
         calls = report.usage.llm_calls
-        yield "iterations", report.iterations, cap, f"{report.iterations} of {cap}, {calls} model call" + ("s" if calls != 1 else "")
+        yield (
+            "iterations",
+            report.iterations,
+            cap,
+            f"{report.iterations} of {cap}, {calls} model call" + ("s" if calls != 1 else ""),
+        )
     usage = report.usage
     spent = f"prompt {usage.prompt_tokens:,} + completion {usage.completion_tokens:,}"
     if usage.estimated_tokens:
