@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import agentao_gov
@@ -15,7 +16,8 @@ BELOW: dict[str, set[str]] = {
     "budget": {"config"},
     "process": {"config"},
     "governor": {"budget", "config", "process"},
-    "pool": {"governor", "budget", "config", "process"},
+    "worker": {"governor", "budget", "config", "process"},
+    "pool": {"worker", "governor", "budget", "config", "process"},
     "monitor": {"pool", "governor", "budget", "config", "process"},
     "simulator": {"config", "process"},
     "service": {"monitor", "pool", "governor", "budget", "config", "process"},
@@ -27,7 +29,8 @@ BELOW: dict[str, set[str]] = {
 GROUND = {"errors", "clock", "resources"}
 
 
-def imports(file: Path) -> set[str]:
+@functools.cache
+def imports(file: Path) -> frozenset[str]:
     """Every module the file imports, at any depth, except under TYPE_CHECKING."""
     found: set[str] = set()
 
@@ -43,7 +46,7 @@ def imports(file: Path) -> set[str]:
             visit(child)
 
     visit(ast.parse(file.read_text(encoding="utf-8")))
-    return found
+    return frozenset(found)
 
 
 def test_every_floor_imports_only_from_below() -> None:

@@ -275,7 +275,7 @@ def test_a_tenant_s_own_python_starts_cold(
     assert report.answer == "cold"
     assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:3] == [
         b"-m",
-        b"agentao_gov.process.worker",
+        b"agentao_gov.worker.main",
     ]
 
 

@@ -14,7 +14,7 @@ from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import BudgetImpossibleError, StoreError
 from agentao_gov.pool.subprocess_ledger import LedgerDesk
 from agentao_gov.process.wire import WireError
-from agentao_gov.process.worker_wire import decode_error
+from agentao_gov.worker.wire import decode_error
 from tests.governor.harness import HANG_S
 
 ACME = ScopeLimit(Scope("tenant", "acme"), 10_000)
@@ -151,7 +151,7 @@ def test_a_wait_of_a_dead_process_ends(desk: Desk) -> None:
 
 def test_errors_cross_the_wire_as_themselves() -> None:
     """Class, message, hint and figures."""
-    from agentao_gov.process.worker_wire import encode_error
+    from agentao_gov.worker.wire import encode_error
 
     error = BudgetImpossibleError(
         "too much", scope="tenant:acme", limit_tokens=1, used_tokens=2, reserved_tokens=3, asked_tokens=4, hint="less"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from agentao_gov.process.spawn import ZygoteSpawner
+from agentao_gov.worker.spawn import ZygoteSpawner
 
 __all__ = ["SharedZygote", "shared_zygote"]
 

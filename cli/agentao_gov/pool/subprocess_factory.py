@@ -22,8 +22,8 @@ from agentao_gov.governor.observe import Observers, TurnObserver
 from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
 from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
+from agentao_gov.worker.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment

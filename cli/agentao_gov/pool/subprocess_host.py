@@ -27,12 +27,12 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_ledger import LedgerDesk
 from agentao_gov.pool.subprocess_report import TurnWitness
-from agentao_gov.process import worker_wire as wire
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.spawn import SessionProcess
 from agentao_gov.process.tags import TAG_VARIABLE
 from agentao_gov.process.tree import SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
+from agentao_gov.worker import wire
+from agentao_gov.worker.spawn import SessionProcess
 
 __all__ = ["HostParts", "SubprocessHost"]
 

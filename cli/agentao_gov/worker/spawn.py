@@ -175,7 +175,7 @@ class ColdSpawner:
             options.append("--pid-namespace")
         command = [
             *(sys.executable, "-I", "-S", str(Path(warden.__file__)), *options, "--"),
-            *(self._python, "-m", "agentao_gov.process.worker", json.dumps(limits.to_wire())),
+            *(self._python, "-m", "agentao_gov.worker.main", json.dumps(limits.to_wire())),
         ]
         try:
             child = subprocess.Popen(  # noqa: S603
@@ -297,7 +297,7 @@ class ZygoteSpawner:
 
     def _launch(self, control: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "agentao_gov.process.zygote", str(control.fileno())],
+            [sys.executable, "-m", "agentao_gov.worker.zygote", str(control.fileno())],
             env=scrubbed_env(self._env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

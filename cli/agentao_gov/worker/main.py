@@ -35,9 +35,9 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
-from agentao_gov.process import worker_wire as wire
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.worker_ledger import WireLedger
+from agentao_gov.worker import wire
+from agentao_gov.worker.ledger import WireLedger
 
 __all__ = ["main", "warm_up"]
 
@@ -316,7 +316,7 @@ def main() -> int:
 
 
 def _cold_main() -> None:
-    """`python -m agentao_gov.process.worker LIMITS`: the start without a zygote."""
+    """`python -m agentao_gov.worker.main LIMITS`: the start without a zygote."""
     from agentao_gov.process import warden
 
     warden.name_process("gov-session")

@@ -15,7 +15,7 @@ from agentao.acp.server import AcpServer, JsonRpcHandlerError, PendingRequestCan
 from agentao_gov.budget.types import Balance, Reservation, ReservationState, ReserveRequest, Scope, ScopeLimit
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import StoreError
-from agentao_gov.process.worker_wire import LEDGER, decode_error
+from agentao_gov.worker.wire import LEDGER, decode_error
 
 __all__ = ["WireLedger"]
 

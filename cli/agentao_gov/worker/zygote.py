@@ -49,7 +49,7 @@ PRELOAD = (
     "agentao_gov.budget",
     "agentao_gov.config",
     "agentao_gov.governor",
-    "agentao_gov.process.worker",
+    "agentao_gov.worker.main",
 )
 MESSAGE_BYTES_MAX = 65536
 
@@ -58,7 +58,8 @@ def preload() -> None:
     """Imports everything and moves it out of the collector's sight, so that a collection does not touch its pages."""
     for name in PRELOAD:
         importlib.import_module(name)
-    from agentao_gov.process import rehearsal, worker
+    from agentao_gov.worker import main as worker
+    from agentao_gov.worker import rehearsal
 
     worker.warm_up()
     rehearsal.rehearse()
@@ -70,7 +71,7 @@ def preload() -> None:
 
 def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
     """In the new session process: limits, standard streams, then the worker."""
-    from agentao_gov.process import worker
+    from agentao_gov.worker import main as worker
 
     warden.name_process("gov-ready")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -146,7 +147,7 @@ def serve(control: socket.socket) -> None:
 
 
 def main() -> NoReturn:
-    """`python -m agentao_gov.process.zygote FD`"""
+    """`python -m agentao_gov.worker.zygote FD`"""
     warden.name_process("gov-zygote")
     control = socket.socket(fileno=int(sys.argv[1]))
     # A Ctrl-C on the terminal is for the service, which then closes the control socket.
