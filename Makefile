@@ -42,6 +42,7 @@ soak: $(STAMP) ## ten minutes of waves against the service: memory, descriptors,
 fmt: $(STAMP) ## format and mend what a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m agentao_gov.helptext
 
 clean: ## forget the environment
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
