@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,19 @@ from agentao_gov.governor.report import Timing, TurnReport, Usage
 if TYPE_CHECKING:
     from agentao_gov.pool import TurnOrder
 
-__all__ = ["INTERRUPTED", "BatchItem", "batch_exit_code", "finished", "next_ready", "parse_batch", "refused_report"]
+__all__ = [
+    "INTERRUPTED",
+    "SESSION_ID",
+    "BatchItem",
+    "batch_exit_code",
+    "finished",
+    "next_ready",
+    "parse_batch",
+    "refused_report",
+]
 
+#: What names a session, on the command line and in a batch; the HTTP service has the same rule.
+SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEYS = ("id", "prompt", "profile", "session")
 #: A turn that ended so was cut short from outside: it is not written, so that the next run does it again.
 INTERRUPTED = frozenset({Outcome.CANCELLED, Outcome.SHUTDOWN})
@@ -84,6 +96,8 @@ def _from_record(record: dict[str, Any], number: int, place: str) -> BatchItem:
     for key in ("profile", "session"):
         if record.get(key) is not None and not isinstance(record[key], str):
             raise UsageError(f"{place}: {key!r} must be a text.")
+    if record.get("session") is not None and not SESSION_ID.fullmatch(record["session"]):
+        raise UsageError(f"{place}: a session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
     return BatchItem(identity, prompt, record.get("profile"), record.get("session"))
 
 
@@ -93,13 +107,13 @@ def finished(output: Path) -> dict[str | int, Outcome]:
 
     Raises UsageError where the file holds something else than reports: it is not overwritten.
     """
-    if not output.exists():
+    if not output.is_file():
         return {}
     done: dict[str | int, Outcome] = {}
     whole = 0
     with output.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            if _half_written(line):
                 break
             try:
                 record = json.loads(line)
@@ -114,6 +128,16 @@ def finished(output: Path) -> dict[str | int, Outcome]:
         with output.open("r+b") as file:
             file.truncate(whole)
     return done
+
+
+def _half_written(line: bytes) -> bool:
+    """Whether a last line is the beginning of a report. Anything else was never ours, and must not be cut off."""
+    if line.endswith(b"\n") or not line.startswith(b"{"):
+        return False
+    try:
+        return "outcome" in json.loads(line)
+    except ValueError:
+        return True
 
 
 def next_ready(waiting: Sequence[BatchItem], busy_sessions: set[str]) -> BatchItem | None:

@@ -108,6 +108,7 @@ def test_a_finished_batch_has_nothing_to_do_and_keeps_its_verdict(run: Cli, here
         ('{"prompt": ""}', "prompts.jsonl:2: 'prompt' must be a text that is not empty"),
         ('{"promt": "x"}', "prompts.jsonl:2: unknown key 'promt'"),
         ('{"prompt": "x", "id": true}', "prompts.jsonl:2: 'id' must be"),
+        ('{"prompt": "x", "session": "../x"}', "prompts.jsonl:2: a session id is"),
         ('{"prompt": "x", "id": "first"}', "prompts.jsonl:2: the id 'first' stands in line 1 too"),
     ],
 )
@@ -141,6 +142,17 @@ def test_an_output_that_holds_something_else_is_left_alone(run: Cli, here: Path)
 
     assert result.code == 2
     assert json.loads(path.read_text())["prompt"] == "x"
+
+
+@pytest.mark.parametrize("text", ["my notes", '{"id": 1, "prompt": "x"}'])
+def test_an_output_without_a_last_newline_is_cut_only_if_it_was_a_report(run: Cli, here: Path, text: str) -> None:
+    """A half-written report is done again; anybody else's file is not a half-written report."""
+    _write(here, "x")
+    (here / "out.jsonl").write_text(text)
+
+    result = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
+
+    assert (result.code, (here / "out.jsonl").read_text()) == (2, text)
 
 
 def test_a_missing_batch_file_is_wrong_usage(run: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,9 @@ def test_a_tenant_is_held_to_its_profiles(run: Cli, here: Path) -> None:
         (["--set", "nonsense", "hi"], 2, "KEY=VALUE"),
         (["--workdir", "nope", "hi"], 3, "'nope' does not exist"),
         (["--api-key-env", "NO_SUCH_KEY", "hi"], 3, "NO_SUCH_KEY"),
+        (["--output", "nope/answer.txt", "hi"], 2, "'nope/answer.txt' cannot be written"),
+        (["--output", ".", "hi"], 2, "cannot be written"),
+        (["what is \udcff"], 2, "not UTF-8"),
     ],
 )
 def test_bad_input_ends_before_the_model_with_one_message(
@@ -197,6 +201,30 @@ def test_an_unreachable_endpoint_is_a_model_error(cli: Cli) -> None:
 
     assert (result.code, result.json["outcome"]) == (4, "model_error")
     assert result.json["usage"]["total_tokens"] == 0
+
+
+def test_a_key_given_instead_of_its_variable_is_not_repeated(cli: Cli) -> None:
+    """Standard error ends up in CI logs."""
+    flags = ["--base-url", "http://127.0.0.1:9/v1", "--model", "x", "--api-key-env", "sk-proj-0123456789"]
+
+    result = cli("run", *flags, "hi")
+
+    assert result.code == 3
+    assert "never the key" in result.err
+    assert "0123456789" not in result.err
+
+
+def test_an_output_that_is_a_pipe_is_written_to(run: Cli, here: Path) -> None:
+    """A device or a pipe must not be replaced by a file."""
+    pipe = here / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    run("-q", "--output", "pipe", 'x\n@sim {"text": "Yes."}')
+
+    assert os.read(reader, 100) == b"Yes.\n"
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_the_output_file_holds_the_answer_and_is_private(run: Cli, here: Path) -> None:

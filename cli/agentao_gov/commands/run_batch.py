@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -152,9 +153,9 @@ def _cancel(run: _Run, item: BatchItem) -> None:
 
 
 def _read(name: str) -> list[BatchItem]:
-    if name == "-":
-        return parse_batch(sys.stdin, name="standard input")
     try:
+        if name == "-":
+            return parse_batch(sys.stdin, name="standard input")
         with Path(name).open(encoding="utf-8") as file:
             return parse_batch(file, name=name)
     except OSError as error:
@@ -169,8 +170,8 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     try:
-        file = path.open("a", encoding="utf-8")
-        path.chmod(0o600)
+        # A new file is private; one that is there, perhaps a device, keeps its mode.
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"The output {str(path)!r} cannot be written: {error.strerror}.") from None
     with file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import re
+import os
 import sys
 import threading
 import uuid
@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentao_gov.batch import SESSION_ID
 from agentao_gov.config import (
     ModelChoice,
     ModelFlags,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunContext", "RunOptions", "run"]
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: The command line's own tenant: always allowed.
 LOCAL_TENANT = "local"
 
@@ -170,14 +170,26 @@ def _asking(options: RunOptions) -> Iterator[Any]:
 
 def _check(options: RunOptions) -> str | None:
     """The prompt, from the argument or a pipe. Raises UsageError for what makes no sense together."""
-    if options.session is not None and not _SESSION_ID.fullmatch(options.session):
+    try:
+        prompt = _prompt(options)
+        # Bytes that are no UTF-8 come through some locales as lone surrogates, which no model can be sent.
+        (prompt or "").encode()
+    except UnicodeError as error:
+        raise UsageError(f"The prompt is not UTF-8 text: {error}.") from None
+    return prompt
+
+
+def _prompt(options: RunOptions) -> str | None:
+    if options.session is not None and not SESSION_ID.fullmatch(options.session):
         raise UsageError("A session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
+    if options.workdir is not None and not options.workdir.is_dir():
+        raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
+    if options.output is not None:
+        _check_output(options.output)
     if options.batch is not None:
         if options.prompt is not None:
             raise UsageError("Give a PROMPT or --batch, not both.")
         return None
-    if options.workdir is not None and not options.workdir.is_dir():
-        raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
     if options.prompt is not None:
         text = options.prompt
     elif not sys.stdin.isatty():
@@ -189,6 +201,14 @@ def _check(options: RunOptions) -> str | None:
     if not text.strip():
         raise UsageError("The prompt is empty.", hint="Give it as the argument or on standard input.")
     return text
+
+
+def _check_output(path: Path) -> None:
+    """Refuses, before a turn is paid for, an output that cannot be written."""
+    # A file is replaced as a whole, which takes its directory; a device or a pipe is written to.
+    special = path.exists() and not path.is_file()
+    if path.is_dir() or not os.access(path if special else path.resolve().parent, os.W_OK):
+        raise UsageError(f"The output {str(path)!r} cannot be written.", hint="Name a file in a directory that exists.")
 
 
 def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:

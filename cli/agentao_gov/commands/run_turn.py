@@ -12,14 +12,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from agentao_gov.config.edit import write_whole
+from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
-from agentao_gov.report.terminal import console
+from agentao_gov.report.terminal import console, warn
 from agentao_gov.report.turn_panel import print_panel
 from agentao_gov.simulator.embedded import EmbeddedModel
 
@@ -72,8 +74,7 @@ class Asker:
 def run_once(context: RunContext, prompt: str, asker: Asker | None) -> int:
     """One turn; prints the answer, or the report with `--json`, and returns the exit code."""
     report = take_turn(context, context.order(prompt, session=context.options.session), asker)
-    _deliver(context, report)
-    return report.exit_code
+    return _deliver(context, report)
 
 
 def take_turn(context: RunContext, order: TurnOrder, asker: Asker | None) -> TurnReport:
@@ -206,18 +207,33 @@ def _note(context: RunContext) -> Any:
     return note
 
 
-def _deliver(context: RunContext, report: TurnReport) -> None:
+def _deliver(context: RunContext, report: TurnReport) -> int:
     options = context.options
-    if options.output is not None:
-        text = report.to_json() + "\n" if options.json else f"{report.answer or ''}\n"
-        write_whole(options.output, text)
     if options.json:
         sys.stdout.write(report.to_json() + "\n")
-        return
-    print_answer(report)
-    if not options.quiet:
-        sys.stdout.flush()
-        print_panel(console(sys.stderr), report)
+    else:
+        print_answer(report)
+        if not options.quiet:
+            sys.stdout.flush()
+            print_panel(console(sys.stderr), report)
+    if options.output is None:
+        return report.exit_code
+    try:
+        _save(options.output, report.to_json() + "\n" if options.json else f"{report.answer or ''}\n")
+    except OSError as error:
+        # The answer is paid for and shown; only its file is missing.
+        warn(f"the output {str(options.output)!r} could not be written: {error.strerror}")
+        return report.exit_code or StoreError.exit_code
+    return report.exit_code
+
+
+def _save(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():
+        # /dev/stderr, a named pipe: written to, never replaced by a file.
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        write_whole(path.resolve(), text)
 
 
 def print_answer(report: TurnReport) -> None:

@@ -51,6 +51,7 @@ def raise_errors(findings: Iterable[Finding], *, what: str, hint: str | None = N
     if all(finding.source.startswith("flag") for finding in errors):
         raise UsageError("; ".join(f"{finding.source.removeprefix('flag ')}: {finding.message}" for finding in errors))
     if len(errors) == 1:
-        raise ConfigError(f"{errors[0]}.", hint=hint)
+        text = str(errors[0])
+        raise ConfigError(text if text.endswith("?") else f"{text}.", hint=hint)
     listing = "\n".join(f"  {finding}" for finding in errors)
     raise ConfigError(f"{what} has {len(errors)} errors:\n{listing}", hint=hint)

@@ -120,6 +120,12 @@ def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mappin
     if variable is not None:
         if key := environ.get(variable):
             return SecretStr(key)
+        if not variable.isidentifier():
+            # Most likely the key itself: it must not be repeated into a terminal's history or a CI log.
+            raise ConfigError(
+                f"api_key_env is not the name of an environment variable ({source}).",
+                hint="Name the variable that holds the key, never the key: --api-key-env OPENAI_API_KEY.",
+            )
         raise ConfigError(
             f"The environment variable {variable}, which should hold the model's API key, is not set ({source}).",
             hint=f"Set it: export {variable}=...",
