@@ -26,7 +26,9 @@ from agentao.tools.base import SHELL_TOOL_NAME
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.governor.confine import ConfinedFileSystem
+from agentao_gov.governor.hints import path_hints
 from agentao_gov.governor.model_client import GovernedModel
+from agentao_gov.governor.patterns import bound_patterns
 from agentao_gov.governor.requests import Conversation, SessionSpec
 from agentao_gov.governor.shared_mcp import SharedServers
 from agentao_gov.governor.shell import TrackedShell
@@ -44,6 +46,7 @@ __all__ = ["AgentParts", "build_agent", "restore"]
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
 # decides when to compact; the ledger counts by `tokens`, not by it.
 agentao.context_manager._TIKTOKEN_AVAILABLE = False
+bound_patterns()
 
 #: Share of a model's window that the conversation may fill: the summariser needs the rest.
 WINDOW_SHARE = 0.8
@@ -160,6 +163,7 @@ def build_agent(
         raise InternalError(f"The session's agent could not be built: {error}") from error
     parts = AgentParts(agent, model, transport, guard, shell, tree)
     transport.agent = agent
+    agent._extract_context_hints = lambda: path_hints(agent.messages)  # type: ignore[method-assign]
     _join_shared(parts, spec, shared, deadline)
     _prune(parts, spec)
     if profile.tools.sub_agents:

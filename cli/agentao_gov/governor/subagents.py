@@ -12,6 +12,7 @@ from typing import Any
 
 from agentao.agents.tools import AgentToolWrapper
 
+from agentao_gov.governor.hints import path_hints
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.tools import ToolGuard
 
@@ -37,6 +38,7 @@ def _govern(wrapper: Any, model: Callable[[], GovernedModel], guard: ToolGuard, 
         sub_agent, setup = build(*args, **kwargs)
         client = model()
         sub_agent.llm = client
+        sub_agent._extract_context_hints = lambda: path_hints(sub_agent.messages)
         sub_agent.context_manager.llm_client = client
         setup["max_turns"] = min(int(setup["max_turns"]), rounds_max)
         return sub_agent, setup
