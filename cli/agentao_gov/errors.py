@@ -7,6 +7,7 @@
     ├── BadRequestError                 an HTTP body or header that cannot be understood
     │   └── TooLargeError               a body or message over its limit
     ├── AuthError                       no API key, or one that names no tenant
+    ├── ForbiddenOriginError            a web page elsewhere reached for a service without keys
     ├── ProfileNotAllowedError          the tenant may not use this profile
     ├── NotFoundError                   no such path
     │   └── SessionNotFoundError        no such session, or another tenant's
@@ -42,6 +43,7 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "DrainingError",
+    "ForbiddenOriginError",
     "GovError",
     "InternalError",
     "ModelError",
@@ -137,6 +139,18 @@ class AuthError(GovError):
     exit_code = 3
     http_status = 401
     http_type = "authentication_error"
+
+
+class ForbiddenOriginError(GovError):
+    """Raised when a web page elsewhere reaches for a service that asks for no key."""
+
+    code = "forbidden_origin"
+    exit_code = 3
+    http_status = 403
+    http_type = "permission_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="Create a key with `agentao-gov tenant new NAME`.")
 
 
 class ProfileNotAllowedError(GovError):

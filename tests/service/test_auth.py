@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 
-from agentao_gov.errors import AuthError, ConfigError
-from agentao_gov.service.auth import TenantDirectory, is_loopback
+from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError
+from agentao_gov.service.auth import TenantDirectory, is_loopback, require_local_page
 
 
 def digest(key: str) -> str:
@@ -46,3 +46,36 @@ def test_on_loopback_without_keys_everyone_is_the_default_tenant(host: str) -> N
 
     assert is_loopback(host)
     assert directory.tenant_of(None) == directory.tenant_of("Bearer anything") == "default"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080"])
+def test_programs_and_the_own_page_reach_an_open_service(host: str) -> None:
+    """A program sends no origin; the service's page sends the service's."""
+    require_local_page(host, None)
+    require_local_page(host, f"http://{host}")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("127.0.0.1:8080", "https://evil.example"),
+        ("127.0.0.1:8080", "null"),
+        ("127.0.0.1:8080", "http://127.0.0.1:3000"),
+        ("rebound.example:8080", None),
+        ("rebound.example:8080", "http://rebound.example:8080"),
+        ("127.0.0.1.evil.example", None),
+        ("localhost.evil.example", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_web_pages_elsewhere_do_not(host: str | None, origin: str | None) -> None:
+    """Neither by posting to loopback nor by a name that is made to mean it."""
+    with pytest.raises(ForbiddenOriginError):
+        require_local_page(host, origin)
+
+
+def test_a_host_that_is_no_address_is_refused_too() -> None:
+    """Not an internal error."""
+    with pytest.raises(ForbiddenOriginError):
+        require_local_page("[::1", None)

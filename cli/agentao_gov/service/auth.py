@@ -6,10 +6,11 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
 
-from agentao_gov.errors import AuthError, ConfigError
+from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError
 
-__all__ = ["DEFAULT_TENANT", "TenantDirectory", "is_loopback"]
+__all__ = ["DEFAULT_TENANT", "TenantDirectory", "is_loopback", "require_local_page"]
 
 DEFAULT_TENANT = "default"
 
@@ -22,6 +23,22 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def require_local_page(host: str | None, origin: str | None) -> None:
+    """Refuses what a web page elsewhere has a browser send to an open service on loopback.
+
+    A page may post to 127.0.0.1 unasked, and its own name may be made to mean 127.0.0.1 (DNS rebinding). The first
+    shows in `Origin`, the second in `Host`; programs send no `Origin`. With keys neither gets anywhere.
+    """
+    try:
+        name = urlsplit(f"//{host or ''}").hostname or ""
+    except ValueError:
+        name = ""
+    if not is_loopback(name):
+        raise ForbiddenOriginError(f"Without API keys the service answers to this machine's names only, not {host!r}.")
+    if origin is not None and origin != f"http://{host}":
+        raise ForbiddenOriginError(f"Without API keys the service takes nothing from pages of {origin!r}.")
 
 
 class TenantDirectory:

@@ -13,7 +13,9 @@ from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, SessionKey
 from agentao_gov.pool.types import SessionState
+from agentao_gov.service.auth import require_local_page
 from agentao_gov.service.merge import merge_metrics, merge_sessions, merge_status
+from agentao_gov.service.peers import from_peer
 from agentao_gov.service.requests import ChatBody, TurnBody, parse_body, require_session_id
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
@@ -37,6 +39,8 @@ class Endpoints:
         self._gateway = gateway
 
     def _tenant(self, request: Request) -> str:
+        if self._gateway.tenants.open and not from_peer(request):
+            require_local_page(request.headers.get("host"), request.headers.get("origin"))
         return self._gateway.tenants.tenant_of(request.headers.get("authorization"))
 
     def _key(self, request: Request) -> SessionKey:

@@ -119,7 +119,7 @@ class ChatBody(BaseModel):
 
     model: str = Field(min_length=1, max_length=128)
     messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool = False
+    stream: bool | None = False
     stream_options: _StreamOptions | None = None
     user: User = DEFAULT_USER
     n: int | None = None
