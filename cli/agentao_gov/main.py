@@ -46,6 +46,9 @@ def run_command(args: list[str]) -> int:
     """Runs one command in this process; returns its exit code. Installs no signal handlers."""
     try:
         return _outcome(args)
+    except KeyboardInterrupt:
+        # Before the command was there to see it, or while it closed.
+        return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`). What a shell reports for SIGPIPE.
         _to_null()
@@ -83,6 +86,9 @@ def _to_null() -> None:
 
 def _leave(code: int) -> None:
     """Ends the process, also when an abandoned thread would keep it alive for ever."""
+    if threading.current_thread() is threading.main_thread():
+        # Everything is closed: who presses Ctrl-C again need not wait for the last threads.
+        signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,6 +99,11 @@ def _leave(code: int) -> None:
             thread.join(_THREADS_GRACE_S)
             if thread.is_alive():
                 os._exit(code)
+    # The interpreter gives signals their default effect back before it is gone, which takes a while with agentao in
+    # it: an impatient second Ctrl-C would replace the code by a death of SIGINT.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
 
 

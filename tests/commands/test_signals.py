@@ -59,6 +59,22 @@ def test_a_signal_cancels_the_turn_and_the_report_is_still_written(
     simulator.wait_for(idle=True)
 
 
+def test_a_second_ctrl_c_at_the_very_end_keeps_the_code(simulator: Simulator) -> None:
+    """The report is out and the interpreter is on its way down: the code is 130, not a death of the signal."""
+    with _started(_command(simulator, "--json", _HANG)) as process:
+        simulator.wait_for(timeout_s=_GUARD_S, in_flight=1)
+        assert process.stdout is not None
+        process.send_signal(signal.SIGINT)
+        select.select([process.stdout], [], [], _GUARD_S)
+
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+
+        assert process.returncode == 130
+
+
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(simulator: Simulator, tmp_path: Path) -> None:
     """Ctrl-C in the middle: finished lines stand in the file, the one in flight is run again."""
     prompts, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
