@@ -6,11 +6,13 @@ command's own module are imported only when a command runs.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import threading
 from types import FrameType
+from typing import TextIO
 
 from agentao_gov import helptext
 from agentao_gov.errors import GovError
@@ -25,6 +27,8 @@ _THREADS_GRACE_S = 2.0
 def main(argv: list[str] | None = None) -> None:
     """The entry point: runs a command and ends the process with the contract's exit code."""
     args = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        _make_writable(stream)
     if (text := helptext.prepared(args)) is not None:
         sys.stdout.write(text)
         sys.exit(0)
@@ -35,6 +39,15 @@ def main(argv: list[str] | None = None) -> None:
         # Called by a program, whose threads are its own.
         sys.exit(code)
     _leave(code)
+
+
+def _make_writable(stream: TextIO) -> None:
+    """Whatever a model says can be written: an answer that was paid for must not be lost to the locale.
+
+    What programs read is UTF-8; a terminal keeps its own encoding, with `?` for what it does not have.
+    """
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,16 @@ def test_a_key_given_instead_of_its_variable_is_not_repeated(cli: Cli) -> None:
     assert result.code == 3
     assert "never the key" in result.err
     assert "0123456789" not in result.err
+
+
+def test_an_answer_is_not_lost_to_the_locale(simulator: Simulator) -> None:
+    """A container without a locale still gets what was paid for, in UTF-8."""
+    command = [sys.executable, "-m", "agentao_gov.main", "run", "--base-url", simulator.base_url, "--model", "sim"]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    ended = subprocess.run([*command, 'x\n@sim {"text": "“Ja”"}'], capture_output=True, env=environ, check=True)
+
+    assert ended.stdout.decode() == "“Ja”\n"
 
 
 def test_an_output_that_is_a_pipe_is_written_to(run: Cli, here: Path) -> None:
