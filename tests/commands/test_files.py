@@ -149,6 +149,17 @@ def test_config_check_looks_at_the_profiles_of_tenants(cli: Cli, here: Path) -> 
     assert "agentao-gov.toml:3: error: tenants.acme.profiles: there is no profile 'qb'" in result.err
 
 
+def test_config_check_sees_what_only_a_later_command_would_stumble_over(cli: Cli, here: Path) -> None:
+    """A mistyped threshold is a gate that is missing, a mistyped directory a profile that is not yours."""
+    (here / "agentao-gov.toml").write_text('[loadtest]\nthresholds = ["turn_p59x<3s"]\n[profiles]\ndir = "profils"\n')
+
+    result = cli("config", "check")
+
+    assert result.code == 3
+    assert "agentao-gov.toml:2: error: loadtest.thresholds:" in result.err
+    assert "agentao-gov.toml:4: warning: profiles.dir: there is no directory" in result.err
+
+
 def test_config_show_prints_defaults_where_there_is_no_file(cli: Cli) -> None:
     """And hides the password of a store."""
     result = cli("config", "show", "--set", "budget.store=redis://me:hunter2@host:6379/0")

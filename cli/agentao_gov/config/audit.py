@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.load_deployment import inspect_deployment
 from agentao_gov.config.load_profile import inspect_profile, profile_paths
+from agentao_gov.config.resolved import ResolvedDeployment
 from agentao_gov.config.toml_text import key_line
+from agentao_gov.errors import ConfigError
 
 __all__ = ["audit_deployment"]
 
@@ -26,6 +30,23 @@ def audit_deployment(path: Path | None) -> list[Finding]:
                 key = f"tenants.{name}.profiles"
                 message = f"there is no profile {profile!r}; there are: {', '.join(sorted(known))}"
                 findings.append(Finding("error", key, message, deployment.path, key_line(text, key)))
+    for level, key, message in _unusable(deployment):
+        findings.append(Finding(level, key, message, deployment.path, key_line(text, key)))
     for file in known.values():
         findings += inspect_profile(file, deployment=deployment)[1]
     return findings
+
+
+def _unusable(deployment: ResolvedDeployment) -> Iterator[tuple[Literal["error", "warning"], str, str]]:
+    """What only a later command would stumble over."""
+    from agentao_gov.loadtest.thresholds import parse_threshold
+
+    for expression in deployment.deployment.loadtest.thresholds:
+        try:
+            parse_threshold(expression)
+        except ConfigError as error:
+            yield "error", "loadtest.thresholds", error.message.rstrip(".")
+    if "profiles.dir" in deployment.sources and deployment.sources["profiles.dir"] != "default":
+        directory = deployment.profiles_dir
+        if not directory.is_dir():
+            yield "warning", "profiles.dir", f"there is no directory {str(directory)!r}: the shipped profiles are used"
