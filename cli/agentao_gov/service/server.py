@@ -17,6 +17,7 @@ from agentao_gov.errors import ConfigError
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.descent import Descent, rung_times
 from agentao_gov.service.gateway import Gateway
+from agentao_gov.service.protocol import BoundedHeadProtocol
 
 __all__ = ["GovServer", "bind", "raise_descriptor_limit", "serve"]
 
@@ -61,7 +62,7 @@ class GovServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             # h11 bounds the header's size; its cost is lost beside a turn's.
-            http="h11",
+            http=BoundedHeadProtocol,
             h11_max_incomplete_event_size=HEADER_BYTES_MAX,
             ws="none",
             lifespan="off",
