@@ -150,7 +150,7 @@ def test_a_tenant_is_held_to_its_profiles(run: Cli, here: Path) -> None:
         (["--daily-tokens", "x", "hi"], 2, "--daily-tokens"),
         (["--session", "a b", "hi"], 2, "session id"),
         (["  "], 2, "prompt is empty"),
-        (["--timeout", "5s", "--tool-timeout", "9s", "hi"], 2, "longer than the turn_timeout of 5s"),
+        (["--tool-timeout", "9m", "hi"], 2, "longer than the turn_timeout of 90s"),
         (["-p", "nope", "hi"], 3, "there are: code, qa, research"),
         (["-p", "./nope.toml", "hi"], 3, "does not exist"),
         (["--config", "nope.toml", "hi"], 3, "does not exist"),

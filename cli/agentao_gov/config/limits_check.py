@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agentao_gov.config.findings import Finding
-from agentao_gov.config.layers import RANK_DEFAULT, Layers
+from agentao_gov.config.layers import RANK_DEFAULT, RANK_SET, Layers
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import finding
@@ -14,7 +14,7 @@ __all__ = ["fit_tool_timeouts"]
 
 
 def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[Finding]]:
-    """Clamps tool time-outs above the turn's where the turn's came from a stronger layer; else they are errors.
+    """Clamps tool time-outs above the turn's where a flag, `--set` or a stronger layer set the turn's; else errors.
 
     Who lowers `turn_timeout` on the command line did not write the file's `tool_timeout`, and should not have to
     repeat it; who writes both into one file has made a mistake.
@@ -25,8 +25,8 @@ def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[F
     for key, seconds in _tool_time_limits(profile):
         if seconds <= turn_s:
             continue
-        rank = layers.rank(key)
-        if rank >= layers.rank("limits.turn_timeout") and rank > RANK_DEFAULT:
+        rank, turn_rank = layers.rank(key), layers.rank("limits.turn_timeout")
+        if turn_rank < RANK_SET and rank >= turn_rank and rank > RANK_DEFAULT:
             text = f"{format_duration(seconds)} is longer than the turn_timeout of {format_duration(turn_s)}"
             findings.append(finding(layers, key, text, error=True))
             continue
