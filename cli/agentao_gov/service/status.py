@@ -30,7 +30,7 @@ def status_json(gateway: Gateway, tenant: str) -> dict[str, Any]:
     reasons = gateway.not_ready_because()
     return {
         "schema": "agentao-gov/status/1",
-        "instance": _instance(gateway),
+        "instance": _instance(gateway, None if everything else tenant),
         "ready": not reasons,
         "not_ready_because": reasons,
         "shutdown_rung": {"name": RUNGS[seen.rung], "number": seen.rung},
@@ -66,14 +66,15 @@ def history_json(gateway: Gateway) -> dict[str, Any]:
     return {name: [look[n] for look in looks] for n, name in enumerate(names)}
 
 
-def _instance(gateway: Gateway) -> dict[str, Any]:
+def _instance(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
+    offers = gateway.profiles.all() if tenant is None else gateway.profiles.of_tenant(tenant)
     return {
         "version": version("agentao-gov"),
         "pid": os.getpid(),
         "worker": gateway.worker,
         "workers": gateway.workers,
         "uptime_s": round(time.time() - gateway.started_at, 1),
-        "profiles": [offer.name for offer in gateway.profiles.all()],
+        "profiles": [offer.name for offer in offers],
     }
 
 
