@@ -45,8 +45,9 @@ def check(
     """Judge the deployment file and every profile it offers."""
     from agentao_gov.commands._show import findings_json, print_findings, summary
     from agentao_gov.config.audit import audit_deployment
+    from agentao_gov.loadtest.thresholds import parse_threshold
 
-    findings = audit_deployment(config)
+    findings = audit_deployment(config, check_threshold=parse_threshold)
     failed = any(finding.level == "error" or strict for finding in findings)
     if as_json:
         record = {"verdict": "fail" if failed else "pass", "findings": findings_json(findings)}

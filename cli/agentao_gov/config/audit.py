@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,11 @@ from agentao_gov.errors import ConfigError
 __all__ = ["audit_deployment"]
 
 
-def audit_deployment(path: Path | None) -> list[Finding]:
-    """All findings. Raises ConfigError where there is nothing to read."""
+def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], object]) -> list[Finding]:
+    """All findings. Raises ConfigError where there is nothing to read.
+
+    `check_threshold` raises ConfigError for a load-test threshold that cannot be read; it stands a floor above.
+    """
     deployment, found = inspect_deployment(path)
     findings = list(found)
     if deployment is None:
@@ -30,20 +33,20 @@ def audit_deployment(path: Path | None) -> list[Finding]:
                 key = f"tenants.{name}.profiles"
                 message = f"there is no profile {profile!r}; there are: {', '.join(sorted(known))}"
                 findings.append(Finding("error", key, message, deployment.path, key_line(text, key)))
-    for level, key, message in _unusable(deployment):
+    for level, key, message in _unusable(deployment, check_threshold):
         findings.append(Finding(level, key, message, deployment.path, key_line(text, key)))
     for file in known.values():
         findings += inspect_profile(file, deployment=deployment)[1]
     return findings
 
 
-def _unusable(deployment: ResolvedDeployment) -> Iterator[tuple[Literal["error", "warning"], str, str]]:
+def _unusable(
+    deployment: ResolvedDeployment, check_threshold: Callable[[str], object]
+) -> Iterator[tuple[Literal["error", "warning"], str, str]]:
     """What only a later command would stumble over."""
-    from agentao_gov.loadtest.thresholds import parse_threshold
-
     for expression in deployment.deployment.loadtest.thresholds:
         try:
-            parse_threshold(expression)
+            check_threshold(expression)
         except ConfigError as error:
             yield "error", "loadtest.thresholds", error.message.rstrip(".")
     if "profiles.dir" in deployment.sources and deployment.sources["profiles.dir"] != "default":
