@@ -57,7 +57,7 @@ def test_five_hundred_sessions_of_twenty_tenants_with_64_busy(deployment: Deploy
     assert metrics["process_memory_bytes"] - before < 200 * 2**20
 
 
-def test_64_one_second_turns_take_less_than_three_seconds(deployment: Deployment) -> None:
+def test_64_one_second_turns_run_side_by_side(deployment: Deployment) -> None:
     """No thread pool of min(32, cores + 4) is in the way."""
     service = deployment.start("--no-warden")
     together([lambda n=n: service.turn(f"s{n}", say(text="warm")) for n in range(64)])
@@ -67,7 +67,7 @@ def test_64_one_second_turns_take_less_than_three_seconds(deployment: Deployment
     took_s = time.monotonic() - began
 
     assert {answer.status for answer in answers} == {200}
-    # Measured 1.6 s on two idle cores; a serial part of the service would make it 64.
+    # A serial part of the service would make it 64 s. The bound is a hang guard: shared machines are noisy.
     assert took_s < 12
 
 
