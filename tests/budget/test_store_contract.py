@@ -89,6 +89,8 @@ def test_a_refusal_changes_no_balance(store: Store) -> None:
     store.reserve(call("c-1", limits))
 
     assert [(b.used, b.reserved) for b in store.balances(limits)] == [(0, 0)] * 4
+    assert store.all_balances("all") == ()
+    assert store.verify().balances == 0
 
 
 def test_the_same_id_is_the_same_reservation(store: Store) -> None:

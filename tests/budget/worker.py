@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +86,12 @@ def spend_until_refused(ledger: TokenLedger, plan: dict[str, Any], who: dict[str
     )
     for number in range(10_000):
         call_id = f"{session}-{number}"
-        request = ReserveRequest(call_id, scopes, plan["prompt_tokens"], 1, 60, tenant, user)
-        asked_s = time.monotonic()
+        request = ReserveRequest(call_id, scopes, plan["prompt_tokens"], 1, 2_000, tenant, user)
         try:
             held = ledger.reserve(request, deadline=Deadline.after(100))
         except BudgetExhaustedError:
             result["refused"].append(who["tenant"])
             return
-        result["waits_ms"].setdefault(user, []).append(round((time.monotonic() - asked_s) * 1000, 1))
         ledger.dispatch(call_id)
         used = provider.ask(tenant, user, session, held.output_tokens, stream=number % 2 == 0)
         ledger.settle(call_id, *used)
@@ -103,7 +100,7 @@ def spend_until_refused(ledger: TokenLedger, plan: dict[str, Any], who: dict[str
 def run_streams(plan: dict[str, Any]) -> dict[str, Any]:
     """32 streams at once."""
     ledger = TokenLedger(open_store(plan), heartbeat_s=1.0)
-    result: dict[str, Any] = {"refused": [], "waits_ms": {}, "errors": []}
+    result: dict[str, Any] = {"refused": [], "errors": []}
 
     def work(who: dict[str, Any]) -> None:
         try:

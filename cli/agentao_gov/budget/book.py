@@ -134,9 +134,8 @@ class Book:
         lines = []
         for scope in request.scopes:
             key = self.line_key(scope, now_s)
-            line = self.lines.get(key)
-            if line is None:
-                line = self.lines[key] = Line(key)
+            # A new line is kept only once something is held on it: a refusal leaves no trace.
+            line = self.lines.get(key) or Line(key)
             line.limit = scope.limit
             lines.append(line)
         return lines
@@ -144,6 +143,8 @@ class Book:
     def _hold(
         self, request: ReserveRequest, owner: str, lines: Sequence[Line], output: int, now_s: float
     ) -> Reservation:
+        for line in lines:
+            self.lines.setdefault(line.key, line)
         holding = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=self.price(request.model))
         call = self.calls[request.id] = Call(request.id, owner, tuple(line.key for line in lines), holding)
         self._post(call, "reserve", Posting(ReservationState.RESERVED, reserved=holding.held), owner, now_s)

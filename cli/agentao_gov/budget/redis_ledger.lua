@@ -74,6 +74,18 @@ local function open_line(s)
   return load_line(s.name)
 end
 
+-- A line as it would be under this request's limit, without writing: a refusal leaves no trace.
+local function view_line(s)
+  local limit = value(s.limit)
+  if redis.call('EXISTS', line_key(s.name)) == 0 then
+    return {name = s.name, kind = s.kind, key = s.key, timezone = s.timezone, window = s.window, granted = 0, used = 0,
+            reserved = 0, estimated = 0, cost = '0', unpriced = 0, effective = limit}
+  end
+  local line = load_line(s.name)
+  line.effective = limit and limit + line.granted or nil
+  return line
+end
+
 local function post_lines(names, post)
   for _, name in ipairs(names) do
     local key = line_key(name)
@@ -158,10 +170,13 @@ end
 -- `behind`: others wait already, so what is not refused at once has to queue.
 local function attempt(r, owner, behind)
   local lines = {}
-  for i, s in ipairs(a.scopes) do lines[i] = open_line(s) end
+  for i, s in ipairs(a.scopes) do lines[i] = view_line(s) end
   local answer, extra = admit(lines, r)
   if behind and (not answer or answer == 'wait') then return {queued = true} end
-  if not answer then return hold(r, owner, lines, extra) end
+  if not answer then
+    for i, s in ipairs(a.scopes) do lines[i] = open_line(s) end
+    return hold(r, owner, lines, extra)
+  end
   return {answer = answer, blocking = extra, line = describe(lines[extra[1]])}
 end
 
@@ -241,17 +256,36 @@ function steps.reserve()
   return answer
 end
 
+-- Lets waiting calls try in the order given. A blocked one claims the scopes that block it, as in `queue.serve`.
 function steps.serve()
-  if not redis.call('ZSCORE', waiters_key, a.request.id) then return {gone = true} end
-  if stale() then return {stale = true} end
-  local answer = attempt(a.request, a.waiter)
-  if answer.answer == 'wait' then return answer end
-  if not answer.answer then
-    local number = redis.call('HINCRBY', meta_key, 'servings', 1)
-    redis.call('HSET', p .. 'served', a.tenant, number, a.user, number)
+  for _, ticket in ipairs(a.tickets) do
+    a.scopes = ticket.scopes
+    if stale() then return {stale = true} end
   end
-  leave(a.request.id)
-  return answer
+  local claimed, answered = {}, {}
+  for _, ticket in ipairs(a.tickets) do
+    local open = redis.call('ZSCORE', waiters_key, ticket.request.id)
+    for _, s in ipairs(ticket.scopes) do
+      if claimed[s.kind .. ':' .. s.key] then open = false end
+    end
+    if open then
+      a.scopes = ticket.scopes
+      local answer = attempt(ticket.request, ticket.waiter)
+      if answer.answer == 'wait' then
+        for _, position in ipairs(answer.blocking) do
+          claimed[ticket.scopes[position].kind .. ':' .. ticket.scopes[position].key] = true
+        end
+      else
+        if not answer.answer then
+          local number = redis.call('HINCRBY', meta_key, 'servings', 1)
+          redis.call('HSET', p .. 'served', ticket.tenant, number, ticket.user, number)
+        end
+        leave(ticket.request.id)
+        answered[#answered + 1] = ticket.request.id
+      end
+    end
+  end
+  return {answered = answered}
 end
 
 function steps.withdraw()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentao_gov.budget import failpoints
 from agentao_gov.budget.errors import ReservationLostError
@@ -21,7 +21,7 @@ from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 from agentao_gov.clock import Clock
 from agentao_gov.errors import ConfigError, StoreError
 
-__all__ = ["RedisSession", "guard"]
+__all__ = ["RedisSession", "WaitingCall", "guard"]
 
 #: How long the records of a finished call and its turn stay, for repeated and late settlements.
 _KEEP_MS = 7 * 86_400_000
@@ -29,6 +29,16 @@ _KEEP_MS = 7 * 86_400_000
 _ALWAYS_MS = 1 << 50
 #: Tries to agree with the server on the day; one is enough but at midnight.
 _STALE_TRIES = 5
+
+
+class WaitingCall(NamedTuple):
+    """A queued call as the script serves it. `tenant` and `user` are its names in the table of who was served."""
+
+    request: dict[str, Any]
+    scopes: Sequence[ScopeLimit]
+    waiter: str
+    tenant: str
+    user: str
 
 
 class RedisSession:
@@ -74,10 +84,26 @@ class RedisSession:
         return self.prefix + suffix
 
     def fresh(self, op: str, scopes: Sequence[ScopeLimit], **arguments: Any) -> dict[str, Any]:
-        """A step that names windows: repeated where the server is in another day than was thought."""
+        """A step that names windows."""
+        return self._fresh(op, lambda: {"scopes": [self._scope(scope) for scope in scopes], **arguments})
+
+    def serve(self, calls: Sequence[WaitingCall]) -> Iterable[str]:
+        """Lets queued calls try in this order, all in one step; returns the ids that were answered."""
+
+        def tickets() -> dict[str, Any]:
+            # A turn's calls name the same scopes again and again.
+            named = {scope: self._scope(scope) for call in calls for scope in call.scopes}
+            return {
+                "tickets": [{**call._asdict(), "scopes": [named[scope] for scope in call.scopes]} for call in calls]
+            }
+
+        answered: Iterable[str] = self._fresh("serve", tickets)["answered"]
+        return answered
+
+    def _fresh(self, op: str, arguments: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Repeats a step where the server is in another day than was thought."""
         for _ in range(_STALE_TRIES):
-            named = [self._scope(scope) for scope in scopes]
-            answer = self.call(op, scopes=named, **arguments)
+            answer = self.call(op, **arguments())
             if not answer.get("stale"):
                 return answer
         raise StoreError("The Redis server's clock jumps: no window could be agreed on.")

@@ -15,7 +15,7 @@ from agentao_gov.budget.codec import decode_request, encode_request
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.line import within_window
 from agentao_gov.budget.owner import Owner, gone, this_process
-from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
+from agentao_gov.budget.queue import Ticket, fair_order
 from agentao_gov.budget.redis_keys import (
     balance_of,
     crossings_of,
@@ -23,7 +23,7 @@ from agentao_gov.budget.redis_keys import (
     reservation_of,
 )
 from agentao_gov.budget.redis_reading import RedisReader
-from agentao_gov.budget.redis_session import RedisSession, guard
+from agentao_gov.budget.redis_session import RedisSession, WaitingCall, guard
 from agentao_gov.budget.states import check_usage
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
 from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
@@ -211,26 +211,16 @@ class RedisStore:
             owner, encoded = json.loads(text)
             request = decode_request(encoded)
             requests[request.id] = (owner, request)
-            scopes = tuple(limit.scope for limit in request.scopes)
-            tickets.append(Ticket(request.id, int(number), request.tenant, request.user, scopes))
-        answered: list[str] = []
-        serve(fair_order(tickets, served), lambda ticket: self._serve_one(ticket, *requests[ticket.id], answered))
+            tickets.append(Ticket(request.id, int(number), request.tenant, request.user, ()))
+        order = [requests[ticket.id] for ticket in fair_order(tickets, served)]
+        # An empty list comes back as an object.
+        answered = list(self._session.serve([self._waiting(owner, request) for owner, request in order]))
         if answered:
             self.settings.notice(answered)
 
-    def _serve_one(self, ticket: Ticket, owner: str, request: ReserveRequest, answered: list[str]) -> Attempted:
-        answer = self._session.fresh(
-            "serve",
-            request.scopes,
-            request=self._request(request),
-            waiter=owner,
-            tenant=json.dumps([ticket.tenant, None]),
-            user=json.dumps([ticket.tenant, ticket.user]),
-        )
-        if answer.get("answer") == "wait":
-            return tuple(request.scopes[int(position) - 1].scope for position in answer["blocking"])
-        answered.append(ticket.id)
-        return "served" if "reservation" in answer else "refused"
+    def _waiting(self, owner: str, request: ReserveRequest) -> WaitingCall:
+        tenant, user = json.dumps([request.tenant, None]), json.dumps([request.tenant, request.user])
+        return WaitingCall(self._request(request), request.scopes, owner, tenant, user)
 
     # ── owners ────────────────────────────────────────────────────────────────────────────────────
 

@@ -108,9 +108,11 @@ class SqliteStore:
         with Transaction(self, "reserve") as tx:
             if not tx.cache.known_owner:
                 self._owners.beat(tx)
-            if tx.cache.waiting:
-                return self._reserve_behind(tx, request)
-            return self._attempt(tx, request)
+            answer = self._reserve_behind(tx, request) if tx.cache.waiting else self._attempt(tx, request)
+            if isinstance(answer, Refused) and not tx.answered:
+                # A refusal leaves no trace: whoever asks a thousand times fills nothing.
+                tx.discard()
+            return answer
 
     def _attempt(self, tx: Transaction, request: ReserveRequest) -> Reservation | Refused | Waiting:
         lines, admission = self.lines.admission(tx, request)

@@ -28,6 +28,7 @@ class Transaction:
 
     __slots__ = (
         "_checked",
+        "_discarded",
         "_hash",
         "_name",
         "_store",
@@ -48,6 +49,7 @@ class Transaction:
         self._name = name
         self.sql = store.connection
         self.cache = store.cache
+        self._discarded = False
         #: Ids that left the queue in this transaction.
         self.answered: list[str] = []
         #: Time of the last entry written, 0 before the first.
@@ -86,6 +88,10 @@ class Transaction:
         #: The ledger's time: never earlier than the last entry's.
         self.at_ms = max(int(self._store.clock.time() * 1000), cache.at_ms)
 
+    def discard(self) -> None:
+        """Nothing of this transaction is to be kept."""
+        self._discarded = True
+
     def append(self, entry: Entry) -> None:
         """Adds to the journal."""
         text = journal.encode(entry)
@@ -98,6 +104,9 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         store = self._store
+        if self._discarded and error is None:
+            self._abandon()
+            return
         if error is not None:
             self._abandon()
             if isinstance(error, sqlite3.Error):
