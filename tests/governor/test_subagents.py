@@ -83,7 +83,7 @@ def test_eight_in_parallel_land_on_the_limit_and_the_parent_reports(harness: Har
 def test_one_that_hangs_ends_with_the_turn(harness: Harness, workdir: Path, fault: str) -> None:
     """Its socket is shut down like the parent's."""
     report = harness.run(
-        delegate(3, text="a b c d e", fault=fault), tools=TOOLS, limits={"turn_timeout": 1.0, "cancel_grace": 2.0}
+        delegate(3, text="a b c d e", fault=fault), tools=TOOLS, limits={"turn_timeout": 4.0, "cancel_grace": 2.0}
     )
 
     assert report.outcome == Outcome.TURN_TIMEOUT
