@@ -13,9 +13,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agentao_gov.loadtest.assemble import Findings, assemble
+from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.document import LoadTestReport, schema
 from agentao_gov.loadtest.execution import Execution
+from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.summary import gate_report, page
 from agentao_gov.loadtest.thresholds import parse_threshold

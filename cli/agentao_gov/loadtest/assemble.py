@@ -2,71 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from agentao_gov.loadtest.arrivals import Segment
-from agentao_gov.loadtest.baseline import Comparison
-from agentao_gov.loadtest.capacity import CapacityResult
-from agentao_gov.loadtest.document import (
-    CapacityPart,
-    Group,
-    LoadTestReport,
-    Percentiles,
-    ServerPart,
-    ThresholdPart,
-    Turns,
-)
+from agentao_gov.loadtest.capacity_part import capacity_end, capacity_part
+from agentao_gov.loadtest.document import LoadTestReport, ServerPart, ThresholdPart
 from agentao_gov.loadtest.execution import Execution, Played
-from agentao_gov.loadtest.leaks import memory_slope, wave_floors, wave_leak
+from agentao_gov.loadtest.figures import cost_of, groups_part, latency_part, rounded, tokens_part, turns_part
+from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.measure import (
     Figures,
     GeneratorFigures,
     generator_figures,
-    grouped,
     measure,
     relieved,
     timeline,
 )
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.plan import LoadPlan
+from agentao_gov.loadtest.provenance import environment, plan_part
 from agentao_gov.loadtest.samples import TurnSample
-from agentao_gov.loadtest.series import ServerRow, peaks_of
+from agentao_gov.loadtest.series import ServerRow
+from agentao_gov.loadtest.server_part import server_part, server_rows
 from agentao_gov.loadtest.thresholds import Observation, Threshold, ThresholdResult, evaluate, samples_needed
 from agentao_gov.loadtest.verdict import Ending, judge
 
-__all__ = ["Findings", "assemble", "environment", "plan_part"]
-
-_SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
-_ROWS_MAX = 600
-#: What a service opens at its first turns and keeps (measured: 1 descriptor in-process; 7 and 4 processes where session
-#: processes are forked from a spare one; worker threads up to `max_busy`). Soaks need no such allowance.
-_OPENED_ONCE = {"fds": 12, "children": 6, "threads": 64}
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the run found besides its turns."""
-
-    started_at: float
-    checklist: dict[str, Any] = field(default_factory=dict)
-    checklist_failed: bool = False
-    comparisons: Sequence[Comparison] = ()
-    baseline: dict[str, Any] = field(default_factory=dict)
-    faults: Sequence[dict[str, Any]] = ()
-    budget_overshoot: int | None = None
-    #: Processes of the service that outlived its end; None where it was not ended here.
-    orphans: int | None = None
-    differences: Sequence[str] = ()
-    service_died: str | None = None
-    generator_died: str | None = None
-    signal: int | None = None
+__all__ = ["assemble"]
 
 
 def assemble(
@@ -81,8 +45,8 @@ def assemble(
     samples = main.samples if main is not None else []
     duration_s = _played_s(main) if main is not None else 0.0
     figures = measure(samples, duration_s, thresholds)
-    rows = _rows(execution, main)
-    server = _server(rows, main, samples)
+    rows = server_rows(execution, main)
+    server = server_part(rows, main, samples)
     isolation = _isolation(options, execution)
     seen = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
     generator, kept = _generator(execution, main, findings)
@@ -97,7 +61,7 @@ def assemble(
             service_died=findings.service_died,
             signal=findings.signal,
             checklist_failed=findings.checklist_failed,
-            **_capacity_end(execution),
+            **capacity_end(execution),
         )
     )
     return LoadTestReport(
@@ -111,13 +75,13 @@ def assemble(
         plan=plan_part(options, plan, main, findings),
         checklist=findings.checklist,
         thresholds=[_threshold(result) for result in results],
-        turns=_turns(figures),
-        latency_ms=_latencies(figures),
-        tokens=_tokens(figures, options),
-        by_profile=_groups(samples, duration_s, thresholds, options, "profile"),
-        by_tenant=_groups(samples, duration_s, thresholds, options, "tenant"),
+        turns=turns_part(figures),
+        latency_ms=latency_part(figures),
+        tokens=tokens_part(figures, options),
+        by_profile=groups_part(samples, duration_s, thresholds, options, "profile"),
+        by_tenant=groups_part(samples, duration_s, thresholds, options, "tenant"),
         server=server,
-        capacity=_capacity(execution, figures, rows),
+        capacity=capacity_part(execution, figures, rows),
         generator=generator,
         cross_check=_cross_check(execution),
         faults=list(findings.faults),
@@ -129,88 +93,11 @@ def assemble(
     )
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions: what makes two runs comparable."""
-    versions = {}
-    for name in ("agentao-gov", "agentao", "locust"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "unknown"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": memory,
-        "versions": versions,
-    }
-
-
 def _played_s(main: Played) -> float:
     """The planned length, or what there was of it when the run was cut short."""
     if main.end_epoch <= main.start_epoch:
         return 0.0
     return min(main.phase.duration_s, main.end_epoch - main.start_epoch)
-
-
-def _rows(execution: Execution | None, main: Played | None) -> list[ServerRow]:
-    if execution is None or main is None:
-        return []
-    # A search's other probes belong to its story; a plain run has one phase and its settling.
-    return [row for row in execution.series.rows if row.at >= execution.played[0].start_epoch - 2.0]
-
-
-def _server(rows: Sequence[ServerRow], main: Played | None, samples: Sequence[TurnSample]) -> ServerPart:
-    if main is None or not rows:
-        return ServerPart()
-    step = max(1, len(rows) // _ROWS_MAX)
-    return ServerPart(
-        samples=[row.to_dict(main.start_epoch) for row in rows[::step]],
-        peaks=peaks_of(rows),
-        leaks=_leaks(rows, main, samples),
-    )
-
-
-def _leaks(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample]) -> dict[str, Any]:
-    """Memory per turn after the warm-up, and what descriptors, children and threads leave from rest to rest."""
-    ends = sorted(sample.ended_s for sample in samples)
-    points: list[tuple[float, float]] = []
-    done = 0
-    for row in rows:
-        at_s = row.at - main.start_epoch
-        while done < len(ends) and ends[done] <= at_s:
-            done += 1
-        # The service's own process: what its children hold goes with them, and their number is looked at below.
-        if row.rss_bytes is not None and at_s >= 0:
-            points.append((float(done), float(row.rss_bytes)))
-    slope = memory_slope(points)
-    rests = _rests(main)
-    out: dict[str, Any] = {
-        "memory_bytes_per_turn": None if slope is None else {**asdict(slope), "grows": slope.grows},
-        "rests_s": rests,
-    }
-    sessions = len({sample.session for sample in samples})
-    for name, once in _OPENED_ONCE.items():
-        values = [(row.at - main.start_epoch, int(v)) for row in rows if (v := getattr(row, name)) is not None]
-        leak = wave_leak(wave_floors(values, rests), sessions=sessions, once=once)
-        out[name] = {"floors": list(leak.floors), "leaked": leak.leaked if len(leak.floors) >= 2 else None}
-    return out
-
-
-def _rests(main: Played) -> list[tuple[float, float]]:
-    """Stretches without load: before it, within a soak's waves, and after it."""
-    quiet = [(part.start_s, part.end_s) for part in _load_segments(main) if part.level_start == part.level_end == 0]
-    end_s = main.end_epoch - main.start_epoch
-    last = quiet.pop() if quiet and quiet[-1][1] >= main.phase.duration_s - 0.01 else (main.phase.duration_s, 0.0)
-    # The service gets half a rest to put away what the wave left.
-    inner = [((start + end) / 2, end) for start, end in quiet]
-    return [(-2.0, 0.05), *inner, ((last[0] + end_s) / 2, end_s + 30.0)]
-
-
-def _load_segments(main: Played) -> tuple[Segment, ...]:
-    return main.phase.streams[0].segments
 
 
 def _values(
@@ -236,7 +123,7 @@ def _values(
         "threads_abandoned": max(stuck, default=None),
         "budget_overshoot": findings.budget_overshoot,
         "isolation_p95": isolation.get("ratio_p95"),
-        "cost": _cost(figures, options),
+        "cost": cost_of(figures, options),
     }
     return values
 
@@ -259,8 +146,8 @@ def _isolation(options: Options, execution: Execution | None) -> dict[str, Any]:
     return {
         "victim": options.victim,
         "rate_per_s": options.victim_rate,
-        "alone": {"turns": _turns(alone).model_dump(), "turn_ms": alone.histograms["turn"].summary_ms()},
-        "beside_load": {"turns": _turns(noisy).model_dump(), "turn_ms": noisy.histograms["turn"].summary_ms()},
+        "alone": {"turns": turns_part(alone).model_dump(), "turn_ms": alone.histograms["turn"].summary_ms()},
+        "beside_load": {"turns": turns_part(noisy).model_dump(), "turn_ms": noisy.histograms["turn"].summary_ms()},
         "ratio_p95": round(after / before, 3) if before and after else None,
     }
 
@@ -287,50 +174,6 @@ def _generator(
     return {**figures.to_dict(), "upper_bounds_reached": bounds, "workers": execution.plan.workers}, figures
 
 
-def _capacity_end(execution: Execution | None) -> dict[str, str | None]:
-    result = execution.capacity if execution is not None else None
-    if result is None:
-        return {}
-    if result.outcome == "unattainable":
-        return {"capacity_failed": f"not even {result.probes[0].load} session meets the objectives: {result.evidence}"}
-    if result.outcome == "unclear":
-        return {"capacity_unclear": f"the capacity search did not end: {result.evidence}"}
-    return {}
-
-
-def _capacity(execution: Execution | None, figures: Figures, rows: Sequence[ServerRow]) -> CapacityPart:
-    result: CapacityResult | None = execution.capacity if execution is not None else None
-    if result is None:
-        seen = [row.resident for row in rows if row.resident is not None]
-        return CapacityPart(
-            sessions=max(seen, default=None),
-            turns_per_s=_rounded(figures.rates["turns_per_s"]),
-            bottleneck=None,
-            knee={"outcome": "not searched: this is what the run reached, not what the pool holds"},
-        )
-    return CapacityPart(
-        sessions=result.sessions,
-        turns_per_s=result.turns_per_s,
-        bottleneck=result.bottleneck,
-        knee=result.knee(),
-        probes=[asdict(probe) for probe in result.probes],
-        plan=capacity_plan(result),
-    )
-
-
-def capacity_plan(result: CapacityResult) -> dict[str, Any]:
-    """What `--write` puts under `[capacity]`: what held, with the memory and the processes it took."""
-    held = next((probe for probe in result.probes if probe.load == result.low), None)
-    if held is None or result.sessions is None:
-        return {}
-    used = held.resources
-    plan: dict[str, Any] = {"sessions": max(result.sessions, used.sessions or 0)}
-    if used.memory_bytes:
-        # A fifth on top: the plan is for alerts, and the measured peak must not raise one.
-        plan["memory"] = f"{-(-int(used.memory_bytes * 1.2) // 1024**2)}MiB"
-    return plan
-
-
 def _cross_check(execution: Execution | None) -> dict[str, Any]:
     """Locust's own count over the whole run; its percentiles only where one process has them all."""
     if execution is None:
@@ -343,89 +186,13 @@ def _cross_check(execution: Execution | None) -> dict[str, Any]:
     return count if len(last) > 1 else {**count, "p50_ms": alone["p50"], "p95_ms": alone["p95"]}
 
 
-def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, findings: Findings) -> dict[str, Any]:
-    """The report's `plan`: what was asked for, and what makes two runs comparable."""
-    return {
-        "shape": options.shape,
-        "loop": "open" if options.open_loop else "closed",
-        "rate": options.level if options.open_loop else None,
-        "users": options.users,
-        "duration_s": options.duration_s,
-        "arrivals": options.process,
-        "seed": options.seed,
-        "mix": dict(options.mix),
-        "workers": options.workers,
-        "api": options.api,
-        "tenants": list(main.phase.streams[0].tenants) if main else [],
-        "turns_per_session": options.turns_per_session,
-        "think_scale": plan.think_scale if plan else options.think_scale,
-        "simulated": bool(plan and plan.directives),
-        "model_pace_s": {"first_token": options.first_token_s, "per_token": options.per_token_s},
-        "timeouts_s": plan.timeouts_s if plan else {},
-        "max_turns": plan.max_turns if plan else None,
-        "max_tokens": plan.max_tokens if plan else None,
-        "target": "own" if options.target is None else options.target,
-        #: Wall time of the samples' second 0: what aligns them with other records.
-        "start_epoch": main.start_epoch if main else None,
-        "segments": [asdict(part) for part in _load_segments(main)] if main else [],
-        "differences": list(findings.differences),
-    }
-
-
 def _threshold(result: ThresholdResult) -> ThresholdPart:
     return ThresholdPart(
         expression=result.threshold.expression,
-        observed=_rounded(result.observed, 6),
+        observed=rounded(result.observed, 6),
         status=result.status,
         unit=result.threshold.unit,
         limit=result.threshold.limit,
         samples=result.samples,
         reason=result.reason,
     )
-
-
-def _turns(figures: Figures) -> Turns:
-    rates = {name: _rounded(value, 6) for name, value in figures.rates.items()}
-    return Turns(
-        **figures.tally.to_dict(),
-        rate_per_s=rates["turns_per_s"],
-        goodput_per_s=rates["goodput_per_s"],
-        error_rate=rates["error_rate"],
-        rejection_rate=rates["rejection_rate"],
-    )
-
-
-def _latencies(figures: Figures) -> dict[str, Percentiles]:
-    return {name: Percentiles.model_validate(figures.histograms[name].summary_ms()) for name in _SHOWN}
-
-
-def _tokens(figures: Figures, options: Options) -> dict[str, float | int | None]:
-    return {
-        "prompt": figures.prompt_tokens,
-        "completion": figures.completion_tokens,
-        "total": figures.tokens,
-        "per_s": _rounded(figures.rates["tokens_per_s"]),
-        "llm_calls": figures.llm_calls,
-        "cost": _rounded(_cost(figures, options), 6),
-    }
-
-
-def _cost(figures: Figures, options: Options) -> float | None:
-    """Prices are per million tokens; None where nobody stated one."""
-    if options.price is None:
-        return None
-    return (figures.prompt_tokens * options.price[0] + figures.completion_tokens * options.price[1]) / 1e6
-
-
-def _groups(
-    samples: Sequence[TurnSample], duration_s: float, thresholds: Sequence[Threshold], options: Options, key: str
-) -> dict[str, Group]:
-    groups = {}
-    for name, inside in grouped(samples, lambda sample: str(getattr(sample, key))).items():
-        figures = measure(inside, duration_s, thresholds)
-        groups[name] = Group(turns=_turns(figures), latency_ms=_latencies(figures), tokens=_tokens(figures, options))
-    return groups
-
-
-def _rounded(value: float | None, digits: int = 3) -> float | None:
-    return None if value is None else round(value, digits)

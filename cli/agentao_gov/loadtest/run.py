@@ -16,12 +16,13 @@ from typing import Any
 
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
 from agentao_gov.errors import InternalError
-from agentao_gov.loadtest.assemble import Findings, assemble, environment, plan_part
+from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver
 from agentao_gov.loadtest.execution import CEILING, Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
+from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
@@ -31,6 +32,7 @@ from agentao_gov.loadtest.options import (
     load_profiles,
 )
 from agentao_gov.loadtest.plan import Estimate, LoadPlan, estimate
+from agentao_gov.loadtest.provenance import environment, plan_part
 from agentao_gov.loadtest.series import ServerSeries
 from agentao_gov.loadtest.target import Target, check_ownership, existing_target, own_target
 from agentao_gov.loadtest.thresholds import Threshold
