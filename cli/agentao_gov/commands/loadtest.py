@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,6 @@ from agentao_gov.commands._options import BaseUrl, Config, Model
 if TYPE_CHECKING:
     from agentao_gov.loadtest.document import LoadTestReport
     from agentao_gov.loadtest.options import Options
-    from agentao_gov.loadtest.run import DryRun
-    from agentao_gov.loadtest.view import Live
 
 __all__ = ["app"]
 
@@ -100,27 +98,36 @@ def loadtest(
         from agentao_gov.loadtest.worker import run_worker
 
         return run_worker(worker_of)
-    form = "json" if as_json else form
-    _one_of("--format", form, _FORMATS)
-    _one_of("--shape", shape, _SHAPES)
-    _one_of("--api", api, ("native", "openai"))
-    _one_of("--arrivals", arrivals, ("poisson", "constant"))
+    from agentao_gov.commands._loadtest_flags import (
+        finite,
+        model_flags_of,
+        one_of,
+        positive,
+        price_of,
+        seconds_of,
+        tokens_of,
+    )
     from agentao_gov.loadtest.options import Options, parse_mix
 
+    form = "json" if as_json else form
+    one_of("--format", form, _FORMATS)
+    one_of("--shape", shape, _SHAPES)
+    one_of("--api", api, ("native", "openai"))
+    one_of("--arrivals", arrivals, ("poisson", "constant"))
     options = Options(
         config=config,
         target=target,
         api=api,  # type: ignore[arg-type]
         api_key_env=api_key_env if target is not None else None,
         tenant=tenant,
-        model_flags=_model_flags(model, base_url, None if target is not None else api_key_env),
+        model_flags=model_flags_of(model, base_url, None if target is not None else api_key_env),
         mix=parse_mix(mix),
         shape=shape,  # type: ignore[arg-type]
         users=users,
-        rate=_positive("--rate", rate),
-        spawn_rate=_positive("--spawn-rate", spawn_rate),
-        duration_s=_seconds("--duration", duration or ("120s" if shape == "capacity" else "60s")),
-        drain_s=None if drain is None else _seconds("--drain", drain, least=0.0),
+        rate=positive("--rate", rate),
+        spawn_rate=positive("--spawn-rate", spawn_rate),
+        duration_s=seconds_of("--duration", duration or ("120s" if shape == "capacity" else "60s")),
+        drain_s=None if drain is None else seconds_of("--drain", drain, least=0.0),
         process=arrivals,  # type: ignore[arg-type]
         thresholds=tuple(threshold or ()),
         workers=workers,
@@ -130,22 +137,22 @@ def loadtest(
         web_port=web_port if web else None,
         report_dir=report,
         baseline=baseline,
-        max_regression=max_regression / 100,
+        max_regression=finite("--max-regression", max_regression) / 100,
         force=force,
         owned=owned,
         keep_budgets=keep_budgets,
         turns_per_session=turns,
-        think_scale=think,
-        first_token_s=_seconds("--first-token", first_token, least=0.0),
-        per_token_s=_seconds("--per-token", per_token, least=0.0),
+        think_scale=finite("--think", think),
+        first_token_s=seconds_of("--first-token", first_token, least=0.0),
+        per_token_s=seconds_of("--per-token", per_token, least=0.0),
         max_turns=max_turns,
-        max_tokens=_tokens(max_tokens),
-        price=_price(price),
+        max_tokens=tokens_of(max_tokens),
+        price=price_of(price),
         victim=victim,
-        victim_rate=victim_rate,
+        victim_rate=positive("--victim-rate", victim_rate) or 1.0,
         faults=faults,
         replay=replay,
-        replay_speed=speed,
+        replay_speed=positive("--speed", speed) or 1.0,
         write=write,
     )
     return _run(options, form=form, quiet=quiet, dry_run=dry_run)
@@ -162,6 +169,7 @@ def compare(
     """Compare two reports: is B worse than A beyond chance and the allowance?"""
     import json
 
+    from agentao_gov.commands._loadtest_view import print_comparisons
     from agentao_gov.loadtest.compare import compare_reports, read_report
 
     comparisons, part = compare_reports(
@@ -170,22 +178,23 @@ def compare(
     if as_json:
         sys.stdout.write(json.dumps(part) + "\n")
     else:
-        _print_comparisons(part["comparisons"])
+        print_comparisons(part["comparisons"])
     statuses = {comparison.status for comparison in comparisons}
     return 1 if "fail" in statuses else 11 if "inconclusive" in statuses else 0
 
 
 def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
+    from agentao_gov.commands._loadtest_view import TerminalView, print_dry_run
     from agentao_gov.loadtest.run import LoadTest
     from agentao_gov.loadtest.view import Stop
     from agentao_gov.report.gate_terminal import GateScreen
 
     screen = GateScreen(quiet=quiet)
     stop = Stop()
-    test = LoadTest(options, _Terminal(screen), stop)
+    test = LoadTest(options, TerminalView(screen), stop)
     test.prepare()
     if dry_run:
-        _print_dry_run(test.dry_run(), as_json=form == "json")
+        print_dry_run(test.dry_run(), as_json=form == "json")
         return 0
     with stop.on_signals():
         try:
@@ -198,6 +207,7 @@ def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
 
 def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
     """Files first, then the terminal: a full pipe must not lose a report."""
+    from agentao_gov.commands._loadtest_view import next_command
     from agentao_gov.loadtest.summary import gate_report
     from agentao_gov.loadtest.writers import render, write_reports
     from agentao_gov.report.gate_terminal import print_gate
@@ -207,7 +217,7 @@ def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
     if options.write:
         _write_capacity(report, options)
     if form == "table":
-        print_gate(gate_report(report), sys.stdout, next_command=_next(report, options))
+        print_gate(gate_report(report), sys.stdout, next_command=next_command(report, options))
     else:
         sys.stdout.write(render(report, form))
 
@@ -220,141 +230,3 @@ def _write_capacity(report: LoadTestReport, options: Options) -> None:
         return
     path = write_capacity(options.config, report.capacity.plan)
     sys.stderr.write(f"[capacity] written to {path}\n")
-
-
-def _next(report: LoadTestReport, options: Options) -> str:
-    """The command that makes most sense now."""
-    if report.conclusion == "pass" and options.shape != "capacity":
-        return "agentao-gov loadtest --shape capacity"
-    if report.conclusion == "pass":
-        return "agentao-gov loadtest --shape capacity --write" if not options.write else "agentao-gov plan"
-    if report.checklist.get("verdict") == "fail":
-        return "agentao-gov checklist"
-    if report.conclusion == "inconclusive" and report.generator.get("bound"):
-        return "agentao-gov loadtest --workers 2 …, or from a machine of its own"
-    if report.conclusion == "inconclusive":
-        return "agentao-gov loadtest --duration … (longer: percentiles need samples)"
-    return "open report.html" if options.report_dir else "agentao-gov loadtest --report DIR … for the whole story"
-
-
-class _Terminal:
-    """Shows the run on standard error."""
-
-    def __init__(self, screen: Any) -> None:
-        self._screen = screen
-
-    def note(self, text: str) -> None:
-        """A step."""
-        self._screen.note(text)
-
-    def live(self, look: Live) -> None:
-        """The figures."""
-        memory = "-" if look.memory_bytes is None else f"{look.memory_bytes / 1024**2:.0f} MiB"
-        late = "-" if look.lateness_p99_ms is None else f"{look.lateness_p99_ms:.1f} ms"
-        rows = [
-            ("load", f"{look.level:.1f} planned, {look.answered_per_s:.1f} turns/s answered", ""),
-            (
-                "turns",
-                f"{look.started} started, {look.answered} answered, {look.failed} not, {look.in_flight} open",
-                "",
-            ),
-            ("service", f"{memory}, {'-' if look.sessions is None else look.sessions} sessions", ""),
-            ("generator late", f"p99 {late}", "dim"),
-        ]
-        styles = {"pass": "ok", "fail": "bad", "inconclusive": "warn"}
-        rows += [(expression, observed, styles[status]) for expression, observed, status in look.thresholds]
-        failing = [expression for expression, _, status in look.thresholds if status == "fail"]
-        rows.append(("verdict now", f"fails {', '.join(failing)}" if failing else "holds", "bad" if failing else "ok"))
-        self._screen.show(f"{look.label}  {look.at_s:.0f} of {look.duration_s:.0f} s", rows)
-
-
-def _print_dry_run(dry: DryRun, *, as_json: bool) -> None:
-    import json
-
-    data = dry.to_dict()
-    if as_json:
-        sys.stdout.write(json.dumps(data) + "\n")
-        return
-    from agentao_gov.report.terminal import console, print_table
-
-    rows = [(name.replace("_", " "), f"{data[name]:,}") for name in ("turns", "sessions", "llm_calls", "tokens")]
-    rows.insert(0, ("duration", f"{data['duration_s']:g} s"))
-    rows.append(("cost", "unknown: state --price IN,OUT" if dry.cost is None else f"{dry.cost:.4f}"))
-    rows += [(f"turns of {name}", f"{count:,}") for name, count in data["turns_by_profile"].items()]
-    rows += [
-        (f"{part['from_s']:g}–{part['to_s']:g} s", f"{part['level_from']:g} → {part['level_to']:g}")
-        for part in data["schedule"]
-    ]
-    rows += [("threshold", text) for text in dry.thresholds]
-    print_table(console(sys.stdout), ("expected", ""), rows)
-
-
-def _print_comparisons(comparisons: list[dict[str, Any]]) -> None:
-    from agentao_gov.report.terminal import console, print_table
-
-    rows = []
-    for item in comparisons:
-        ratio = "-" if item["ratio"] is None else f"{item['ratio']:.3f}"
-        interval = "-" if item["low"] is None else f"{item['low']:.3f} to {item['high']:.3f}"
-        rows.append((item["status"], item["name"], ratio, interval, item["reason"]))
-    print_table(console(sys.stdout), ("", "measure", "ratio", "95 % interval", ""), rows)
-
-
-def _one_of(flag: str, value: str, words: tuple[str, ...]) -> None:
-    if value not in words:
-        from agentao_gov.errors import UsageError
-
-        raise UsageError(f"{flag} is one of {', '.join(words)}, not {value!r}.")
-
-
-def _positive(flag: str, value: float | None) -> float | None:
-    import math
-
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        from agentao_gov.errors import UsageError
-
-        raise UsageError(f"{flag} must be a positive number, not {value:g}.")
-    return value
-
-
-def _seconds(flag: str, text: str, *, least: float = 0.5) -> float:
-    from agentao_gov.config.units import parse_duration_s
-    from agentao_gov.errors import UsageError
-
-    try:
-        seconds = parse_duration_s(text)
-    except ValueError as error:
-        raise UsageError(f"{flag}: {error}.") from None
-    if seconds < least:
-        raise UsageError(f"{flag} is at least {least:g} s, not {text}.")
-    return seconds
-
-
-def _tokens(text: str | None) -> int | None:
-    from agentao_gov.config.units import parse_tokens
-    from agentao_gov.errors import UsageError
-
-    try:
-        return None if text is None else parse_tokens(text)
-    except ValueError as error:
-        raise UsageError(f"--max-tokens: {error}.") from None
-
-
-def _price(text: str | None) -> tuple[float, float] | None:
-    from agentao_gov.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        prompt, completion = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--price {text!r}: write two numbers, such as 2.0,8.0.") from None
-    return prompt, completion
-
-
-def _model_flags(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, str]:
-    """Flags for `serve`; none, or `--model simulated`, means the simulated model of the load test."""
-    if model == "simulated" and base_url is None:
-        return {}
-    flags = {"--model": model, "--base-url": base_url, "--api-key-env": api_key_env}
-    return {name: value for name, value in flags.items() if value is not None}
