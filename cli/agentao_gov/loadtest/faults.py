@@ -12,8 +12,6 @@ left behind.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
 import tomllib
@@ -21,12 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agentao_gov.config.units import parse_duration_s
 from agentao_gov.errors import ConfigError
+from agentao_gov.loadtest.processes import listening_process, session_processes, tree_of
 from agentao_gov.loadtest.samples import Status, TurnSample
 from agentao_gov.loadtest.series import ServerRow
 from agentao_gov.loadtest.target import Target
@@ -50,7 +50,10 @@ _BEHAVIOURS: dict[str, dict[str, Any]] = {
     "malformed": {"fault": {"kind": "malformed", "after": 3}, "answer_tokens": 50},
     "endless_tools": {"tool": {"name": "glob", "args": {"pattern": "*.{round}"}, "rounds": "endless", "vary": True}},
 }
+_KILLS = ("kill_session", "kill_worker")
+_NOT_PLAYED = "not played: "
 _LEFTOVER_S = 5.0
+_REMAINS = ("fds", "children", "threads", "threads_abandoned")
 
 
 class Fault(BaseModel):
@@ -126,12 +129,10 @@ class FaultPlayer:
         return self._done.wait(max(0.0, at - time.time())) or self._stop()
 
     def _begin(self, fault: Fault) -> str:
-        if fault.kind == "kill_worker":
-            return self._kill(self._target.pid, whole=True)
-        if fault.kind == "kill_session":
-            return self._kill(self._target.pid, whole=False)
+        if fault.kind in _KILLS:
+            return self._kill(fault.kind)
         if self._target.simulator is None:
-            return "not played: the model is not the simulator"
+            return f"{_NOT_PLAYED}the model is not the simulator"
         self._target.simulator.configure({"default": _BEHAVIOURS[fault.kind], "directives": False})
         return f"the model: {fault.kind}"
 
@@ -139,24 +140,27 @@ class FaultPlayer:
         if fault.kind in _BEHAVIOURS and self._target.simulator is not None and self._target.simulator.alive:
             self._target.simulator.configure({"directives": True})
 
-    @staticmethod
-    def _kill(pid: int | None, *, whole: bool) -> str:
-        """Kills the listening worker, or the youngest process below it: a session's."""
-        if pid is None:
-            return "not played: the service's processes are elsewhere"
-        with contextlib.suppress(psutil.Error):
-            tree = psutil.Process(pid).children(recursive=True)
-            below = [p for p in tree if "serve" not in " ".join(p.cmdline())]
-            victim = psutil.Process(pid) if whole else max(below, key=lambda p: p.create_time(), default=None)
-            if victim is None:
-                return "not played: there is no session process (in-process mode)"
-            victim.send_signal(signal.SIGKILL)
-            return f"killed process {victim.pid}"
-        return "not played: the process was gone"
+    def _kill(self, kind: str) -> str:
+        """Kills the process that serves (its warden starts another), or the youngest session's, which is at work."""
+        if self._target.pid is None:
+            return f"{_NOT_PLAYED}the service's processes are elsewhere"
+        tree = tree_of(self._target.pid)
+        if kind == "kill_worker":
+            victim = listening_process(tree, urlsplit(self._target.url).port)
+        else:
+            victim = next(reversed(session_processes(tree)), None)
+        if victim is None:
+            return _NOT_PLAYED + ("nothing listens" if kind == "kill_worker" else "there is no session process")
+        try:
+            victim.kill()
+        except psutil.Error:
+            return f"{_NOT_PLAYED}the process was gone"
+        return f"killed process {victim.pid}"
 
     def findings(self, samples: Sequence[TurnSample], rows: Sequence[ServerRow]) -> list[dict[str, Any]]:
-        """Each fault with its classification, recovery and remains."""
-        return [self._finding(*played, samples, rows) for played in self._played]
+        """Each fault with its classification, recovery and remains; those whose time never came say so."""
+        found = [self._finding(*played, samples, rows) for played in self._played]
+        return found + [_never_played(fault) for fault in self._faults[len(found) :]]
 
     def _finding(
         self,
@@ -168,22 +172,38 @@ class FaultPlayer:
         rows: Sequence[ServerRow],
     ) -> dict[str, Any]:
         start_s, end_s = began - self._origin, ended - self._origin
-        met = [s for s in samples if s.sent_s < end_s and s.ended_s > start_s]
-        healed = [s.ended_s for s in samples if s.sent_s >= end_s and s.status is Status.ANSWERED]
+        played = not what.startswith(_NOT_PLAYED)
+        # A process dies at once; a model is well again when the fault ends.
+        over_s = start_s if fault.kind in _KILLS else end_s
+        met = [s for s in samples if s.sent_s < end_s and s.ended_s > start_s] if played else []
+        healed = [s.ended_s for s in samples if s.sent_s >= over_s and s.status is Status.ANSWERED] if played else []
         before = [row for row in rows if row.at < began]
         after = [row for row in rows if row.at > ended + _LEFTOVER_S]
         return {
             "kind": fault.kind,
             "at_s": round(start_s, 2),
             "for_s": round(end_s - start_s, 2),
+            "played": played,
             "done": what,
             "turns_met": len(met),
             "outcomes": dict(sorted(Counter(s.outcome for s in met).items())),
-            "recovery_s": round(min(healed) - end_s, 3) if healed else None,
-            "left_behind": {
-                name: _growth(before, after, name) for name in ("fds", "children", "threads", "threads_abandoned")
-            },
+            "recovery_s": round(min(healed) - over_s, 3) if healed else None,
+            "left_behind": {name: _growth(before, after, name) for name in _REMAINS},
         }
+
+
+def _never_played(fault: Fault) -> dict[str, Any]:
+    return {
+        "kind": fault.kind,
+        "at_s": fault.at_s,
+        "for_s": fault.for_s,
+        "played": False,
+        "done": f"{_NOT_PLAYED}the load had ended",
+        "turns_met": 0,
+        "outcomes": {},
+        "recovery_s": None,
+        "left_behind": dict.fromkeys(_REMAINS),
+    }
 
 
 def _growth(before: Sequence[ServerRow], after: Sequence[ServerRow], name: str) -> int | None:

@@ -23,6 +23,7 @@ from agentao_gov.loadtest.driver import LoadDriver
 from agentao_gov.loadtest.execution import CEILING, Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.findings import Findings
+from agentao_gov.loadtest.keeper import Keeper
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
@@ -131,13 +132,14 @@ class LoadTest:
         """Runs to the end, whatever the end is. What was started here is gone when it returns."""
         findings = Findings(started_at=time.time())
         folder = Path(tempfile.mkdtemp(prefix="agentao-gov-loadtest-"))
+        keeper = Keeper(folder)
         execution: Execution | None = None
         plan: LoadPlan | None = None
         target: Target | None = None
         try:
-            self._checklist(findings)
+            self._checklist(findings, keeper)
             if not self.stop():
-                target = self._target(folder)
+                target = self._target(folder, keeper)
                 findings.differences = tuple(target.differences)
                 plan = self._plan(target.url)
                 execution = self._execute(plan, target, folder, findings)
@@ -146,6 +148,7 @@ class LoadTest:
                 findings.orphans = target.close()
             self._keep_samples(folder)
             shutil.rmtree(folder, ignore_errors=True)
+            keeper.close()
         findings.signal = self.stop.signal
         report = assemble(self.options, plan, self.thresholds, execution, findings)
         if self.options.baseline is not None and findings.signal is None:
@@ -161,12 +164,12 @@ class LoadTest:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    def _checklist(self, findings: Findings) -> None:
+    def _checklist(self, findings: Findings, keeper: Keeper) -> None:
         if not self.options.checklist:
             findings.checklist = {"status": "skipped", "reason": "--no-checklist"}
             return
         self.view.note("checklist first")
-        code, report = run_checklist(self.options, self.stop)
+        code, report = run_checklist(self.options, self.stop, keeper)
         findings.checklist = report
         findings.checklist_failed = code == 1
         if code not in (0, 1) and not self.stop():
@@ -177,7 +180,7 @@ class LoadTest:
                 hint="`agentao-gov checklist` shows why; --no-checklist leaves it out.",
             )
 
-    def _target(self, folder: Path) -> Target:
+    def _target(self, folder: Path, keeper: Keeper) -> Target:
         options = self.options
         if options.target is not None:
             return existing_target(options.target, api_key=api_key(options), tenant=options.tenant)
@@ -186,7 +189,14 @@ class LoadTest:
         plan = self._plan("http://127.0.0.1")
         tokens = estimate(plan, [build_phase(options, plan, ("default",))]).tokens
         room = None if options.keep_budgets else max(10_000_000, _BUDGET_ROOM * tokens)
-        return own_target(self.deployment, folder, model_flags=options.model_flags, seed=options.seed, budget_room=room)
+        return own_target(
+            self.deployment,
+            folder,
+            model_flags=options.model_flags,
+            seed=options.seed,
+            budget_room=room,
+            started=keeper.watch,
+        )
 
     def _plan(self, url: str) -> LoadPlan:
         options = self.options
@@ -288,7 +298,7 @@ class LoadTest:
             shutil.copyfile(raw, self.options.report_dir / "samples.jsonl")
 
 
-def run_checklist(options: Options, stop: Stop) -> tuple[int, dict[str, Any]]:
+def run_checklist(options: Options, stop: Stop, keeper: Keeper) -> tuple[int, dict[str, Any]]:
     """Runs `agentao-gov checklist` as a process of its own; its exit code and report."""
     command = [sys.executable, "-m", "agentao_gov.main", "checklist", "--format", "json"]
     if options.config is not None:
@@ -299,6 +309,7 @@ def run_checklist(options: Options, stop: Stop) -> tuple[int, dict[str, Any]]:
     process = subprocess.Popen(  # noqa: S603  our own interpreter and command
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
+    keeper.watch(process.pid)
     deadline = time.monotonic() + _CHECKLIST_S_MAX
     while True:
         try:

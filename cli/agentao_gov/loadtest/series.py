@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentao_gov.loadtest.processes import listening_process
+
 __all__ = ["ServerRow", "ServerSeries", "peaks_of"]
 
 _PERIOD_S = 0.5
@@ -144,18 +146,8 @@ class ServerSeries:
         """The process that listens: with a warden above, it is not the one that was started."""
         if self._main is not None and self._main.is_running():
             return self._main
-        for process in tree:
-            if self._listens(process):
-                self._main = process
-                return process
-        return max(tree, key=_rss)
-
-    def _listens(self, process: psutil.Process) -> bool:
-        try:
-            connections = process.net_connections(kind="inet")
-        except (psutil.Error, OSError):
-            return False
-        return any(c.status == psutil.CONN_LISTEN and c.laddr.port == self._port for c in connections)
+        self._main = listening_process(tree, self._port)
+        return self._main or max(tree, key=_rss)
 
     def _cpu(self, name: str, processes: Iterable[psutil.Process]) -> float | None:
         used = 0.0

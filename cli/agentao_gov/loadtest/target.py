@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,7 @@ def own_target(
     budget_room: int | None,
     simulator_script: Any = None,
     tenants: tuple[str, ...] = (),
+    started: Callable[[int], None] = lambda _pid: None,
 ) -> Target:
     """Starts `serve` with the user's deployment on a free port, and a simulated model unless `model_flags` name one.
 
@@ -148,6 +149,7 @@ def own_target(
         folder: private directory for the derived configuration, state and log.
         budget_room: daily budgets below so many tokens are raised to it; None keeps them.
         tenants: take only these tenants of the deployment.
+        started: told the service's pid as soon as there is one.
     """
     target = Target("", {}, ())
     try:
@@ -162,14 +164,21 @@ def own_target(
         port = free_port()
         target.url = f"http://127.0.0.1:{port}"
         target.log = folder / "serve.log"
-        _start_serve(target, path, port, flags, folder)
+        _start_serve(target, path, port, flags, folder, started)
     except BaseException:
         target.close()
         raise
     return target
 
 
-def _start_serve(target: Target, config: Path, port: int, flags: Mapping[str, str], folder: Path) -> None:
+def _start_serve(
+    target: Target,
+    config: Path,
+    port: int,
+    flags: Mapping[str, str],
+    folder: Path,
+    started: Callable[[int], None],
+) -> None:
     command = [sys.executable, "-m", "agentao_gov.main", "serve"]
     command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     command += [part for pair in flags.items() for part in pair]
@@ -183,6 +192,7 @@ def _start_serve(target: Target, config: Path, port: int, flags: Mapping[str, st
             env=_environment(folder),
             start_new_session=True,
         )
+    started(target.process.pid)
     deadline = time.monotonic() + _READY_S_MAX
     while _status(target.url, "/readyz") != 200:
         if target.process.poll() is not None:
