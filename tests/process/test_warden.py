@@ -18,7 +18,7 @@ from agentao_gov.governor.requests import SessionKey
 from agentao_gov.process import SessionTree, procfs, session_tag, warden
 from tests.process import zoo
 
-PROGRAM = Path(warden.__file__)
+PROGRAM = warden.PROGRAM
 ISOLATED = (sys.executable, "-I", "-S")
 
 
@@ -38,7 +38,7 @@ class Guarded:
         self.status, status_w = os.pipe()
         self.warden = subprocess.Popen(
             [
-                *(*ISOLATED, str(PROGRAM), "--lifeline", str(lifeline_r), "--status", str(status_w), *options),
+                *(*ISOLATED, PROGRAM, "--lifeline", str(lifeline_r), "--status", str(status_w), *options),
                 *("--", *ISOLATED, "-c", program),
             ],
             pass_fds=(lifeline_r, status_w),
@@ -254,7 +254,7 @@ def test_a_fork_bomb_is_stopped_at_the_limit_of_processes(tree: SessionTree) -> 
 def test_a_command_that_cannot_be_run_says_so(tree: SessionTree) -> None:
     """Exit code 127 and a sentence, as a shell would."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(PROGRAM), "--", "/nonexistent/python"],
+        [sys.executable, "-I", "-S", PROGRAM, "--", "/nonexistent/python"],
         capture_output=True,
         text=True,
         timeout=10,

@@ -10,11 +10,10 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,16 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
-import psutil
 import tomli_w
 
 from agentao_gov.checklist.client import ServiceClient
+from agentao_gov.checklist.guard import Guarded
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.errors import GovError
-from agentao_gov.process import warden
 from agentao_gov.simulator import Simulator
 
-__all__ = ["Stage", "StageError", "children_of", "patiently"]
+__all__ = ["Stage", "StageError", "patiently"]
 
 #: Starting takes 1.5 s on an idle machine; a loaded CI machine gets a generous guard.
 START_S_MAX = 60.0
@@ -57,14 +55,6 @@ def patiently(seconds: float) -> Iterator[float]:
         time.sleep(POLL_S)
 
 
-def children_of(pid: int) -> list[psutil.Process]:
-    """Everything below a process; empty once it is gone."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-
-
 @dataclass(frozen=True, slots=True)
 class _Paths:
     root: Path
@@ -88,16 +78,21 @@ class Stage:
         self.config = config
         self.simulator = simulator
         self._paths = _Paths(Path(tempfile.gettempdir()) / f"agentao-gov-checklist-{secrets.token_hex(8)}")
-        self._process: subprocess.Popen[bytes] | None = None
-        #: Write end of the lifeline; closing it ends the service. -1: closed.
-        self._lifeline = -1
+        self._lock = threading.Lock()
+        #: The service below its warden; guarded by `_lock`, so that `end` never misses one that is being started.
+        self._service: Guarded | None = None
+        #: Whether `end` was called: nothing starts any more; guarded by `_lock`.
+        self._over = False
         self.port = 0
 
     def __enter__(self) -> Stage:
         try:
-            self._write()
-            self._launch()
-            self._await_ready()
+            with self._lock:
+                if self._over:
+                    raise StageError("The walk is over.")
+                self._write()
+                self._service = self._launch()
+            self._await_ready(self._service)
         except BaseException:
             self.end()
             raise
@@ -125,16 +120,13 @@ class Stage:
 
     def signal(self, signum: int) -> None:
         """Sends a signal as an orchestrator would: to the process it started."""
-        assert self._process is not None
-        self._process.send_signal(signum)
+        assert self._service is not None
+        self._service.process.send_signal(signum)
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code, or None when it still runs after so long."""
-        assert self._process is not None
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        assert self._service is not None
+        return self._service.wait(timeout_s)
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines the service wrote."""
@@ -143,24 +135,12 @@ class Stage:
         return ()
 
     def end(self) -> None:
-        """Ends everything at once and removes the directory. May be called again."""
-        lifeline, self._lifeline = self._lifeline, -1
-        if lifeline >= 0:
-            os.close(lifeline)
-        if self._process is not None:
-            try:
-                self._process.wait(5.0)
-            except subprocess.TimeoutExpired:
-                self._kill(self._process)
-        shutil.rmtree(self._paths.root, ignore_errors=True)
-
-    @staticmethod
-    def _kill(process: subprocess.Popen[bytes]) -> None:
-        for child in children_of(process.pid):
-            with contextlib.suppress(psutil.Error):
-                child.send_signal(signal.SIGKILL)
-        process.kill()
-        process.wait()
+        """Ends everything at once and removes the directory. May be called again, and from another thread."""
+        with self._lock:
+            self._over = True
+            if self._service is not None:
+                self._service.end()
+            shutil.rmtree(self._paths.root, ignore_errors=True)
 
     def _write(self) -> None:
         root = self._paths.root
@@ -172,36 +152,21 @@ class Stage:
         self._paths.config.write_text(tomli_w.dumps(self.config.deployment))
         (profiles / f"{self.config.profile_name}.toml").write_text(tomli_w.dumps(self.config.profile))
 
-    def _launch(self) -> None:
-        read_end, self._lifeline = os.pipe()
-        serve = [*self.program, "serve", "--config", str(self._paths.config)]
+    def _launch(self) -> Guarded:
+        serve = [*self.program, "serve", "--config", str(self._paths.config), "--workers", str(self.config.workers)]
         model = ["--model", _MODEL, "--base-url", self.simulator.base_url, "--api-key-env", _MODEL_KEY_VARIABLE]
-        guard = [sys.executable, "-I", "-S", str(warden.__file__), "--lifeline", str(read_end), "--grace-s", "0", "--"]
-        try:
-            with self._paths.log.open("wb") as log:
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
-                    [*guard, *serve, *model],
-                    cwd=self._paths.root,
-                    env=_environment(self._paths.root),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(read_end,),
-                    # A Ctrl-C at the terminal is for the checklist, which then ends the service in its own way.
-                    start_new_session=True,
-                )
-        finally:
-            os.close(read_end)
+        with self._paths.log.open("wb") as log:
+            root = self._paths.root
+            return Guarded([*serve, *model], cwd=root, env=_environment(root), output=log)
 
-    def _await_ready(self) -> None:
-        assert self._process is not None
+    def _await_ready(self, service: Guarded) -> None:
         client = self.client()
         for _ in patiently(START_S_MAX):
             if client.request("GET", "/readyz", timeout_s=2.0).status == 200:
                 return
-            if self._process.poll() is not None:
+            if service.process.poll() is not None:
                 break
-        code = self._process.poll()
+        code = service.process.poll()
         what = f"ended with {code}" if code is not None else f"was not ready after {START_S_MAX:.0f} s"
         raise StageError(f"The service {what}: {' | '.join(self.log_tail()) or 'it wrote nothing'}")
 

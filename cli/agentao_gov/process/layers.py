@@ -7,11 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentao_gov.process import warden
 from agentao_gov.process.cgroup import groups_can_be_made, own_cgroup
 
 __all__ = ["Layer", "survey_layers"]
 
-_WARDEN = Path(__file__).with_name("warden.py")
+_WARDEN = warden.PROGRAM
 _PROBE_S_MAX = 10.0
 
 
@@ -27,7 +28,7 @@ class Layer:
 
 def _probe() -> frozenset[str]:
     """Lets the warden program try what needs a process of its own."""
-    command = [sys.executable, "-I", "-S", str(_WARDEN), "--probe"]
+    command = [sys.executable, "-I", "-S", _WARDEN, "--probe"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S_MAX, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
@@ -58,7 +59,7 @@ def survey_layers() -> tuple[Layer, ...]:
         Layer("close", True, "an orderly end: MCP servers are asked to leave, with a time limit"),
         Layer("tags", Path("/proc/self/environ").exists(), "a session that closes, times out or is stuck"),
         Layer("sweep", Path("/proc/self/environ").exists(), "SIGKILL of everything at once, at the next start"),
-        Layer("warden", warden, "SIGKILL of the service, or of a session process", str(_WARDEN) if warden else ""),
+        Layer("warden", warden, "SIGKILL of the service, or of a session process", _WARDEN if warden else ""),
         Layer("sub-reaper", "subreaper" in works, "servers that daemonise, or empty their environment"),
         Layer("pidfd", "pidfd" in works, "reused process ids: a signal never meets a stranger"),
         Layer("user namespace", "user_namespace" in works, "a pid namespace without privileges"),

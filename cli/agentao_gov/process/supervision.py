@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentao_gov.process import procfs
@@ -44,7 +43,7 @@ class WardenPlan:
         options = ["--pair", "--restarts", str(self.restarts), "--grace-s", "0"]
         if self.heartbeat:
             options += ["--heartbeat", "--stale-s", str(self.stale_s), "--dump-s", str(self.dump_s)]
-        return [sys.executable, "-I", "-S", str(Path(warden_program.__file__)), *options, "--", *argv]
+        return [sys.executable, "-I", "-S", warden_program.PROGRAM, *options, "--", *argv]
 
 
 def is_guarded() -> bool:

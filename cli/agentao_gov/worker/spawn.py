@@ -174,7 +174,7 @@ class ColdSpawner:
         if self._pid_namespace:
             options.append("--pid-namespace")
         command = [
-            *(sys.executable, "-I", "-S", str(Path(warden.__file__)), *options, "--"),
+            *(sys.executable, "-I", "-S", warden.PROGRAM, *options, "--"),
             *(self._python, "-m", "agentao_gov.worker.main", json.dumps(limits.to_wire())),
         ]
         try:

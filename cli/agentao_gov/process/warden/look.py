@@ -1,0 +1,85 @@
+"""What a warden sees when it looks at its tree: limits that no rlimit holds for a whole tree, and who should yield."""
+
+from __future__ import annotations
+
+import os
+
+from .descent import below, proportional, resident
+from .priority import TOOL_NICE, lower, lower_session
+
+__all__ = ["Look"]
+
+#: How often memory and process counts are looked at while they move, and how often when they do not.
+_LOOK_S, _LOOK_QUIET_S = 0.1, 0.25
+#: A tool was just started, or the tree grows: a fork bomb makes some hundred processes in a tenth of a second.
+_LOOK_SOON_S = 0.02
+_GROWS = 4
+
+
+class Look:
+    """Looks at what is below one warden, the more often the more happens there."""
+
+    def __init__(self, memory_bytes: int, processes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._processes = processes
+        #: When to look again, monotonic; infinite where there is nothing to look for.
+        self.due = 0.0 if memory_bytes or processes else float("inf")
+        self._gap_s = _LOOK_QUIET_S
+        self._resident_last = 0
+        self._known: set[int] = set()
+        #: An open `smaps_rollup` of the child: it forbids others to read it before it holds any secret.
+        self._child_memory_fd = -1
+
+    def soon(self, now: float) -> None:
+        """Something was started below: look more often for a while."""
+        if self.due < float("inf"):
+            self._gap_s = _LOOK_SOON_S
+            self.due = min(self.due, now + _LOOK_SOON_S)
+
+    def take(self, now: float, child: int) -> tuple[str, int, int] | None:
+        """One look. The limit that is exceeded, with what was observed and what is allowed; None: all is well."""
+        tree = below()
+        fresh = [pid for pid in tree if pid not in self._known and pid != child]
+        self._known = set(tree)
+        _demote(fresh)
+        self._keep_readable(child)
+        in_memory = sum(map(resident, tree))
+        moved = abs(in_memory - self._resident_last) > 4 << 20
+        self._resident_last = in_memory
+        self._plan(now, len(fresh), busy=moved or in_memory * 2 > self._memory_bytes > 0)
+        if 0 < self._processes < len(tree):
+            return "session_processes", len(tree), self._processes
+        if 0 < self._memory_bytes < in_memory:
+            # Resident counts pages shared with the zygote in every process; the fair share costs a millisecond.
+            share = sum(proportional(pid, self._child_memory_fd if pid == child else -1) for pid in tree)
+            if share > self._memory_bytes:
+                return "session_memory", share, self._memory_bytes
+        return None
+
+    def _plan(self, now: float, fresh: int, *, busy: bool) -> None:
+        longest = _LOOK_S if busy else _LOOK_QUIET_S
+        self._gap_s = _LOOK_SOON_S if fresh >= _GROWS else min(longest, self._gap_s * 2)
+        self.due = now + self._gap_s
+
+    def _keep_readable(self, child: int) -> None:
+        """Opens the child's memory figures anew while that is allowed: an exec gives it another memory."""
+        try:
+            fd = os.open(f"/proc/{child}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        if self._child_memory_fd >= 0:
+            os.close(self._child_memory_fd)
+        self._child_memory_fd = fd
+
+
+def _demote(fresh: list[int]) -> None:
+    """New processes below the session's own one are tools and MCP servers: they yield to turns."""
+    mine = os.getsid(0)
+    for pid in fresh:
+        lower(pid, TOOL_NICE)
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            continue
+        if session == pid != mine:
+            lower_session(pid, TOOL_NICE)

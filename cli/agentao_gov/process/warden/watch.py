@@ -1,0 +1,225 @@
+"""One warden at work: it starts the child, watches until it ends, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from .descent import kill_everything
+from .look import Look
+from .options import RESTART_EXIT, Options
+from .system import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, die_with_parent, join_cgroup, name_process, prctl
+
+# Typing costs a third of the start time of this program, and annotations are never evaluated.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+__all__ = ["Warden", "supervise"]
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+#: The child says by it that it started something. Harmless to a parent that is no warden: its default is nothing.
+_STARTED = signal.SIGWINCH
+
+
+class Warden:
+    """Watches one child. `run` returns the child's wait status, with nothing left alive below."""
+
+    def __init__(self, child_main: Callable[[int], NoReturn], options: Options) -> None:
+        self._main = child_main
+        self._options = options
+        self._signals: list[int] = []
+        self._child = 0
+        self._wait_status: int | None = None
+        #: Whether somebody asked for the end: then a death is no crash, and nothing is restarted.
+        self._ending = False
+        self._beat_fd = -1
+        #: Monotonic time of the last beat; None before the first, so that a slow start is not stale.
+        self._last_beat: float | None = None
+        self._kill_at = float("inf")
+        self._look = Look(options.memory_bytes, options.processes)
+        self._hung = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether an end was asked for."""
+        return self._ending
+
+    def run(self) -> int:
+        """Starts the child, restarting it as often as allowed, and returns its last wait status."""
+        name_process(self._options.name)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        join_cgroup(self._options.cgroup)
+        wake_r, wake_w = os.pipe()
+        os.set_blocking(wake_w, False)
+        os.set_blocking(wake_r, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        for signum in (*_FORWARDED, _STARTED, signal.SIGCHLD):
+            signal.signal(signum, lambda number, _frame: self._signals.append(number))
+        left = self._options.restarts
+        while True:
+            self._start(wake_r, wake_w)
+            self._watch(wake_r)
+            killed = kill_everything()
+            status = self._wait_status
+            assert status is not None
+            crashed = os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == RESTART_EXIT
+            self._say(f"killed {killed}")
+            if self._ending or left <= 0 or not (crashed or self._hung):
+                self._say(f"exit {os.waitstatus_to_exitcode(status)}")
+                return status
+            left -= 1
+            self._say(f"restart {os.waitstatus_to_exitcode(status)}")
+            time.sleep(1.0)  # a service that dies at once must not spin
+
+    def _say(self, line: str) -> None:
+        if self._options.status >= 0:
+            try:
+                os.write(self._options.status, line.encode() + b"\n")
+            except OSError:
+                self._options.status = -1
+
+    def _start(self, *warden_fds: int) -> None:
+        self._wait_status, self._hung, self._kill_at, self._last_beat = None, False, float("inf"), None
+        beat_w = -1
+        if self._options.heartbeat:
+            self._beat_fd, beat_w = os.pipe()
+            os.set_blocking(self._beat_fd, False)
+        me = os.getpid()
+        self._child = os.fork()
+        if self._child == 0:
+            signal.set_wakeup_fd(-1)
+            for signum in (*_FORWARDED, _STARTED, signal.SIGCHLD):
+                signal.signal(signum, signal.SIG_DFL)
+            if self._options.leash:
+                die_with_parent(me)
+            for fd in (*warden_fds, self._options.lifeline, self._options.status, self._beat_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._main(beat_w)
+        if beat_w >= 0:
+            os.close(beat_w)
+        for fd in self._options.closes:
+            os.close(fd)
+        self._options.closes = ()
+        if self._options.restarts == 0:
+            # Else the other end would not see end-of-file when the child closes its side of the wire.
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, 0)
+            os.dup2(null, 1)
+            os.close(null)
+        self._say(f"pid {self._child}")
+
+    def _watch(self, wake_r: int) -> None:
+        """Until the child is reaped."""
+        poll = select.poll()
+        poll.register(wake_r, select.POLLIN)
+        for fd in (self._options.lifeline, self._beat_fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        while self._wait_status is None:
+            ready = poll.poll(self._timeout_ms())
+            for fd, _ in ready:
+                if fd == self._beat_fd:
+                    self._beat(poll)
+                elif fd == self._options.lifeline:
+                    if not os.read(fd, 1):
+                        poll.unregister(fd)
+                        self._end(self._options.grace_s)
+                    else:  # a byte on the line: the owner wants the end now
+                        self._end(0.0)
+                else:
+                    os.read(wake_r, 512)
+            self._handle_signals()
+            self._check(time.monotonic())
+        if self._beat_fd >= 0:
+            os.close(self._beat_fd)
+            self._beat_fd = -1
+
+    def _timeout_ms(self) -> int | None:
+        """Until the next thing that is due."""
+        due = min(self._kill_at, self._look.due)
+        if self._last_beat is not None and not self._hung:
+            due = min(due, self._last_beat + self._options.stale_s)
+        return None if due == float("inf") else max(1, int((due - time.monotonic()) * 1000) + 1)
+
+    def _beat(self, poll: select.poll) -> None:
+        if os.read(self._beat_fd, 4096):
+            self._last_beat = time.monotonic()
+        else:  # closed in order: the service is on its way out, the watch over it ends
+            poll.unregister(self._beat_fd)
+            self._last_beat = None
+
+    def _handle_signals(self) -> None:
+        pending, self._signals[:] = self._signals[:], []
+        for signum in pending:
+            if signum == _STARTED:
+                self._look.soon(time.monotonic())
+            elif signum != signal.SIGCHLD:
+                self._ending |= signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+                self._signal_child(signum)
+        while self._wait_status is None:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            if pid == self._child:
+                self._wait_status = status
+
+    def _signal_child(self, signum: int) -> None:
+        if self._wait_status is None:  # not reaped yet, so the pid is still this child's
+            os.kill(self._child, signum)
+
+    def _end(self, grace_s: float) -> None:
+        """The owner died or wants the end: ask, wait the grace, kill."""
+        self._ending = True
+        if grace_s > 0:
+            self._signal_child(signal.SIGTERM)
+        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
+
+    def _check(self, now: float) -> None:
+        if self._wait_status is not None:
+            return
+        if now >= self._kill_at:
+            self._kill_at = float("inf")
+            self._signal_child(signal.SIGKILL)
+        stale = self._last_beat is not None and now - self._last_beat >= self._options.stale_s
+        if stale and not self._hung:
+            self._hung = True
+            self._say(f"stale {self._options.stale_s}")
+            self._signal_child(signal.SIGABRT)
+            self._kill_at = now + self._options.dump_s
+        if now >= self._look.due:
+            struck = self._look.take(now, self._child)
+            if struck is not None:
+                name, observed, allowed = struck
+                self._say(f"limit {name} {observed} {allowed}")
+                self._ending = True
+                self._signal_child(signal.SIGKILL)
+
+
+def end_like(status: int, *, told: bool = False) -> NoReturn:
+    """Ends this process the way the child did: same exit code, or the same signal. `told`: it was told to end."""
+    code = os.waitstatus_to_exitcode(status)
+    prctl(PR_SET_DUMPABLE, 0)  # its death is worth a core dump, not ours
+    if told and code in (-signal.SIGTERM, -signal.SIGINT):
+        # It was passed on before the service had its handlers: the orderly codes, 143 and 130, all the same.
+        os._exit(128 - code)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+        time.sleep(0.05)  # as pid 1 of a namespace one cannot be killed by oneself
+        code = 128 - code
+    os._exit(code)
+
+
+def supervise(child_main: Callable[[int], NoReturn], options: Options) -> NoReturn:
+    """Runs `child_main(heartbeat_fd)` in a fork below a warden, in this process; never returns."""
+    warden = Warden(child_main, options)
+    status = warden.run()
+    end_like(status, told=warden.ending)
