@@ -7,16 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agentao_gov.errors import CapacityError, DrainingError, GovError, ModelError, StoreError, UsageError
+from agentao_gov.errors import UsageError
 from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import Timing, TurnReport, Usage
-
-if TYPE_CHECKING:
-    from agentao_gov.pool import TurnOrder
 
 __all__ = [
     "INTERRUPTED",
@@ -26,7 +21,6 @@ __all__ = [
     "finished",
     "next_ready",
     "parse_batch",
-    "refused_report",
 ]
 
 #: What names a session, on the command line and in a batch; the HTTP service has the same rule.
@@ -154,34 +148,3 @@ def batch_exit_code(outcomes: Iterable[Outcome]) -> int:
     """0 if every turn was answered, else the code of the most frequent failure."""
     failures = Counter(outcome.exit_code for outcome in outcomes if outcome.exit_code)
     return failures.most_common(1)[0][0] if failures else 0
-
-
-def refused_report(order: TurnOrder, error: GovError) -> TurnReport:
-    """The report of a turn that never reached an agent: a batch has one for every line."""
-    outcome = next((found for kind, found in _REFUSALS if isinstance(error, kind)), Outcome.INTERNAL_ERROR)
-    return TurnReport(
-        turn_id=order.turn_id,
-        id=order.id,
-        tenant=order.key.tenant,
-        user=order.user,
-        session=order.key.session,
-        profile=order.profile.profile.name,
-        mode=order.mode,
-        model=order.model.name,
-        outcome=outcome,
-        answer=None,
-        detail=str(error),
-        exit_code=outcome.exit_code,
-        started_at=datetime.now(UTC),
-        timing_ms=Timing(),
-        usage=Usage(),
-    )
-
-
-#: The first that fits counts: a draining pool is a capacity error too.
-_REFUSALS: tuple[tuple[type[GovError], Outcome], ...] = (
-    (DrainingError, Outcome.SHUTDOWN),
-    (CapacityError, Outcome.REFUSED),
-    (StoreError, Outcome.STORE_UNAVAILABLE),
-    (ModelError, Outcome.MODEL_ERROR),
-)

@@ -27,7 +27,8 @@
     └── InternalError                   ours to mend; the traceback is in a file
 
 Each class maps to exactly one exit code and one HTTP status (`contract.md`, "Exit codes" and "HTTP service").
-`message` says what happened with the figures, `hint` says what to do next.
+`message` says what happened with the figures, `hint` says what to do next; both are written for the operator.
+`public_message` is what a tenant may read over HTTP.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class GovError(Exception):
     http_status: ClassVar[int] = 500
     #: OpenAI's error `type` for this code.
     http_type: ClassVar[str] = "server_error"
+    #: What a tenant reads instead of the message, where that names the operator's files, addresses or providers.
+    told_outside: ClassVar[str | None] = None
 
     def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -81,6 +84,11 @@ class GovError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}" if self.hint else self.message
+
+    @property
+    def public_message(self) -> str:
+        """Safe for a tenant; `str(error)` is for the log and the operator's own terminal."""
+        return self.told_outside or str(self)
 
 
 class UsageError(GovError):
@@ -97,6 +105,7 @@ class ConfigError(GovError):
 
     code = "invalid_configuration"
     exit_code = 3
+    told_outside: ClassVar[str | None] = "The service's configuration is wrong; its operator has the details."
 
 
 class UnknownProfileError(ConfigError):
@@ -105,6 +114,7 @@ class UnknownProfileError(ConfigError):
     code = "profile_not_allowed"
     http_status = 403
     http_type = "permission_error"
+    told_outside = None
 
     def __init__(self, name: str, known: list[str], *, hint: str | None = None) -> None:
         super().__init__(f"There is no profile {name!r}; there are: {', '.join(sorted(known)) or 'none'}.", hint=hint)
@@ -264,6 +274,7 @@ class StoreError(GovError):
     code = "ledger_unavailable"
     exit_code = 9
     http_status = 503
+    told_outside = "A store of the service cannot be used at the moment."
 
 
 class ModelError(GovError):
@@ -272,6 +283,7 @@ class ModelError(GovError):
     code = "model_error"
     exit_code = 4
     http_status = 502
+    told_outside = "The model or its provider failed."
 
 
 class TurnTimeoutError(GovError):
@@ -298,3 +310,5 @@ class SessionStuckError(GovError):
 
 class InternalError(GovError):
     """Raised for what should not happen; the traceback is in the file that `hint` names."""
+
+    told_outside = "Something failed inside the service; its operator has the details."

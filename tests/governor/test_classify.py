@@ -6,6 +6,7 @@ import pytest
 
 from agentao_gov.governor.classify import StopCause, TurnFacts, classify
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.reason import Reason
 
 
 @pytest.mark.parametrize(
@@ -22,9 +23,9 @@ from agentao_gov.governor.outcome import Outcome
 )
 def test_a_stopped_turn_is_reported_as_what_stopped_it(cause: StopCause, outcome: Outcome) -> None:
     """agentao says `cancelled` for all of them; only our side knows why."""
-    verdict = classify(TurnFacts(status="cancelled", stop=cause, stop_detail="because"))
+    verdict = classify(TurnFacts(status="cancelled", stop=cause, stop_detail=Reason("because")))
 
-    assert (verdict.outcome, verdict.answer, verdict.detail) == (outcome, None, "because")
+    assert (verdict.outcome, verdict.answer, verdict.detail) == (outcome, None, Reason("because"))
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,15 @@ def test_a_wrapped_up_answer_is_max_iterations_with_its_text() -> None:
 
 def test_a_wrap_up_without_budget_is_still_max_iterations_and_says_why() -> None:
     """The cap came first; that the last call could not be paid is a detail."""
-    facts = TurnFacts(
-        status="cancelled", cap_reached=True, stop=StopCause.BUDGET_EXHAUSTED, stop_detail="nothing is left"
-    )
+    why = Reason("nothing is left", "nothing is left in ledger.db")
+    facts = TurnFacts(status="cancelled", cap_reached=True, stop=StopCause.BUDGET_EXHAUSTED, stop_detail=why)
 
     verdict = classify(facts)
 
     assert (verdict.outcome, verdict.answer) == (Outcome.MAX_ITERATIONS, None)
-    assert "nothing is left" in (verdict.detail or "")
+    assert verdict.detail is not None
+    assert verdict.detail.public.endswith("nothing is left")
+    assert verdict.detail.operator.endswith("nothing is left in ledger.db")
 
 
 def test_a_cancel_during_the_wrap_up_is_a_cancel() -> None:

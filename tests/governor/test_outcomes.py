@@ -166,24 +166,28 @@ def test_llm_retries_zero_sends_once(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "said", "public"),
     [
-        ("html", "text/html instead of a model's answer"),
-        ("malformed", "not readable"),
-        ("error_event", "fails in mid-stream"),
-        ("drop", "The connection to the model at"),
-        ("401", "Check the API key"),
-        ("404", "Check the model's name and the base URL"),
-        ("500", "answered 500"),
+        ("html", "text/html instead of a model's answer", "did not answer as an OpenAI-compatible model does"),
+        ("malformed", "not readable", "did not answer as an OpenAI-compatible model does"),
+        ("error_event", "fails in mid-stream", "ended with an error"),
+        ("drop", "The connection to the model at", "The connection to the model broke"),
+        ("401", "Check the API key", "rejected the service's key (401)"),
+        ("404", "Check the model's name and the base URL", "does not know the model (404)"),
+        ("429", "answered 429", "limits the rate of requests (429)"),
+        ("500", "answered 500", "had a server error (500)"),
     ],
 )
-def test_a_broken_answer_is_a_model_error_that_says_what_happened(harness: Harness, fault: str, said: str) -> None:
+def test_a_broken_answer_is_a_model_error_that_says_what_happened(
+    harness: Harness, fault: str, said: str, public: str
+) -> None:
     """Whatever a gateway sends: no traceback, nothing lost, nothing left reserved."""
     report = harness.run(say(fault=fault), limits={"llm_retries": 0})
 
     assert report.outcome == Outcome.MODEL_ERROR
-    assert said in (report.detail or "")
-    assert "Traceback" not in (report.detail or "")
+    assert said in (report.for_operator().detail or "")
+    assert public in (report.detail or "")
+    assert "Traceback" not in (report.for_operator().detail or "")
     used, reserved = harness.used(report)
     assert reserved == 0
     truth = harness.simulator.truth(requests=False).total
@@ -205,9 +209,20 @@ def test_an_endpoint_that_is_not_there_is_a_model_error_and_free(harness: Harnes
     report = harness.ask(session, "hello")
 
     assert report.outcome == Outcome.MODEL_ERROR
-    assert "cannot be reached" in (report.detail or "")
-    assert "refused" in (report.detail or "")
+    assert report.detail == "The model cannot be reached. (1 attempt, llm_retries is 0)"
+    assert "cannot be reached" in (report.for_operator().detail or "")
+    assert "refused" in (report.for_operator().detail or "")
     assert (report.usage.total_tokens, report.usage.llm_calls, harness.used(report)) == (0, 0, (0, 0))
+
+
+@pytest.mark.parametrize("fault", ["401", "500", "html", "drop", "malformed", "error_event"])
+def test_what_a_tenant_reads_names_neither_the_endpoint_nor_the_provider_s_words(harness: Harness, fault: str) -> None:
+    """The report as JSON is what the HTTP service sends; only `for_operator` tells all."""
+    report = harness.run(say(fault=fault), limits={"llm_retries": 0})
+
+    assert "127.0.0.1" not in report.to_json()
+    assert "127.0.0.1" in report.for_operator().to_json() or fault == "error_event"
+    assert "simulat" not in (report.detail or "")
 
 
 def test_the_turn_timeout_is_real(harness: Harness) -> None:
@@ -285,7 +300,8 @@ def test_no_call_is_made_where_the_ledger_cannot_answer(harness: Harness, failin
     report = harness.ask(session, "hello")
 
     assert (report.outcome, report.exit_code) == (Outcome.STORE_UNAVAILABLE, 9)
-    assert "disk is full" in (report.detail or "")
+    assert "disk is full" in (report.for_operator().detail or "")
+    assert "disk" not in report.to_json()
     assert calls(harness) == 0
     ledger.close()
 
@@ -317,7 +333,8 @@ def test_an_exception_of_the_agent_is_an_internal_error_with_a_report(harness: H
     report = harness.ask(session, "hello")
 
     assert (report.outcome, report.exit_code) == (Outcome.INTERNAL_ERROR, 10)
-    assert "KeyError" in (report.detail or "")
+    assert "KeyError" in (report.for_operator().detail or "")
+    assert "KeyError" not in report.to_json()
 
 
 def test_a_turn_that_never_comes_back_is_stuck_and_the_session_quarantined(harness: Harness) -> None:

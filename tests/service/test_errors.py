@@ -95,3 +95,25 @@ def test_a_turns_own_budget_does_not_come_back_by_waiting() -> None:
     failure = failure_of_report(report(Outcome.BUDGET_EXHAUSTED, answer=None, budget=lines), NOW)
 
     assert failure.retry_after_s is None
+
+
+@pytest.mark.parametrize("kind", [errors.ConfigError, errors.StoreError, errors.ModelError, errors.InternalError])
+def test_an_error_that_names_the_operators_things_is_told_without_them(kind: type[errors.GovError]) -> None:
+    """Files, addresses and a provider's words are for the log; a tenant learns of what kind the failure is."""
+    failure = failure_of_error(kind("/srv/state/ledger.db at 10.0.0.7", hint="Look at /srv."))
+
+    assert "/srv" not in json.dumps(failure.body())
+    assert "10.0.0.7" not in json.dumps(failure.body())
+    assert failure.message
+    assert failure.code == kind.code
+
+
+def test_a_report_is_told_without_what_is_the_operators() -> None:
+    """Also in the report beside the error."""
+    said = "The model at http://10.0.0.7/v1 answered 401: key of /srv"
+    body = failure_of_report(
+        report(Outcome.MODEL_ERROR, answer=None, detail="rejected", operator_detail=said, operator_warnings=(said,))
+    ).body()
+
+    assert "rejected" in json.dumps(body)
+    assert "10.0.0.7" not in json.dumps(body)

@@ -22,7 +22,6 @@ from agentao_gov.batch import (
     finished,
     next_ready,
     parse_batch,
-    refused_report,
 )
 from agentao_gov.errors import GovError, UsageError
 from agentao_gov.governor.outcome import Outcome
@@ -121,6 +120,8 @@ def _fill(run: _Run, advance: _Advance) -> None:
         try:
             run.running[run.context.pool.submit(order, lambda _: None)] = item
         except GovError as error:
+            from agentao_gov.pool.reports import refused_report
+
             _write(run, refused_report(order, error), advance)
 
 
@@ -128,6 +129,8 @@ def _end(run: _Run, item: BatchItem, future: concurrent.futures.Future[TurnRepor
     try:
         report = future.result()
     except GovError as error:
+        from agentao_gov.pool.reports import refused_report
+
         profile = run.profiles.get(item.profile) if item.profile else None
         report = refused_report(
             run.context.order(item.prompt, session=item.session, profile=profile, id=item.id), error
@@ -139,7 +142,7 @@ def _write(run: _Run, report: TurnReport, advance: _Advance) -> None:
     if run.stopping and report.outcome in INTERRUPTED:
         return
     run.outcomes.append(report.outcome)
-    run.out.write(report.to_json() + "\n")
+    run.out.write(report.for_operator().to_json() + "\n")
     run.out.flush()
     advance.step(report)
 

@@ -120,7 +120,7 @@ def _wait(
                 while True:
                     done, _ = concurrent.futures.wait([future], timeout=_LOOK_S)
                     if done:
-                        return future.result()
+                        return future.result().for_operator()
                     if asker is not None:
                         _answer(asker, live)
         except KeyboardInterrupt:
@@ -133,7 +133,7 @@ def _wait(
             grace_s = order.profile.profile.limits.cancel_grace_s
             concurrent.futures.wait([future], timeout=grace_s + 1.0)
             if context.options.json and future.done() and future.exception() is None:
-                sys.stdout.write(future.result().to_json() + "\n")
+                sys.stdout.write(future.result().for_operator().to_json() + "\n")
             raise SystemExit(143) from None
 
 

@@ -29,6 +29,7 @@ from agentao_gov.governor.confine import ConfinedFileSystem
 from agentao_gov.governor.hints import path_hints
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.patterns import bound_patterns
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.requests import Conversation, SessionSpec
 from agentao_gov.governor.shared_mcp import SharedServers
 from agentao_gov.governor.shell import TrackedShell
@@ -65,7 +66,7 @@ class AgentParts:
     guard: ToolGuard
     shell: TrackedShell
     tree: SessionTree
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Reason] = field(default_factory=list)
 
 
 @functools.lru_cache(maxsize=1)
@@ -196,11 +197,11 @@ def _join_shared(parts: AgentParts, spec: SessionSpec, shared: SharedServers, de
         # The start-up limit is no part of what tells servers apart.
         config = _mcp_config(server, Deadline.never())
         if deadline.remaining_s() <= 0:
-            parts.warnings.append(f"MCP server {name} is not available: no time was left to start it")
+            parts.warnings.append(Reason(f"MCP server {name} is not available: no time was left to start it"))
             continue
         manager, problem = shared.get(server.share, spec.key.tenant, name, config)
         if problem is not None:
-            parts.warnings.append(f"MCP server {name} is not available: {problem}")
+            parts.warnings.append(_not_available(name, problem))
         else:
             register_mcp_tools(parts.agent, manager)
 
@@ -219,7 +220,7 @@ def _prune(parts: AgentParts, spec: SessionSpec) -> None:
             registry.unregister(name)
     missing = sorted(allow - set(registry.tools))
     if missing:
-        parts.warnings.append(f"tools.allow names tools that do not exist here: {', '.join(missing)}")
+        parts.warnings.append(Reason(f"tools.allow names tools that do not exist here: {', '.join(missing)}"))
 
 
 def _admit(tool: Any) -> None:
@@ -240,7 +241,13 @@ def _check_mcp(parts: AgentParts) -> None:
     for status in manager.get_server_status():
         if status.get("status") != "connected":
             why = status.get("error") or status.get("status")
-            parts.warnings.append(f"MCP server {status.get('name')} is not available: {why}")
+            parts.warnings.append(_not_available(str(status.get("name")), str(why)))
+
+
+def _not_available(name: str, why: str) -> Reason:
+    """What a server says for itself holds its command and paths."""
+    public = f"MCP server {name} is not available"
+    return Reason(public, f"{public}: {why}")
 
 
 def restore(parts: AgentParts, conversation: Conversation) -> None:

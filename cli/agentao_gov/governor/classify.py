@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.reason import Reason
 
 __all__ = ["StopCause", "TurnFacts", "Verdict", "classify"]
 
@@ -35,7 +36,7 @@ class TurnFacts:
     incomplete_reason: str | None = None
     #: What our side stopped it for, with a sentence.
     stop: StopCause | None = None
-    stop_detail: str | None = None
+    stop_detail: Reason | None = None
     #: Text of the last model call if it was a whole final answer (ended by itself, no tool calls) before any stop.
     final_answer: str | None = None
     #: Text agentao returned; the answer only where the status says so.
@@ -43,7 +44,7 @@ class TurnFacts:
     #: The tool loop reached `max_iterations`.
     cap_reached: bool = False
     #: The last failure of the model, in words.
-    model_failure: str | None = None
+    model_failure: Reason | None = None
     #: The last output was cut because the budget granted less than `max_output_tokens`.
     output_cut_by_budget: bool = False
     #: The last stream ended without the provider saying that it was the end.
@@ -51,7 +52,7 @@ class TurnFacts:
     #: The turn's thread, or one of its tools, did not come back within the grace.
     abandoned: bool = False
     #: An exception that should not happen.
-    crash: str | None = None
+    crash: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Verdict:
 
     outcome: Outcome
     answer: str | None = None
-    detail: str | None = None
+    detail: Reason | None = None
 
 
 _STOPPED = {
@@ -74,10 +75,10 @@ _STOPPED = {
 }
 
 _INCOMPLETE_DETAIL = {
-    "no_output": "The model returned an empty answer.",
-    "reasoning_only": "The model reasoned but gave no answer.",
-    "length_truncated": "The answer was cut at max_output_tokens.",
-    "hook_stop": "A hook of the agent ended the turn.",
+    "no_output": Reason("The model returned an empty answer."),
+    "reasoning_only": Reason("The model reasoned but gave no answer."),
+    "length_truncated": Reason("The answer was cut at max_output_tokens."),
+    "hook_stop": Reason("A hook of the agent ended the turn."),
 }
 
 
@@ -92,9 +93,9 @@ def classify(facts: TurnFacts) -> Verdict:
         outcome = Outcome.STUCK if facts.abandoned else _STOPPED[facts.stop]
         return Verdict(outcome, detail=facts.stop_detail)
     if facts.crash is not None or facts.status in (None, "error"):
-        return Verdict(Outcome.INTERNAL_ERROR, detail=facts.crash or "The turn ended with an error.")
+        return Verdict(Outcome.INTERNAL_ERROR, detail=facts.crash or Reason("The turn ended with an error."))
     if facts.status == "cancelled":
-        return Verdict(Outcome.CANCELLED, detail="The turn was cancelled.")
+        return Verdict(Outcome.CANCELLED, detail=Reason("The turn was cancelled."))
     return _ended_by_itself(facts)
 
 
@@ -107,29 +108,29 @@ _OUTSIDE = (StopCause.CANCELLED, StopCause.CLIENT_GONE, StopCause.SHUTDOWN)
 
 def _capped(facts: TurnFacts) -> Verdict:
     if facts.final_answer:
-        return Verdict(Outcome.MAX_ITERATIONS, facts.final_answer, "Wrapped up after the last iteration.")
+        return Verdict(Outcome.MAX_ITERATIONS, facts.final_answer, Reason("Wrapped up after the last iteration."))
     why = facts.stop_detail or facts.model_failure
-    detail = f"The wrap-up call gave no answer: {why}" if why else "The tool loop used all its iterations."
+    detail = why.after("The wrap-up call gave no answer: ") if why else Reason("The tool loop used all its iterations.")
     return Verdict(Outcome.MAX_ITERATIONS, None, detail)
 
 
 def _ended_by_itself(facts: TurnFacts) -> Verdict:
     match facts.incomplete_reason:
         case None if facts.unfinished:
-            return Verdict(Outcome.INCOMPLETE, facts.text, "The stream broke off: neither a reason nor usage came.")
+            broke_off = Reason("The stream broke off: neither a reason nor usage came.")
+            return Verdict(Outcome.INCOMPLETE, facts.text, broke_off)
         case None:
             return Verdict(Outcome.ANSWERED, facts.text)
         case "max_iterations":
             return _capped(facts)
         case "doom_loop":
-            return Verdict(
-                Outcome.REPEAT_GUARD, detail="The model repeated a tool call, or its arguments could never be read."
-            )
+            repeated = Reason("The model repeated a tool call, or its arguments could never be read.")
+            return Verdict(Outcome.REPEAT_GUARD, detail=repeated)
         case "llm_error":
-            return Verdict(Outcome.MODEL_ERROR, detail=facts.model_failure or "The model call failed.")
+            return Verdict(Outcome.MODEL_ERROR, detail=facts.model_failure or Reason("The model call failed."))
         case "length_truncated" if facts.output_cut_by_budget:
-            return Verdict(Outcome.BUDGET_EXHAUSTED, detail="The budget ended in the middle of the answer.")
+            return Verdict(Outcome.BUDGET_EXHAUSTED, detail=Reason("The budget ended in the middle of the answer."))
         case "length_truncated":
             return Verdict(Outcome.INCOMPLETE, facts.text or None, _INCOMPLETE_DETAIL["length_truncated"])
         case reason:
-            return Verdict(Outcome.INCOMPLETE, detail=_INCOMPLETE_DETAIL.get(reason, f"No answer: {reason}."))
+            return Verdict(Outcome.INCOMPLETE, detail=_INCOMPLETE_DETAIL.get(reason, Reason(f"No answer: {reason}.")))

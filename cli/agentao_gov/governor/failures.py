@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.redact import redact
 
 __all__ = ["NotAModelError", "describe_failure", "status_of"]
@@ -19,6 +20,14 @@ _LOOK_AT = {
     404: "the model's name and the base URL",
     413: "max_context_tokens: the request is larger than the endpoint takes",
     429: "the account's rate limits and quota",
+}
+_SERVER_ERRORS = 500
+_KINDS = {
+    401: "rejected the service's key",
+    403: "rejected the service's key",
+    404: "does not know the model",
+    413: "found the request too large",
+    429: "limits the rate of requests",
 }
 
 
@@ -36,11 +45,33 @@ def status_of(error: BaseException | None) -> int | None:
     return status if isinstance(status, int) and not isinstance(status, bool) else None
 
 
-def describe_failure(error: BaseException, *, base_url: str, sent: bool, secret: str) -> str:
-    """The failure for a report. `sent`: whether a request had left. Secrets are redacted, length is bounded."""
+def describe_failure(error: BaseException, *, base_url: str, sent: bool, secret: str) -> Reason:
+    """The failure for a report. `sent`: whether a request had left.
+
+    A tenant learns of what kind it is; the operator also which endpoint, and what it said. Secrets are redacted in
+    both, and their length is bounded.
+    """
     notes = "; ".join(getattr(error, "__notes__", ()))
-    text = redact(_sentence(error, base_url, sent), secret)
-    return f"{text[:_TEXT_CHARS_MAX]} ({notes})" if notes else text[:_TEXT_CHARS_MAX]
+    text = redact(_sentence(error, base_url, sent), secret)[:_TEXT_CHARS_MAX]
+    after = f" ({notes})" if notes else ""
+    return Reason(_kind(error, sent) + after, text + after)
+
+
+def _kind(error: BaseException, sent: bool) -> str:
+    """What a tenant may know: nothing that the provider said, nor where it is."""
+    status = status_of(error)
+    if isinstance(error, NotAModelError | json.JSONDecodeError):
+        return "The model's endpoint did not answer as an OpenAI-compatible model does."
+    if isinstance(error, openai.APITimeoutError):
+        return f"The model did not {'answer' if sent else 'accept a connection'} in time."
+    if isinstance(error, openai.APIConnectionError):
+        return "The connection to the model broke." if sent else "The model cannot be reached."
+    if status is None:
+        return "The model's answer ended with an error."
+    if status in _KINDS:
+        return f"The model's provider {_KINDS[status]} ({status})."
+    words = "had a server error" if status >= _SERVER_ERRORS else "rejected the request"
+    return f"The model's provider {words} ({status})."
 
 
 def _sentence(error: BaseException, base_url: str, sent: bool) -> str:

@@ -29,6 +29,7 @@ from agentao_gov.governor.model_call import (
     response_text,
 )
 from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.redact import RedactingFilter
 from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
 from agentao_gov.governor.spend import Refused, Spend
@@ -385,5 +386,5 @@ class GovernedModel(LLMClient):
         )
         call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
 
-    def _describe(self, error: Exception) -> str:
+    def _describe(self, error: Exception) -> Reason:
         return describe_failure(error, base_url=str(self.base_url), sent=self._sent, secret=self.api_key)

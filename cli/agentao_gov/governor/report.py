@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
+from agentao_gov.governor.reason import Reason
 
 __all__ = ["BudgetLine", "LimitLine", "Timing", "ToolCall", "TurnReport", "Usage"]
 
@@ -85,7 +86,11 @@ class TurnReport(_Record):
     model: str
     outcome: Outcome
     answer: str | None
+    #: Why it ended so, in a sentence that is safe for the tenant who asked.
     detail: str | None = None
+    #: The same for the operator, who may read addresses, files and a provider's own words; None where `detail` says
+    #: all. Never part of the JSON: `for_operator` puts it into `detail`.
+    operator_detail: str | None = Field(default=None, exclude=True)
     exit_code: int
     started_at: datetime
     timing_ms: Timing
@@ -95,13 +100,41 @@ class TurnReport(_Record):
     tool_calls: tuple[ToolCall, ...] = ()
     limits: dict[str, LimitLine] = {}
     budget: tuple[BudgetLine, ...] = ()
+    #: Safe for a tenant, as `detail` is.
     warnings: tuple[str, ...] = ()
+    #: The same for the operator, one for each of `warnings`; empty where those say all. Never part of the JSON.
+    operator_warnings: tuple[str, ...] = Field(default=(), exclude=True)
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def to_json(self) -> str:
-        """The report on one line."""
+        """The report on one line, safe for the tenant."""
         return self.model_dump_json(by_alias=True)
+
+    def for_operator(self) -> TurnReport:
+        """The report with all that is known in `detail` and `warnings`: for a log and the operator's own terminal."""
+        return self.model_copy(
+            update={
+                "detail": self.operator_detail or self.detail,
+                "warnings": self.operator_warnings or self.warnings,
+                "operator_detail": None,
+                "operator_warnings": (),
+            }
+        )
+
+    def with_warning(self, reason: Reason) -> TurnReport:
+        """The report with one more warning."""
+        said = self.operator_warnings or self.warnings
+        return self.model_copy(
+            update={
+                "warnings": (*self.warnings, reason.public),
+                "operator_warnings": (*said, reason.operator),
+            }
+        )
+
+    def private_fields(self) -> dict[str, Any]:
+        """What the JSON leaves out, for the one wire between two processes of the same operator."""
+        return {"operator_detail": self.operator_detail, "operator_warnings": self.operator_warnings}
 
     @property
     def has_answer(self) -> bool:

@@ -1,21 +1,25 @@
-"""Writes a turn's one report from what was measured."""
+"""Writes a turn's one report: from what was measured, or, where no agent ran, from what is known of it."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.observe import TurnLabels
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.redact import redact
-from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, TurnReport
+from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.governor.requests import SessionSpec, TurnRequest
 from agentao_gov.governor.turn import Turn
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedProfile
 
-__all__ = ["budget_lines", "limit_lines", "write_report"]
+__all__ = ["budget_lines", "compose_report", "limit_lines", "write_report"]
 
 #: TOML key in `[limits]` and the attribute that holds it.
 _LIMITS = (
@@ -42,14 +46,13 @@ def limit_lines(profile: ResolvedProfile) -> dict[str, LimitLine]:
     }
 
 
-def budget_lines(turn: Turn) -> tuple[BudgetLine, ...]:
-    """The scopes' balances now; a store that cannot answer is a warning."""
+def budget_lines(ledger: Ledger, scopes: Sequence[ScopeLimit]) -> tuple[tuple[BudgetLine, ...], tuple[Reason, ...]]:
+    """The scopes' balances now; a store that cannot answer is a warning instead."""
     try:
-        balances = turn.ledger.balances(turn.scopes)
+        balances = ledger.balances(tuple(scopes))
     except StoreError as error:
-        turn.warn(f"The budgets could not be read: {error}")
-        return ()
-    return tuple(
+        return (), (Reason.of(error).after("The budgets could not be read: "),)
+    lines = (
         BudgetLine(
             scope=balance.scope.kind,
             key=balance.scope.key,
@@ -61,6 +64,51 @@ def budget_lines(turn: Turn) -> tuple[BudgetLine, ...]:
         )
         for balance in balances
     )
+    return tuple(lines), ()
+
+
+def compose_report(
+    labels: TurnLabels,
+    verdict: Verdict,
+    *,
+    id: str | int | None,
+    started_at: float,
+    timing: Timing,
+    limits: dict[str, LimitLine],
+    usage: Usage | None = None,
+    iterations: int = 0,
+    tool_calls: tuple[ToolCall, ...] = (),
+    budget: tuple[BudgetLine, ...] = (),
+    warnings: Iterable[Reason] = (),
+    secret: str = "",
+) -> TurnReport:
+    """The report from its parts. `started_at` is the wall clock's; `secret` is taken out of every sentence."""
+    detail, said = verdict.detail, tuple(warnings)
+    private = any(reason.private for reason in said)
+    return TurnReport(
+        turn_id=labels.turn_id,
+        id=id,
+        tenant=labels.key.tenant,
+        user=labels.user,
+        session=labels.key.session,
+        profile=labels.profile,
+        mode=labels.mode,
+        model=labels.model,
+        outcome=verdict.outcome,
+        answer=verdict.answer,
+        detail=redact(detail.public, secret) if detail is not None else None,
+        operator_detail=redact(detail.private, secret) if detail is not None and detail.private else None,
+        exit_code=verdict.outcome.exit_code,
+        started_at=datetime.datetime.fromtimestamp(started_at, datetime.UTC),
+        timing_ms=timing,
+        usage=usage if usage is not None else Usage(),
+        iterations=iterations,
+        tool_calls=tool_calls,
+        limits=limits,
+        budget=budget,
+        warnings=tuple(redact(reason.public, secret) for reason in said),
+        operator_warnings=tuple(redact(reason.operator, secret) for reason in said) if private else (),
+    )
 
 
 def write_report(
@@ -71,38 +119,29 @@ def write_report(
     *,
     started_at: float,
     limits: dict[str, LimitLine],
-    warnings: tuple[str, ...] = (),
+    warnings: tuple[Reason, ...] = (),
 ) -> TurnReport:
-    """The report. `started_at` is the wall clock's. The turn must be closed."""
-    budget = budget_lines(turn)
+    """The report of a turn that an agent ran. The turn must be closed."""
+    budget, unread = budget_lines(turn.ledger, turn.scopes)
     first_token_s, model_s, tools_s = turn.meter.times_s()
-    queued_ms = request.queued_ms
-    api_key = spec.model.api_key.get_secret_value()
-    return TurnReport(
-        turn_id=request.turn_id,
+    timing = Timing(
+        total=request.queued_ms + round(turn.elapsed_s() * 1000),
+        queued=request.queued_ms,
+        first_token=None if first_token_s is None else round(first_token_s * 1000),
+        model=round(model_s * 1000),
+        tools=round(tools_s * 1000),
+    )
+    return compose_report(
+        turn.labels,
+        verdict,
         id=request.id,
-        tenant=spec.key.tenant,
-        user=request.user,
-        session=spec.key.session,
-        profile=spec.profile.profile.name,
-        mode=spec.mode,
-        model=spec.model.name,
-        outcome=verdict.outcome,
-        answer=verdict.answer,
-        detail=redact(verdict.detail, api_key) if verdict.detail else None,
-        exit_code=verdict.outcome.exit_code,
-        started_at=datetime.datetime.fromtimestamp(started_at, datetime.UTC),
-        timing_ms=Timing(
-            total=queued_ms + round(turn.elapsed_s() * 1000),
-            queued=queued_ms,
-            first_token=None if first_token_s is None else round(first_token_s * 1000),
-            model=round(model_s * 1000),
-            tools=round(tools_s * 1000),
-        ),
+        started_at=started_at,
+        timing=timing,
+        limits=limits,
         usage=turn.meter.usage(),
         iterations=turn.meter.iterations,
         tool_calls=turn.meter.tool_calls(),
-        limits=limits,
         budget=budget,
-        warnings=tuple(redact(text, api_key) for text in (*warnings, *turn.warnings)),
+        warnings=(*warnings, *turn.warnings, *unread),
+        secret=spec.model.api_key.get_secret_value(),
     )

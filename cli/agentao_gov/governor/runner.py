@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agentao_gov.governor.classify import StopCause
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.turn import Turn
 
 __all__ = ["TurnRun", "run_turn", "stack_of"]
@@ -73,7 +74,7 @@ def _watch(turn: Turn, done: threading.Event, grace_s: float, kill: Callable[[],
     while not done.is_set() and not turn.stopped:
         left_s = turn.deadline.remaining_s()
         if left_s <= 0:
-            turn.stop(StopCause.DEADLINE, f"The turn met its deadline after {turn.elapsed_s():.1f} s.")
+            turn.stop(StopCause.DEADLINE, Reason(f"The turn met its deadline after {turn.elapsed_s():.1f} s."))
             break
         turn.wake.wait(min(left_s, _WAIT_S_MAX))
     if done.is_set():

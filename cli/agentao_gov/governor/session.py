@@ -15,6 +15,7 @@ from agentao_gov.governor.build import AgentParts
 from agentao_gov.governor.classify import StopCause, TurnFacts, Verdict, classify
 from agentao_gov.governor.observe import Observers, PermissionEnd, TurnLabels
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.reporting import limit_lines, write_report
 from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
@@ -32,9 +33,9 @@ USEFUL_OUTPUT_TOKENS = 64
 
 _CAUSES = {"client_gone": StopCause.CLIENT_GONE, "shutdown": StopCause.SHUTDOWN}
 _CAUSE_TEXTS = {
-    StopCause.CANCELLED: "The turn was cancelled.",
-    StopCause.CLIENT_GONE: "The client went away.",
-    StopCause.SHUTDOWN: "The service is shutting down.",
+    StopCause.CANCELLED: Reason("The turn was cancelled."),
+    StopCause.CLIENT_GONE: Reason("The client went away."),
+    StopCause.SHUTDOWN: Reason("The service is shutting down."),
 }
 
 
@@ -171,9 +172,10 @@ class GovernedSession:
         )
         self._observers.tell(lambda observer: observer.turn_started(turn.labels))
         if failure is not None:
-            verdict = Verdict(Outcome.INTERNAL_ERROR, detail=f"The turn's budgets could not be found: {failure}")
+            unknown = Reason.of(failure).after("The turn's budgets could not be found: ")
+            verdict = Verdict(Outcome.INTERNAL_ERROR, detail=unknown)
         elif self.stuck:
-            verdict = Verdict(Outcome.STUCK, detail="An earlier turn of this session never came back.")
+            verdict = Verdict(Outcome.STUCK, detail=Reason("An earlier turn of this session never came back."))
         else:
             verdict = self._run(turn, request, limits)
         report = write_report(
@@ -183,7 +185,7 @@ class GovernedSession:
             verdict,
             started_at=started_at,
             limits=self._limits,
-            warnings=(*self._spec.profile.adjustments, *self._parts.warnings),
+            warnings=(*map(Reason, self._spec.profile.adjustments), *self._parts.warnings),
         )
         self._observers.tell(lambda observer: observer.turn_ended(turn.labels, report))
         return report
@@ -241,12 +243,13 @@ class GovernedSession:
             incomplete_reason=outcome.incomplete_reason if outcome is not None else None,
             text=run.text,
             abandoned=not run.returned or (bool(left) and facts.stop is not None),
-            crash=f"{type(run.crash).__name__}: {run.crash}" if run.crash is not None else None,
+            crash=_crash(run.crash) if run.crash is not None else None,
         )
 
     def _report_left(self, turn: Turn, left: tuple[threading.Thread, ...]) -> None:
         names = ", ".join(thread.name for thread in left)
-        turn.warn(f"Still running after being cancelled: {names}. The session is quarantined until it returns.")
+        text = f"Still running after being cancelled: {names}. The session is quarantined until it returns."
+        turn.warn(Reason(text))
         for thread in left:
             _log.error(
                 "A tool of turn %s of session %s ignores its cancellation. Its stack:\n%s",
@@ -271,6 +274,10 @@ class GovernedSession:
         if turn is not None and event.event_type == "permission_decision":
             decision = PermissionEnd(event.tool_name, event.outcome, event.mode)
             self._observers.tell(lambda observer: observer.permission(turn.labels, decision))
+
+
+def _crash(error: BaseException) -> Reason:
+    return Reason("Something failed in the turn itself.", f"{type(error).__name__}: {error}")
 
 
 def _close_agent(agent: Any) -> None:

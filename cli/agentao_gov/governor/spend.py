@@ -11,6 +11,7 @@ from agentao_gov.budget.types import Reservation, ReserveRequest
 from agentao_gov.errors import BudgetExhaustedError, BudgetImpossibleError, GovError, StoreError, TurnTimeoutError
 from agentao_gov.governor.classify import StopCause
 from agentao_gov.governor.meter import CallUsage
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.turn import Turn
 
 __all__ = ["Refused", "Spend"]
@@ -70,15 +71,15 @@ class Spend:
     def _refuse(turn: Turn, error: GovError) -> None:
         match error:
             case BudgetExhaustedError():
-                turn.stop(StopCause.BUDGET_EXHAUSTED, str(error))
+                turn.stop(StopCause.BUDGET_EXHAUSTED, Reason.of(error))
             case BudgetImpossibleError():
-                turn.stop(StopCause.BUDGET_IMPOSSIBLE, str(error))
+                turn.stop(StopCause.BUDGET_IMPOSSIBLE, Reason.of(error))
             case TurnTimeoutError():
-                turn.stop(StopCause.DEADLINE, "The turn waited for tokens until its deadline.")
+                turn.stop(StopCause.DEADLINE, Reason("The turn waited for tokens until its deadline."))
             case CancelledWait():
                 pass
             case _:
-                turn.stop(StopCause.STORE, str(error))
+                turn.stop(StopCause.STORE, Reason.of(error))
 
     @property
     def granted_tokens(self) -> int:
@@ -96,7 +97,7 @@ class Spend:
             self._turn.ledger.dispatch(self._reservation.id)
         except GovError as error:
             self._ended = True
-            self._turn.stop(StopCause.STORE, str(error))
+            self._turn.stop(StopCause.STORE, Reason.of(error))
             raise Refused(error) from error
         self._dispatched = True
 
@@ -155,4 +156,4 @@ class Spend:
             act()
         except StoreError as error:
             # The row stays `dispatched`, which recovery charges with its bound: nothing is given away.
-            self._turn.warn(f"The ledger could not record a call: {error}")
+            self._turn.warn(Reason.of(error).after("The ledger could not record a call: "))

@@ -14,6 +14,7 @@ from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.governor.classify import StopCause, TurnFacts
 from agentao_gov.governor.meter import TurnMeter
 from agentao_gov.governor.observe import Observers, TurnLabels
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.requests import EventSink, IterationEvent, TurnEvent
 
 __all__ = ["CallLimits", "Turn"]
@@ -62,20 +63,20 @@ class Turn:
         self._lock = threading.Lock()
         # All below under `_lock`.
         self._stop: StopCause | None = None
-        self._stop_detail: str | None = None
+        self._stop_detail: Reason | None = None
         self._closed = False
         self._final_answer: str | None = None
-        self._model_failure: str | None = None
+        self._model_failure: Reason | None = None
         self._cap_reached = False
         self._output_cut = False
         self._unfinished = False
-        self._warnings: list[str] = []
+        self._warnings: list[Reason] = []
         # A round of the loop has begun and its request has not gone out yet.
         self._round_pending = False
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────────
 
-    def stop(self, cause: StopCause, detail: str) -> bool:
+    def stop(self, cause: StopCause, detail: Reason) -> bool:
         """Stops the turn: cancels its token, which wakes every wait. The first cause wins; says whether this is it."""
         with self._lock:
             if self._stop is not None or self._closed:
@@ -92,7 +93,7 @@ class Turn:
             return self._stop is not None or self._closed
 
     @property
-    def stop_cause(self) -> tuple[StopCause | None, str | None]:
+    def stop_cause(self) -> tuple[StopCause | None, Reason | None]:
         """Why it was stopped, if it was."""
         with self._lock:
             return self._stop, self._stop_detail
@@ -125,7 +126,7 @@ class Turn:
                 self._output_cut = cut_by_budget
                 self._unfinished = unfinished
 
-    def model_failed(self, what: str) -> None:
+    def model_failed(self, what: Reason) -> None:
         """The last model call failed for good."""
         with self._lock:
             self._model_failure = what
@@ -154,11 +155,11 @@ class Turn:
         with self._lock:
             return self._cap_reached
 
-    def warn(self, text: str) -> None:
+    def warn(self, what: Reason) -> None:
         """Adds a sentence for the report."""
         with self._lock:
-            if text not in self._warnings:
-                self._warnings.append(text)
+            if what not in self._warnings:
+                self._warnings.append(what)
 
     def facts(self) -> TurnFacts:
         """What was noted, for the classification; what agentao says is still missing."""
@@ -174,7 +175,7 @@ class Turn:
             )
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[Reason, ...]:
         """Sentences for the report."""
         with self._lock:
             return tuple(self._warnings)

@@ -124,7 +124,8 @@ class Probe:
         self._opened += 1
         report = host.turn(TurnRequest(f"t{self._opened}", "What is four times four?", "plan"), lambda _: None)
         if not report.has_answer:
-            raise RuntimeError(f"a turn on the simulated model ended with {report.outcome}: {report.detail}")
+            why = report.for_operator().detail
+            raise RuntimeError(f"a turn on the simulated model ended with {report.outcome}: {why}")
 
     def _one_turn(self, profile: ResolvedProfile) -> SessionHost:
         host = self._open(profile, None)

@@ -125,7 +125,9 @@ class SessionArchive:
         """Writes the session under the lock; returns the head with its new version."""
         saved = SessionHead(**{**_fields(head), "version": self.version(held) + 1})
         line = json.dumps({"schema": _SCHEMA, **asdict(saved)}, separators=(",", ":"))
-        body = json.dumps(asdict(conversation), separators=(",", ":"), ensure_ascii=False)
+        # Not `asdict`, which copies every message before it is written: a tenth of a turn's CPU.
+        fields = {name: getattr(conversation, name) for name in Conversation.__dataclass_fields__}
+        body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
         # Level 1: 0.9 ms for 200 messages, a third of level 6, and 15 % larger.
         content = line.encode() + b"\n" + zlib.compress(body.encode("utf-8", "surrogatepass"), 1)
         with as_store_error(f"Session {head.key} cannot be saved"):

@@ -23,6 +23,7 @@ from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.observe import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_ledger import LedgerDesk
@@ -231,7 +232,7 @@ class SubprocessHost:
         try:
             live = self._living(deadline)
         except GovError as error:
-            return self._own_report(witness, Outcome.INTERNAL_ERROR, str(error))
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, Reason.of(error))
         answer = live.peer.call(
             wire.TURN,
             {
@@ -250,9 +251,8 @@ class SubprocessHost:
         if not self._await(answer, witness, deadline, grace_s):
             self._bury(live)
             outcome, why = self._why_stopped(witness)
-            return self._own_report(
-                witness, outcome, f"{why} The session process did not stop within {grace_s:g} s and was killed."
-            )
+            text = f"{why} The session process did not stop within {grace_s:g} s and was killed."
+            return self._own_report(witness, outcome, Reason(text))
         return self._report(answer, witness, live)
 
     def _await(self, answer: Future[Any], witness: TurnWitness, deadline: Deadline, grace_s: float) -> bool:
@@ -272,16 +272,16 @@ class SubprocessHost:
             report = witness.sign(TurnReport.model_validate(data["report"]), self._desk.usage())
         except WireClosed:
             outcome, why = self._why_stopped(witness) if self._cancelled else (Outcome.INTERNAL_ERROR, "")
-            return self._own_report(
-                witness, outcome, f"{why} The session process ended during the turn. {self._obituary(live)}".strip()
-            )
+            text = f"{why} The session process ended during the turn. {self._obituary(live)}".strip()
+            return self._own_report(witness, outcome, Reason(text))
         except WireError as error:
             failure = wire.decode_error(error.data, error.message)
             self._bury(live)
-            return self._own_report(witness, Outcome.INTERNAL_ERROR, str(failure))
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, Reason.of(failure))
         except (KeyError, ValueError, TypeError) as error:
             self._bury(live)
-            return self._own_report(witness, Outcome.INTERNAL_ERROR, f"The session process answered nonsense: {error}")
+            nonsense = "The session process answered nonsense"
+            return self._own_report(witness, Outcome.INTERNAL_ERROR, Reason(f"{nonsense}.", f"{nonsense}: {error}"))
         self._take_over(data)
         if data.get("stuck") or report.outcome is Outcome.STUCK:
             # Elsewhere such a session is quarantined for good; a process can be ended, and the next turn goes on.
@@ -289,7 +289,8 @@ class SubprocessHost:
             if report.outcome is Outcome.STUCK:
                 outcome, why = self._why_stopped(witness)
                 detail = f"{why} {report.detail or ''} The session process was killed.".replace("  ", " ")
-                return report.model_copy(update={"outcome": outcome, "detail": detail, "exit_code": outcome.exit_code})
+                ending = {"outcome": outcome, "detail": detail, "operator_detail": None, "exit_code": outcome.exit_code}
+                return report.model_copy(update=ending)
         return report
 
     def _take_over(self, data: Mapping[str, Any]) -> None:
@@ -306,7 +307,7 @@ class SubprocessHost:
             return Outcome.TURN_TIMEOUT, f"The turn met its deadline after {witness.elapsed_s():.1f} s."
         return _CANCELS.get(self._cancelled, (Outcome.CANCELLED, "The turn was cancelled."))
 
-    def _own_report(self, witness: TurnWitness, outcome: Outcome, detail: str) -> TurnReport:
+    def _own_report(self, witness: TurnWitness, outcome: Outcome, detail: Reason) -> TurnReport:
         """The report of a turn whose process can no longer write one. What was held is booked first."""
         self._desk.abandon()
         return witness.report(outcome, detail, self._desk.usage(), self._parts.ledger)

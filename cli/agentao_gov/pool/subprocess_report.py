@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import threading
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock
-from agentao_gov.errors import StoreError
+from agentao_gov.governor.classify import Verdict
 from agentao_gov.governor.observe import TurnLabels
 from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import BudgetLine, Timing, ToolCall, TurnReport, Usage
-from agentao_gov.governor.reporting import limit_lines
+from agentao_gov.governor.reason import Reason
+from agentao_gov.governor.report import Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.reporting import budget_lines, compose_report, limit_lines
 from agentao_gov.governor.requests import (
     EventSink,
     IterationEvent,
@@ -77,60 +77,34 @@ class TurnWitness:
         }
         if report.usage.total_tokens != booked.total_tokens:
             truth["usage"] = booked
-            truth["warnings"] = (
-                *report.warnings,
+            text = (
                 f"The session process reported {report.usage.total_tokens:,} tokens, the ledger booked "
-                f"{booked.total_tokens:,}.",
+                f"{booked.total_tokens:,}."
             )
+            report = report.with_warning(Reason(text))
         return report.model_copy(update=truth)
 
-    def report(self, outcome: Outcome, detail: str, usage: Usage, ledger: Ledger) -> TurnReport:
+    def report(self, outcome: Outcome, detail: Reason, usage: Usage, ledger: Ledger) -> TurnReport:
         """The report, from what was seen."""
-        spec, request = self._spec, self._request
-        budget, warnings = self._budget(ledger)
-        return TurnReport(
-            turn_id=request.turn_id,
+        request = self._request
+        budget, warnings = budget_lines(ledger, self._scopes)
+        timing = Timing(
+            total=request.queued_ms + round(self.elapsed_s() * 1000),
+            queued=request.queued_ms,
+            first_token=None if self._first_token_s is None else round(self._first_token_s * 1000),
+            tools=sum(call.duration_ms for call in self._tools),
+        )
+        return compose_report(
+            self.labels,
+            Verdict(outcome, detail=detail),
             id=request.id,
-            tenant=spec.key.tenant,
-            user=request.user,
-            session=spec.key.session,
-            profile=spec.profile.profile.name,
-            mode=spec.mode,
-            model=spec.model.name,
-            outcome=outcome,
-            answer=None,
-            detail=detail,
-            exit_code=outcome.exit_code,
-            started_at=datetime.datetime.fromtimestamp(self._began_wall, datetime.UTC),
-            timing_ms=Timing(
-                total=request.queued_ms + round(self.elapsed_s() * 1000),
-                queued=request.queued_ms,
-                first_token=None if self._first_token_s is None else round(self._first_token_s * 1000),
-                tools=sum(call.duration_ms for call in self._tools),
-            ),
+            started_at=self._began_wall,
+            timing=timing,
+            limits=limit_lines(self._spec.profile),
             usage=usage,
             iterations=self._iterations,
             tool_calls=tuple(self._tools),
-            limits=limit_lines(spec.profile),
             budget=budget,
             warnings=warnings,
+            secret=self._spec.model.api_key.get_secret_value(),
         )
-
-    def _budget(self, ledger: Ledger) -> tuple[tuple[BudgetLine, ...], tuple[str, ...]]:
-        try:
-            balances = ledger.balances(self._scopes)
-        except StoreError as error:
-            return (), (f"The budgets could not be read: {error}",)
-        lines = (
-            BudgetLine(
-                scope=balance.scope.kind,
-                key=balance.scope.key,
-                window=balance.window,
-                timezone=balance.timezone,
-                limit=balance.limit,
-                used=balance.used,
-                reserved=balance.reserved,
-            )
-            for balance in balances
-        )
-        return tuple(lines), ()

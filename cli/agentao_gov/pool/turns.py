@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import GovError, InternalError, QueueTimeoutError, StoreError
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import TurnRequest
 from agentao_gov.pool.core import StaleLeaseError, Verdict
@@ -80,7 +81,7 @@ class Turns:
         """The report of a turn that was called off before its agent had it."""
         shutdown = ticket.cancel_reason == "shutdown"
         outcome = Outcome.SHUTDOWN if shutdown else Outcome.CANCELLED
-        return report_without_agent(ticket, outcome, "The turn was cancelled before it started.", self._clock)
+        return report_without_agent(ticket, outcome, Reason("The turn was cancelled before it started."), self._clock)
 
     def abandon(self, ticket: Ticket) -> None:
         """The host has not come back long after it had to: quarantines the session and answers the caller."""
@@ -97,7 +98,7 @@ class Turns:
 
         engine.decide(take_away)
         if ticket.abandoned and not ticket.future.done():
-            detail = "The session's host did not return; the session is quarantined."
+            detail = Reason("The session's host did not return; the session is quarantined.")
             report = report_without_agent(ticket, Outcome.STUCK, detail, self._clock)
             engine.tell(SessionStuck(ticket.key, ticket.order.turn_id))
             engine.tell(TurnEnded(report))
@@ -158,7 +159,7 @@ class Turns:
         except StoreError as error:
             # The answer is there and must not be lost with the file; the session stays in memory until it is written.
             _log.error("Session %s was not saved: %s", ticket.key, error)
-            return report.model_copy(update={"warnings": (*report.warnings, f"Not saved yet: {error.message}")})
+            return report.with_warning(Reason.of(error).after("Not saved yet: "))
         return report
 
     def _give_back(self, ticket: Ticket, resident: Resident, verdict: Verdict) -> None:

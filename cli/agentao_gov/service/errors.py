@@ -78,7 +78,7 @@ class Failure:
 
 
 def failure_of_error(error: GovError) -> Failure:
-    """The answer to a refusal or fault that was raised."""
+    """The answer to a refusal or fault that was raised: what a tenant may read of it."""
     retry_after_s = error.retry_after_s
     if retry_after_s is None and error.http_status in (429, 503) and error.code != "budget_exhausted":
         retry_after_s = _DRAINING_RETRY_S if error.code == "draining" else 1.0
@@ -86,7 +86,7 @@ def failure_of_error(error: GovError) -> Failure:
         status=error.http_status,
         code=error.code,
         type=error.http_type,
-        message=str(error),
+        message=error.public_message,
         param=error.param if isinstance(error, BadRequestError) else None,
         retry_after_s=retry_after_s,
     )

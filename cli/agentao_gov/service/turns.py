@@ -108,7 +108,16 @@ class TurnResponse(Response):
         self._gateway.abandon(self._order, future)
 
     def _refuse(self, error: GovError) -> Response:
-        return self._with_ids(failure_of_error(error).response())
+        return self._with_ids(self._failure(error).response())
+
+    def _failure(self, error: GovError) -> Failure:
+        """What the client is told; what it is not told goes to the log."""
+        if str(error) != error.public_message:
+            log_event(
+                "turn failed", logging.ERROR, tenant=self._order.key.tenant, session=self._order.key.session,
+                turn_id=self._order.turn_id, code=error.code, reason=str(error),
+            )  # fmt: skip
+        return failure_of_error(error)
 
     def _with_ids(self, response: Response) -> Response:
         response.headers["X-Turn-Id"] = self._order.turn_id
@@ -168,7 +177,7 @@ class TurnResponse(Response):
             await stream.write(rest)
         failure: Failure | None = None
         if isinstance(end, GovError):
-            failure = failure_of_error(end)
+            failure = self._failure(end)
         elif not end.has_answer and end.outcome is not Outcome.ANSWERED:
             failure = failure_of_report(end)
         if failure is not None and not stream.started:

@@ -79,7 +79,8 @@ class GovernedAgent:
             report = self.session.turn(request, self._stream)
         finally:
             unlink()
-        self._server.write_notification(wire.REPORT, {"report": json.loads(report.to_json())})
+        # To a plain ACP client, whose operator this is.
+        self._server.write_notification(wire.REPORT, {"report": json.loads(report.for_operator().to_json())})
         reason = {Outcome.MODEL_ERROR: "llm_error", Outcome.MAX_ITERATIONS: "max_iterations"}.get(report.outcome)
         self.last_turn = SimpleNamespace(incomplete_reason=reason, text=report.answer or report.detail or "")
         if report.outcome is Outcome.MAX_ITERATIONS:
@@ -201,7 +202,8 @@ class Worker:
             self._server.write_notification(wire.EVENT, wire.encode_event(event))
 
         report = session.turn(request, tell)
-        return {"report": json.loads(report.to_json()), "stuck": session.stuck, **self._changes(session, report)}
+        whole = {**json.loads(report.to_json()), **report.private_fields()}
+        return {"report": whole, "stuck": session.stuck, **self._changes(session, report)}
 
     def _changes(self, session: GovernedSession, report: TurnReport) -> dict[str, Any]:
         """The conversation, without the messages that the owner has already."""
