@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
 from agentao_gov.governor.reason import Reason
@@ -90,7 +91,7 @@ class TurnReport(_Record):
     detail: str | None = None
     #: The same for the operator, who may read addresses, files and a provider's own words; None where `detail` says
     #: all. Never part of the JSON: `for_operator` puts it into `detail`.
-    operator_detail: str | None = Field(default=None, exclude=True)
+    operator_detail: SkipJsonSchema[str | None] = Field(default=None, exclude=True)
     exit_code: int
     started_at: datetime
     timing_ms: Timing
@@ -103,7 +104,7 @@ class TurnReport(_Record):
     #: Safe for a tenant, as `detail` is.
     warnings: tuple[str, ...] = ()
     #: The same for the operator, one for each of `warnings`; empty where those say all. Never part of the JSON.
-    operator_warnings: tuple[str, ...] = Field(default=(), exclude=True)
+    operator_warnings: SkipJsonSchema[tuple[str, ...]] = Field(default=(), exclude=True)
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
