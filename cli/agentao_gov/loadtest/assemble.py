@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentao_gov.loadtest.capacity_part import capacity_end, capacity_part
+from agentao_gov.loadtest.conservation import imbalances
 from agentao_gov.loadtest.document import LoadTestReport, ServerPart, ThresholdPart
 from agentao_gov.loadtest.execution import Execution, Played
 from agentao_gov.loadtest.figures import cost_of, groups_part, latency_part, rounded, tokens_part, turns_part
@@ -46,14 +47,18 @@ def assemble(
     duration_s = _played_s(main) if main is not None else 0.0
     figures = measure(samples, duration_s, thresholds)
     rows = server_rows(execution, main)
-    server = server_part(rows, main, samples)
+    server = server_part(rows, main, samples, findings.ttl_s)
     isolation = _isolation(options, execution)
     seen = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
     generator, kept = _generator(execution, main, findings)
     results = [_with_certainty(evaluate(threshold, seen), samples, kept) for threshold in thresholds]
+    broken = [text for played in execution.played for text in imbalances(played.record)] if execution else []
     verdict = judge(
         Ending(
             tally=figures.tally,
+            imbalances=broken,
+            bounds=_own_bounds(options, plan, generator.get("upper_bounds_reached", ())),
+            refused=findings.refused,
             thresholds=results,
             comparisons=findings.comparisons,
             generator_bound=generator.get("bound"),
@@ -76,6 +81,7 @@ def assemble(
         checklist=findings.checklist,
         thresholds=[_threshold(result) for result in results],
         turns=turns_part(figures),
+        imbalances=broken,
         latency_ms=latency_part(figures),
         tokens=tokens_part(figures, options),
         by_profile=groups_part(samples, duration_s, thresholds, options, "profile"),
@@ -114,11 +120,12 @@ def _values(
     values: dict[str, float | None] = dict(figures.rates)
     values |= {
         "memory_peak": server.peaks.get("memory_bytes"),
-        # The sure part of the growth: noise around zero is no leak.
-        "memory_slope": None if slope is None else max(0.0, slope["low"]),
+        # The sure part of the growth: neither noise around zero nor the end of a warm-up is a leak.
+        "memory_slope": None if slope is None else slope["beyond_warm_up"],
         "fds_leaked": server.leaks.get("fds", {}).get("leaked"),
         "processes_leaked": server.leaks.get("children", {}).get("leaked"),
         "threads_leaked": server.leaks.get("threads", {}).get("leaked"),
+        "back_to_idle": _ms(server.leaks.get("idle", {}).get("after_s")),
         "orphans": findings.orphans,
         "threads_abandoned": max(stuck, default=None),
         "budget_overshoot": findings.budget_overshoot,
@@ -126,6 +133,10 @@ def _values(
         "cost": cost_of(figures, options),
     }
     return values
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
 
 
 def _isolation(options: Options, execution: Execution | None) -> dict[str, Any]:
@@ -168,10 +179,22 @@ def _generator(
 ) -> tuple[dict[str, Any], GeneratorFigures | None]:
     if execution is None or main is None:
         return {}, None
-    bounds = [str(remark.get("reason")) for remark in execution.driver.file.remarks_of("bound")]
+    bounds = sorted({str(remark.get("kind")) for remark in execution.driver.file.remarks_of("bound")})
     complete = findings.signal is None and findings.service_died is None and not bounds
     figures = generator_figures(main.samples, main.record.beats, planned=main.planned, complete=complete)
     return {**figures.to_dict(), "upper_bounds_reached": bounds, "workers": execution.plan.workers}, figures
+
+
+def _own_bounds(options: Options, plan: LoadPlan | None, reached: Sequence[str]) -> list[str]:
+    """Bounds that ended the load and that nobody had asked for: the rest of the load was never seen."""
+    if plan is None:
+        return []
+    own = {"turns": (options.max_turns, plan.max_turns), "tokens": (options.max_tokens, plan.max_tokens)}
+    return [
+        f"the upper bound of {own[kind][1]:,} {kind} that this run set itself (--max-{kind} N states yours)"
+        for kind in reached
+        if kind in own and own[kind][0] is None
+    ]
 
 
 def _cross_check(execution: Execution | None) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Findings:
     #: Processes of the service that outlived its end; None where it was not ended here.
     orphans: int | None = None
     differences: Sequence[str] = ()
+    #: The sessions' time to live, where it is short enough for the run to have waited for it.
+    ttl_s: float | None = None
     service_died: str | None = None
     generator_died: str | None = None
     signal: int | None = None
+    #: Why the run was refused before it began, with its exit code.
+    refused: tuple[str, int] | None = None

@@ -12,13 +12,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Slope", "WaveLeak", "memory_slope", "theil_sen", "wave_floors", "wave_leak"]
+__all__ = ["WARM_UP_BYTES", "Slope", "WaveLeak", "memory_slope", "theil_sen", "wave_floors", "wave_leak"]
 
 #: One-sided 97.5 % of the normal distribution: the interval is a 95 % one.
 _Z = 1.96
 #: More points cost quadratic time and say no more: neighbours half a second apart move together.
 _POINTS_MAX = 60
 _POINTS_MIN = 8
+#: What a service may still take, once, after its first turns: caches that fill, a heap of its own for one more worker
+#: thread. Measured on clean builds, runs of 60 to 120 s: up to 3 MiB beyond doubt, whatever the number of turns.
+WARM_UP_BYTES = 4 * 1024**2
+#: 50 KiB a turn are 7.3 MiB in so many turns, and so can be told from a warm-up.
+_TURNS_MIN = 150
+#: Residuals nearly as smooth as a line leave no information; beyond this the factor would only be noise.
+_RHO_MAX = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +36,25 @@ class Slope:
     low: float
     high: float
     points: int
+    #: The stretch of x it was seen over.
+    span: float = 0.0
 
     @property
     def grows(self) -> bool:
         """Whether chance is no explanation."""
         return self.low > 0
 
+    def beyond(self, allowance: float) -> float:
+        """The part of the growth per unit that neither chance nor a growth of `allowance` in all explains."""
+        return max(0.0, self.low - allowance / self.span) if self.span > 0 else 0.0
+
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> Slope | None:
     """The median of all pairwise slopes and Sen's interval (1968); None with fewer than three distinct x.
 
     Up to 29 % of the points may be wild without moving it: a garbage collection or a burst of sessions does not.
+    Neighbouring looks at a process resemble each other, so that they count for fewer than they are: the interval is
+    widened by what the residuals' lag-one correlation takes from them (Hamed and Rao 1998, first term).
     """
     slopes = sorted(
         (y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :] if x2 != x1
@@ -47,10 +62,24 @@ def theil_sen(points: Sequence[tuple[float, float]]) -> Slope | None:
     if len(slopes) < 3:
         return None
     n = len(points)
-    spread = _Z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    slope = statistics.median(slopes)
+    spread = _Z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18) * _widening([y - slope * x for x, y in points])
     low = max(0, math.floor((len(slopes) - spread) / 2))
     high = min(len(slopes) - 1, math.ceil((len(slopes) + spread) / 2))
-    return Slope(statistics.median(slopes), slopes[low], slopes[high], n)
+    xs = [x for x, _ in points]
+    return Slope(slope, slopes[low], slopes[high], n, max(xs) - min(xs))
+
+
+def _widening(residuals: Sequence[float]) -> float:
+    """The square root of how many looks count for one; 1 where neighbours tell nothing of each other."""
+    middle = statistics.fmean(residuals)
+    centred = [value - middle for value in residuals]
+    power = sum(value * value for value in centred)
+    if power <= 0:
+        return 1.0
+    along = sum(a * b for a, b in itertools.pairwise(centred)) / power
+    rho = min(_RHO_MAX, max(0.0, along))
+    return math.sqrt((1 + rho) / (1 - rho))
 
 
 def memory_slope(points: Sequence[tuple[float, float]], *, warm_share: float = 0.4) -> Slope | None:
@@ -58,13 +87,13 @@ def memory_slope(points: Sequence[tuple[float, float]], *, warm_share: float = 0
 
     The first `warm_share` of the *turns* is left out, and the growth must hold in both halves of what remains:
     a warm-up that has not quite ended slows down, a leak does not. Where it slows below the interval of the whole,
-    the slope of the later half is given.
+    the slope of the later half is given. None with too few turns to tell a leak from a warm-up.
     """
     if not points:
         return None
     first, last = points[0][0], points[-1][0]
     warm = [point for point in points if point[0] >= first + warm_share * (last - first)]
-    if len(warm) < _POINTS_MIN or warm[-1][0] <= warm[0][0]:
+    if len(warm) < _POINTS_MIN or warm[-1][0] - warm[0][0] < _TURNS_MIN:
         return None
     whole = theil_sen(_thin(warm))
     later = theil_sen(_thin(warm[len(warm) // 2 :]))
@@ -100,10 +129,11 @@ def wave_floors(samples: Sequence[tuple[float, int]], rests: Sequence[tuple[floa
     return tuple(floors)
 
 
-def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4) -> WaveLeak:
+def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4, kept: int = 0) -> WaveLeak:
     """A leak grows with most waves; a warm-up stops after the first one or two.
 
-    With three floors or more, the growth counts only where at least two of three steps after the first wave go up.
+    With three floors or more, the growth counts only where at least two of three steps after the first wave go up, and
+    where all of it is more than what may be `kept` without being lost.
     With two (one load between two rests) it counts only beyond what is opened `once` and kept, or a tenth of the
     `sessions` that were played, where that is more.
     """
@@ -116,5 +146,6 @@ def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4) -> Wav
     settled = list(floors[1:] if len(floors) > 3 else floors)
     steps = [after - before for before, after in itertools.pairwise(settled)]
     rising = sum(step > 0 for step in steps)
-    leaked = settled[-1] - settled[0] if rising * 3 >= len(steps) * 2 else 0
+    grows = rising * 3 >= len(steps) * 2 and floors[-1] - floors[0] > kept
+    leaked = settled[-1] - settled[0] if grows else 0
     return WaveLeak(tuple(floors), max(0, leaked))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -13,42 +14,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
-from agentao_gov.errors import InternalError
+from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver
-from agentao_gov.loadtest.execution import CEILING, Execution
+from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.findings import Findings
+from agentao_gov.loadtest.foresight import bounded, loaded_tenants, settle_mix, undecidable
 from agentao_gov.loadtest.keeper import Keeper
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
-    build_phase,
     build_plan,
     choose_thresholds,
     load_profiles,
+    planned_phases,
 )
 from agentao_gov.loadtest.plan import Estimate, LoadPlan, estimate
 from agentao_gov.loadtest.provenance import environment, plan_part
+from agentao_gov.loadtest.replay import RecordedTurn, load_replay, until
 from agentao_gov.loadtest.series import ServerSeries
-from agentao_gov.loadtest.target import Target, check_ownership, existing_target, own_target
-from agentao_gov.loadtest.thresholds import Threshold
+from agentao_gov.loadtest.target import Target, check_ownership, existing_target, is_loopback, own_target
+from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
 
 __all__ = ["DryRun", "LoadTest"]
 
 #: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
 _BUDGET_ROOM = 20
-#: An upper bound where the user set none: this many times the plan.
-_BOUND_FACTOR = 2
 #: After the load, how long the service gets to put things away before the last look.
 _SETTLE_S_MIN, _SETTLE_S_MAX = 3.0, 12.0
 _SETTLED_ROWS = 6
+#: Sessions that live no longer are waited for, to see that they go.
+_TTL_S_MAX = 30.0
 _CHECKLIST_S_MAX = 300.0
+#: The plan's target while nothing has been started.
+_NOWHERE = "http://127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class DryRun:
     thresholds: tuple[str, ...]
     schedule: tuple[dict[str, float], ...]
     cost: float | None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For `--format json`."""
@@ -76,6 +83,9 @@ class DryRun:
             "turns_by_profile": self.estimate.turns_by_profile,
             "thresholds": list(self.thresholds),
             "schedule": list(self.schedule),
+            "max_turns": self.plan.max_turns,
+            "max_tokens": self.plan.max_tokens,
+            "warnings": list(self.warnings),
             "seed": self.plan.seed,
         }
 
@@ -90,6 +100,9 @@ class LoadTest:
     deployment: ResolvedDeployment | None = None
     profiles: dict[str, ResolvedProfile] = field(default_factory=dict)
     thresholds: tuple[Threshold, ...] = ()
+    recording: tuple[RecordedTurn, ...] | None = None
+    #: What the options became that the user did not choose.
+    adjusted: tuple[str, ...] = ()
 
     def prepare(self) -> None:
         """Checks flags, configuration, profiles and thresholds. Nothing is started."""
@@ -101,21 +114,60 @@ class LoadTest:
         if options.target is None or options.config is not None:
             self.deployment = load_deployment(options.config)
             configured = self.deployment.deployment.loadtest.thresholds
+        if options.replay is not None:
+            self._read_recording(options.replay)
+        options, adjusted = settle_mix(options, self.deployment, self.recording)
+        self.options, self.adjusted = options, tuple(adjusted)
+        if self.deployment is not None:
             self.profiles = load_profiles(options.mix, self.deployment)
+            if options.target is None:
+                loaded_tenants(options, self.deployment)
+            if options.write and self.deployment.path is None:
+                raise ConfigError("There is no agentao-gov.toml to write to.", hint="`agentao-gov init` writes one.")
         self.thresholds = choose_thresholds(options.thresholds, configured, self.profiles)
+        if options.shape == "soak" and not (options.thresholds or configured):
+            self.thresholds += tuple(parse_threshold(text) for text in SOAK_DEFAULTS)
         if options.faults is not None:
             load_faults(options.faults)
         if options.baseline is not None:
             # Refused before the load, not after it.
-            planned = plan_part(options, self._plan("http://127.0.0.1"), None, Findings(0.0))
+            planned = plan_part(options, self._plan(_NOWHERE), None, Findings(0.0))
             current = {"plan": planned, "environment": environment()}
             check_comparable(read_report(options.baseline), current, force=options.force)
 
+    def _read_recording(self, path: Path) -> None:
+        options = self.options
+        recording = load_replay(path)
+        if options.replay_until_s is not None:
+            recording = until(recording, options.replay_until_s, options.replay_speed)
+        self.recording = recording
+
+    def warnings(self) -> list[str]:
+        """What is certain already: thresholds that cannot be decided, and what the options became."""
+        target = self.options.target
+        plan = self._plan(_NOWHERE)
+        planned = estimate(plan, planned_phases(self.options, plan, ("default",))).turns
+        return [
+            *self.adjusted,
+            *undecidable(
+                self.thresholds,
+                self.options,
+                planned=planned if self.options.open_loop else None,
+                processes=target is None or is_loopback(urlsplit(target).hostname or ""),
+            ),
+        ]
+
+    def refused(self, error: GovError) -> LoadTestReport:
+        """The report of a run that could not begin: a stale one in the same directory must not pass for it."""
+        findings = Findings(started_at=time.time(), refused=(error.message, error.exit_code))
+        findings.checklist = {"status": "skipped", "reason": "the run could not begin"}
+        return assemble(self.options, None, (), None, findings)
+
     def dry_run(self) -> DryRun:
         """The schedule, and what it should come to."""
-        plan = self._plan("http://127.0.0.1")
-        phase = build_phase(self.options, plan, ("default",))
-        total = estimate(plan, [phase])
+        plan = self._plan(_NOWHERE)
+        phases = planned_phases(self.options, plan, ("default",))
+        total = estimate(plan, phases)
         price = self.options.price
         return DryRun(
             plan=plan,
@@ -123,8 +175,10 @@ class LoadTest:
             thresholds=tuple(threshold.expression for threshold in self.thresholds),
             schedule=tuple(
                 {"from_s": p.start_s, "to_s": p.end_s, "level_from": p.level_start, "level_to": p.level_end}
+                for phase in phases
                 for p in phase.streams[0].segments
             ),
+            warnings=tuple(self.warnings()),
             cost=total.cost(*price) if price else None,
         )
 
@@ -140,7 +194,7 @@ class LoadTest:
             self._checklist(findings, keeper)
             if not self.stop():
                 target = self._target(folder, keeper)
-                findings.differences = tuple(target.differences)
+                findings.differences = (*self.adjusted, *target.differences)
                 plan = self._plan(target.url)
                 execution = self._execute(plan, target, folder, findings)
         finally:
@@ -183,11 +237,11 @@ class LoadTest:
     def _target(self, folder: Path, keeper: Keeper) -> Target:
         options = self.options
         if options.target is not None:
-            return existing_target(options.target, api_key=api_key(options), tenant=options.tenant)
+            return existing_target(options.target, api_key=api_key(options), tenant=options.tenant or "default")
         assert self.deployment is not None
         self.view.note("starting the service and its model")
-        plan = self._plan("http://127.0.0.1")
-        tokens = estimate(plan, [build_phase(options, plan, ("default",))]).tokens
+        plan = self._plan(_NOWHERE)
+        tokens = estimate(plan, planned_phases(options, plan, ("default",))).tokens
         room = None if options.keep_budgets else max(10_000_000, _BUDGET_ROOM * tokens)
         return own_target(
             self.deployment,
@@ -195,6 +249,7 @@ class LoadTest:
             model_flags=options.model_flags,
             seed=options.seed,
             budget_room=room,
+            tenants=() if options.tenant is None else (options.tenant,),
             started=keeper.watch,
         )
 
@@ -202,19 +257,15 @@ class LoadTest:
         options = self.options
         queue_s = self.deployment.deployment.pool.queue_timeout_s if self.deployment is not None else 10.0
         simulated = not options.model_flags and (options.target is None or options.api == "openai")
-        plan = build_plan(options, target=url, profiles=self.profiles, queue_timeout_s=queue_s, simulated=simulated)
-        if options.target is None:
-            return plan
-        # Someone else's service never gets more than a bounded load, whatever goes wrong here.
-        expected = estimate(plan, [build_phase(options, plan, ("default",))])
-        # A search tries loads up to its ceiling, so its bound is the ceiling's.
-        factor = _BOUND_FACTOR * ((options.users or CEILING) if options.shape == "capacity" else 1)
-        return plan.model_copy(
-            update={
-                "max_turns": options.max_turns or max(100, factor * expected.turns),
-                "max_tokens": options.max_tokens or max(1_000_000, 5 * factor * expected.tokens),
-            }
+        plan = build_plan(
+            options,
+            target=url,
+            profiles=self.profiles,
+            queue_timeout_s=queue_s,
+            simulated=simulated,
+            recording=self.recording,
         )
+        return bounded(plan, options, estimate(plan, planned_phases(options, plan, ("default",))))
 
     def _execute(self, plan: LoadPlan, target: Target, folder: Path, findings: Findings) -> Execution:
         driver = LoadDriver(
@@ -245,7 +296,7 @@ class LoadTest:
                     player.start(lambda: driver.span(0)[0] or None)
                 execution.run()
             if target.pid is not None:
-                self._settle(series)
+                self._settle(series, findings)
         finally:
             series.stop()
             if player is not None:
@@ -256,12 +307,20 @@ class LoadTest:
         findings.budget_overshoot = self._overshoot(target)
         return execution
 
-    def _settle(self, series: ServerSeries) -> None:
-        """Waits until the service has put away what the load left: idle connections to its model live a few seconds."""
-        deadline = time.monotonic() + _SETTLE_S_MAX
-        while time.monotonic() < deadline and not self.stop.wait(0.5):
-            recent = [(row.fds, row.children) for row in series.rows[-_SETTLED_ROWS:]]
-            if time.monotonic() > deadline - _SETTLE_S_MAX + _SETTLE_S_MIN and len(set(recent)) == 1:
+    def _settle(self, series: ServerSeries, findings: Findings) -> None:
+        """Waits until the service has put away what the load left, where it does so soon.
+
+        Idle connections to its model live a few seconds. Sessions live for their TTL: a short one is waited for.
+        """
+        ttl_s = self.deployment.deployment.pool.session_ttl_s if self.deployment is not None else math.inf
+        findings.ttl_s = ttl_s if ttl_s <= _TTL_S_MAX and self.options.target is None else None
+        start = time.monotonic()
+        while time.monotonic() < start + _SETTLE_S_MAX + (findings.ttl_s or 0.0) and not self.stop.wait(0.5):
+            recent = series.rows[-_SETTLED_ROWS:]
+            same = len({(row.fds, row.children) for row in recent}) == 1
+            at_work = any(row.sessions.get("busy") or row.queue for row in recent)
+            waits = findings.ttl_s is not None and recent and recent[-1].resident
+            if time.monotonic() > start + _SETTLE_S_MIN and same and not at_work and not waits:
                 return
 
     def _limits(self) -> dict[str, int | None]:

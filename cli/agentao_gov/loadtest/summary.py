@@ -5,6 +5,7 @@ Every format is made from the same `LoadTestReport`, so that JSON, JUnit, Markdo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ def show_value(value: float | None, unit: str) -> str:
     """A measure as people read it."""
     if value is None:
         return "nothing"
+    if math.isinf(value):
+        return "never"
     if unit == "ms":
         return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"
     if unit == "ratio":
@@ -85,13 +88,15 @@ def threshold_case(part: ThresholdPart) -> GateCase:
 def _books_case(report: LoadTestReport) -> GateCase:
     turns = report.turns
     ends = turns.answered + turns.failed + turns.timed_out + turns.cancelled + turns.unfinished
+    balanced = ends == turns.attempted and not report.imbalances
     return GateCase(
         id="conservation",
         title="every started turn has one end",
-        status="inconclusive" if turns.attempted == 0 else "pass" if ends == turns.attempted else "fail",
+        status="fail" if not balanced else "inconclusive" if turns.attempted == 0 else "pass",
         expected=f"{turns.attempted} ends",
         observed=f"{turns.answered} answered, {turns.failed} failed, {turns.timed_out} timed out, "
         f"{turns.cancelled} cancelled, {turns.unfinished} unfinished",
+        evidence=tuple(report.imbalances),
     )
 
 
@@ -247,7 +252,10 @@ def _notes(report: LoadTestReport) -> list[str]:
     if report.partial:
         notes.append("This report is partial: the run was ended before its time.")
     notes += [f"Differs from your configuration: {text}." for text in report.plan["differences"]]
-    notes += [f"{text}." for text in report.generator.get("upper_bounds_reached", ())]
+    notes += [
+        f"The load was ended by its upper bound of {report.plan[f'max_{kind}']:,} {kind}."
+        for kind in report.generator.get("upper_bounds_reached", ())
+    ]
     return notes
 
 

@@ -19,6 +19,7 @@ from agentao_gov.errors import ConfigError
 __all__ = [
     "CONFIDENCE",
     "DEFAULTS",
+    "SOAK_DEFAULTS",
     "Distribution",
     "Observation",
     "Threshold",
@@ -50,6 +51,7 @@ _PLAIN: dict[str, Unit] = {
     # Beyond the contract's names.
     "threads_leaked": "count",
     "orphans": "count",
+    "back_to_idle": "ms",
     "isolation_p95": "factor",
     "cost": "count",
 }
@@ -69,6 +71,9 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "background": ("turn_p95<10m", "error_rate<1%", "answered_rate>=99%"),
     "batch": ("error_rate<2%", "answered_rate>=98%"),
 }
+
+#: What a soak is for: added to the tier's defaults. 16 KiB beyond the warm-up is three times what a clean build shows.
+SOAK_DEFAULTS = ("memory_slope<16KiB", "fds_leaked<=0", "processes_leaked<=0", "threads_leaked<=0", "back_to_idle<10s")
 
 
 @dataclass(frozen=True, slots=True)
