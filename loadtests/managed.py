@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def report_to_locust(sample: TurnSample) -> None:
 def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker: int) -> None:
     """Plays phases as they come until told to end."""
     client = TurnClient(plan.target, keys=keys, api=plan.api)
+    conductor = Conductor(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
     while (item := inbox.get()) is not None:
-        conductor = Conductor(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
         phase = Phase.model_validate(item)
         try:
             conductor.play(phase)
@@ -133,16 +134,27 @@ def start(environment: Environment, **_: Any) -> None:
     gevent.spawn(die_with_parent)
     if isinstance(runner, WorkerRunner):
         gevent.spawn(run_worker, environment, runner)
-    elif isinstance(runner, MasterRunner):
-        gevent.spawn(run_master, environment, runner)
-    else:
-        gevent.spawn(run_alone, environment)
-
-
-def run_alone(environment: Environment) -> None:
+        return
     folder = Path(os.environ["AGENTAO_GOV_LOADTEST"])
-    plan = LoadPlan.model_validate_json((folder / "plan.json").read_text())
     sink = Sink(to_file(folder / "samples.jsonl"))
+    if isinstance(runner, MasterRunner):
+        gevent.spawn(telling, sink, run_master, environment, runner, folder, sink)
+    else:
+        gevent.spawn(telling, sink, run_alone, environment, folder, sink)
+
+
+def telling(sink: Sink, function: Any, *args: Any) -> None:
+    """Runs the function; what it dies of goes to the command, which would otherwise wait for a silent generator."""
+    try:
+        function(*args)
+    except Exception as error:
+        sink.emit(json.dumps({"t": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}))
+        sink.flush()
+        raise
+
+
+def run_alone(environment: Environment, folder: Path, sink: Sink) -> None:
+    plan = LoadPlan.model_validate_json((folder / "plan.json").read_text())
     inbox: Queue = Queue()
     gevent.spawn(phases_from, folder / "phases.jsonl", inbox)
     sink.emit('{"t":"ready","workers":1}')
@@ -150,10 +162,8 @@ def run_alone(environment: Environment) -> None:
     finish(environment, sink)
 
 
-def run_master(environment: Environment, runner: MasterRunner) -> None:
-    folder = Path(os.environ["AGENTAO_GOV_LOADTEST"])
+def run_master(environment: Environment, runner: MasterRunner, folder: Path, sink: Sink) -> None:
     plan = LoadPlan.model_validate_json((folder / "plan.json").read_text())
-    sink = Sink(to_file(folder / "samples.jsonl"))
     runner.register_message("samples", lambda msg, **_: [sink.emit(line) for line in msg.data["lines"]])
     inbox: Queue = Queue()
     gevent.spawn(phases_from, folder / "phases.jsonl", inbox)
@@ -163,7 +173,8 @@ def run_master(environment: Environment, runner: MasterRunner) -> None:
     runner.send_message("plan", {"plan": plan.model_dump(mode="json"), "keys": keys})
     sink.emit(json.dumps({"t": "ready", "workers": plan.workers}))
     while (item := inbox.get()) is not None:
-        runner.send_message("phase", item)
+        # With the master's clock, so that a worker's own may be wrong.
+        runner.send_message("phase", {"phase": item, "now": time.time()})
     runner.send_message("phase", {"end": True})
     finish(environment, sink)
 
@@ -172,10 +183,20 @@ def run_worker(environment: Environment, runner: WorkerRunner) -> None:
     plans: Queue = Queue()
     inbox: Queue = Queue()
     runner.register_message("plan", lambda msg, **_: plans.put(msg.data))
-    runner.register_message("phase", lambda msg, **_: inbox.put(None if msg.data.get("end") else msg.data))
+    runner.register_message("phase", lambda msg, **_: inbox.put(None if msg.data.get("end") else on_my_clock(msg.data)))
     sink = Sink(lambda lines: runner.send_message("samples", {"lines": lines}))
     data = plans.get()
-    play(environment, LoadPlan.model_validate(data["plan"]), data["keys"], inbox, sink, worker=runner.worker_index)
+    telling(sink, run_share, environment, data, inbox, sink, runner.worker_index)
+
+
+def run_share(environment: Environment, data: dict[str, Any], inbox: Queue, sink: Sink, worker: int) -> None:
+    play(environment, LoadPlan.model_validate(data["plan"]), data["keys"], inbox, sink, worker=worker)
+
+
+def on_my_clock(message: dict[str, Any]) -> dict[str, Any]:
+    """The phase with its start on this machine's clock; the message's own way takes milliseconds and is in it."""
+    phase: dict[str, Any] = message["phase"]
+    return {**phase, "start_epoch": phase["start_epoch"] + time.time() - message["now"]}
 
 
 def finish(environment: Environment, sink: Sink) -> None:

@@ -37,7 +37,7 @@ def played(*, tenants: tuple[str, ...], profiles: tuple[str, ...], turns: int, s
                 gap_mean_us=5000, queue_us=0, prompt_tokens=5000, completion_tokens=100, llm_calls=1,
             )
         )  # fmt: skip
-    record.started = turns
+    record.begun.update((sample.profile, sample.tenant) for sample in record.samples)
     record.beats.append(Beat(0, 0, 1.0, 1, 1, (100, 200), 0.2))
     series = ServerSeries("http://127.0.0.1:1", None)
     start = time.time() - 60

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from agentao.replay.recorder import ReplayRecorder
 
-from agentao_gov.errors import ConfigError
+from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.loadtest.options import Options, build_phase, build_plan
-from agentao_gov.loadtest.plan import turns_of
-from agentao_gov.loadtest.replay import load_replay
+from agentao_gov.loadtest.plan import LoadPlan, turns_of
+from agentao_gov.loadtest.replay import load_replay, until
 
 
 def report(second: int, session: str, **changes: Any) -> str:
@@ -46,7 +46,14 @@ def test_speed_shortens_the_distances(tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl"
     path.write_text("\n".join([report(0, "a"), report(10, "b")]))
     options = Options(replay=path, replay_speed=2.0, mix={"qa": 1.0})
-    plan = build_plan(options, target="http://127.0.0.1:1", profiles={}, queue_timeout_s=10, simulated=True)
+    plan = build_plan(
+        options,
+        target="http://127.0.0.1:1",
+        profiles={},
+        queue_timeout_s=10,
+        simulated=True,
+        recording=load_replay(path),
+    )
 
     phase = build_phase(options, plan, ("acme", "globex"))
     turns = list(turns_of(plan, phase, phase.streams[0]))
@@ -83,3 +90,92 @@ def test_a_file_without_turns_is_a_configuration_error(text: str, tmp_path: Path
 
     with pytest.raises(ConfigError, match="holds no turns"):
         load_replay(path)
+
+
+def test_a_plan_takes_its_recording_along(tmp_path: Path) -> None:
+    """Workers on other machines have the plan and not the file."""
+    path = tmp_path / "batch.jsonl"
+    path.write_text("\n".join([report(0, "a"), report(3, "b"), report(4, "a")]))
+    options = Options(replay=path, mix={"qa": 1.0})
+    plan = build_plan(
+        options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True, recording=load_replay(path)
+    )
+    phase = build_phase(options, plan, ("default",))
+    path.unlink()
+
+    sent = LoadPlan.model_validate_json(plan.model_dump_json())
+
+    turns = [(turn.intended_s, turn.session.id, turn.index) for turn in turns_of(sent, phase, phase.streams[0])]
+    assert [(at, index) for at, _, index in turns] == [(0.0, 0), (3.0, 0), (4.0, 1)]
+    assert len({session for _, session, _ in turns}) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([report(0, "a"), '{"half', report(1, "a")], "line 2 is not JSON"),
+        ([report(0, "a", started_at="yesterday")], "line 1: .*yesterday"),
+        (
+            [report(0, "a"), json.dumps({"schema": "agentao-gov/turn-report/1", "profile": "qa"})],
+            "line 2: .*started_at",
+        ),
+        ([report(0, "a", usage="many")], "line 1"),
+        ([report(0, "a", iterations="x")], "line 1"),
+    ],
+)
+def test_a_damaged_recording_is_named_by_its_line(lines: list[str], message: str, tmp_path: Path) -> None:
+    """Not played in part: the load would be another one."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines))
+
+    with pytest.raises(ConfigError, match=message):
+        load_replay(path)
+
+
+def test_a_huge_recording_is_refused_by_its_size(tmp_path: Path) -> None:
+    """Before it is read into memory."""
+    path = tmp_path / "huge.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1024**3)
+
+    with pytest.raises(ConfigError, match="1,024 MiB"):
+        load_replay(path)
+
+
+def test_absurd_counts_are_cut_to_what_can_be_played(tmp_path: Path) -> None:
+    """One damaged number must not make a turn endless."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(report(0, "a", iterations=10**9, usage={"completion_tokens": 10**12}))
+
+    (turn,) = load_replay(path)
+
+    assert (turn.tool_rounds, turn.answer_tokens) == (1000, 100_000)
+
+
+def test_a_time_without_its_zone_is_utc(tmp_path: Path) -> None:
+    """A recording means the same on every machine."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([report(0, "a", started_at="2026-11-22T08:00:00"), report(5, "a")]))
+
+    assert [turn.at_s for turn in load_replay(path)] == [0.0, 5.0]
+
+
+def test_a_duration_leaves_out_what_would_start_later(tmp_path: Path) -> None:
+    """At the speed it is played."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(report(second, "a") for second in (0, 10, 30)))
+
+    assert [turn.at_s for turn in until(load_replay(path), 15.0, 2.0)] == [0.0, 10.0]
+
+
+def test_a_recording_longer_than_a_day_is_not_begun(tmp_path: Path) -> None:
+    """Two files months apart, put together, would wait for months."""
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([report(0, "a"), report(0, "a", started_at="2026-12-22T08:00:00Z")]))
+    options = Options(replay=path)
+    plan = build_plan(
+        options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True, recording=load_replay(path)
+    )
+
+    with pytest.raises(UsageError, match="720"):
+        build_phase(options, plan, ("default",))

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from agentao_gov.config.units import parse_duration_s, parse_tokens
 from agentao_gov.errors import UsageError
 
-__all__ = ["finite", "model_flags_of", "one_of", "positive", "price_of", "seconds_of", "tokens_of"]
+__all__ = ["check_together", "finite", "model_flags_of", "one_of", "positive", "price_of", "seconds_of", "tokens_of"]
 
 #: A month: no load test is longer, and a mistyped unit is found.
 _SECONDS_MAX = 31 * 86_400.0
+
+
+#: Flags that mean nothing without another one.
+_NEEDS = {
+    "bind": "master",
+    "web_port": "web",
+    "speed": "replay",
+    "victim_rate": "victim",
+    "max_regression": "baseline",
+    "force": "baseline",
+}
+
+
+def check_together(context: Any) -> None:
+    """Raises UsageError for flags that cannot both be meant, and for those that would have no effect."""
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if "worker_of" in given and (others := [name for name in given if name != "worker_of"]):
+        raise UsageError(f"A worker is told everything by its master: {_flag(others[0])} belongs there.")
+    for name in given:
+        other = _NEEDS.get(name)
+        if other is not None and other not in given:
+            raise UsageError(f"{_flag(name)} has no effect without {_flag(other)}.")
+    if "as_json" in given and "form" in given and context.params["form"] != "json":
+        raise UsageError(f"--json and --format {context.params['form']}: which of them?")
+
+
+def _flag(name: str) -> str:
+    return {"as_json": "--json", "form": "--format", "owned": "--i-own-this-target"}.get(
+        name, "--" + name.replace("_", "-")
+    )
 
 
 def one_of(flag: str, value: str, words: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ Neither locust nor gevent is imported in this process: the generator is a child 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,11 +36,15 @@ def loadtest(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Variable that holds the target's (or the model's) key.")
     ] = None,
-    tenant: Annotated[str, typer.Option(metavar="NAME", help="What the target's key belongs to.")] = "default",
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Load this tenant alone; with --target, whose key it is.")
+    ] = None,
     api: Annotated[str, typer.Option(help="native | openai: which interface to load.")] = "native",
     model: Model = None,
     base_url: BaseUrl = None,
-    mix: Annotated[str, typer.Option(metavar="NAME=WEIGHT,...", help="Profiles.")] = "qa=8,code=1,research=1",
+    mix: Annotated[
+        str | None, typer.Option(metavar="NAME=WEIGHT,...", help="Profiles. Default: qa=8,code=1,research=1.")
+    ] = None,
     shape: Annotated[str, typer.Option(help=" | ".join(_SHAPES))] = "constant",
     users: Annotated[
         int | None, typer.Option(min=1, help="Sessions that think between turns; with --rate their number at most.")
@@ -94,11 +99,8 @@ def loadtest(
     """
     if context.invoked_subcommand is not None:
         return None
-    if worker_of is not None:
-        from agentao_gov.loadtest.worker import run_worker
-
-        return run_worker(worker_of)
     from agentao_gov.commands._loadtest_flags import (
+        check_together,
         finite,
         model_flags_of,
         one_of,
@@ -107,7 +109,13 @@ def loadtest(
         seconds_of,
         tokens_of,
     )
-    from agentao_gov.loadtest.options import Options, parse_mix
+
+    check_together(context)
+    if worker_of is not None:
+        from agentao_gov.loadtest.worker import run_worker
+
+        return run_worker(worker_of)
+    from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
 
     form = "json" if as_json else form
     one_of("--format", form, _FORMATS)
@@ -121,7 +129,8 @@ def loadtest(
         api_key_env=api_key_env if target is not None else None,
         tenant=tenant,
         model_flags=model_flags_of(model, base_url, None if target is not None else api_key_env),
-        mix=parse_mix(mix),
+        mix=dict(DEFAULT_MIX) if mix is None else parse_mix(mix),
+        mix_given=mix is not None,
         shape=shape,  # type: ignore[arg-type]
         users=users,
         rate=positive("--rate", rate),
@@ -153,6 +162,7 @@ def loadtest(
         faults=faults,
         replay=replay,
         replay_speed=positive("--speed", speed) or 1.0,
+        replay_until_s=seconds_of("--duration", duration) if duration else None,
         write=write,
     )
     return _run(options, form=form, quiet=quiet, dry_run=dry_run)
@@ -185,22 +195,32 @@ def compare(
 
 def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
     from agentao_gov.commands._loadtest_view import TerminalView, print_dry_run
+    from agentao_gov.errors import GovError, UsageError
     from agentao_gov.loadtest.run import LoadTest
     from agentao_gov.loadtest.view import Stop
+    from agentao_gov.loadtest.writers import write_reports
     from agentao_gov.report.gate_terminal import GateScreen
 
     screen = GateScreen(quiet=quiet)
     stop = Stop()
     test = LoadTest(options, TerminalView(screen), stop)
-    test.prepare()
-    if dry_run:
-        print_dry_run(test.dry_run(), as_json=form == "json")
-        return 0
-    with stop.on_signals():
-        try:
-            report = test.run()
-        finally:
-            screen.close()
+    try:
+        test.prepare()
+        if dry_run:
+            print_dry_run(test.dry_run(), as_json=form == "json")
+            return 0
+        for warning in test.warnings():
+            screen.note(warning)
+        with stop.on_signals():
+            try:
+                report = test.run()
+            finally:
+                screen.close()
+    except GovError as error:
+        if options.report_dir is not None and not dry_run and not isinstance(error, UsageError):
+            # What an earlier run left there must not be taken for this one's.
+            write_reports(test.refused(error), options.report_dir)
+        raise
     _deliver(report, options, form)
     return report.exit_code
 
@@ -223,10 +243,15 @@ def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
 
 
 def _write_capacity(report: LoadTestReport, options: Options) -> None:
-    from agentao_gov.loadtest.capacity_file import write_capacity
+    from agentao_gov.config import find_deployment
+    from agentao_gov.config.edit import write_capacity
+    from agentao_gov.errors import ConfigError
 
-    if not report.capacity.plan:
+    if not report.capacity.plan or report.conclusion != "pass":
         sys.stderr.write("No capacity was found, so none was written.\n")
         return
-    path = write_capacity(options.config, report.capacity.plan)
-    sys.stderr.write(f"[capacity] written to {path}\n")
+    path = find_deployment(options.config, os.environ)
+    if path is None:
+        raise ConfigError("There is no agentao-gov.toml to write to.", hint="`agentao-gov init` writes one.")
+    write_capacity(path, report.capacity.plan)
+    sys.stderr.write(f"[capacity] of {path} holds the capacity now.\n")

@@ -116,21 +116,16 @@ def _measure(config: Path | None, profile: str, mode: str) -> Measured:
 
 
 def _write(path: Path, plan: CapacityPlan) -> None:
-    import tomlkit
-
     from agentao_gov.config import format_bytes
-    from agentao_gov.config.edit import edit_deployment
+    from agentao_gov.config.edit import write_capacity
 
-    def change(document: tomlkit.TOMLDocument) -> None:
-        if "capacity" not in document:
-            document["capacity"] = tomlkit.table()
-        table: Any = document["capacity"]
-        table["sessions"] = plan.sessions
-        table["mcp_processes"] = plan.mcp_processes
-        table["memory"] = format_bytes(plan.memory_bytes)
-        table["alert_at"] = plan.alert_at
-
-    edit_deployment(path, change)
+    values = {
+        "sessions": plan.sessions,
+        "mcp_processes": plan.mcp_processes,
+        "memory": format_bytes(plan.memory_bytes),
+        "alert_at": plan.alert_at,
+    }
+    write_capacity(path, values)
 
 
 def _document(machine: Machine, measured: Measured, plan: CapacityPlan, profile: str, turn_s: float) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 import tomlkit.exceptions
@@ -16,7 +17,7 @@ from agentao_gov.config.findings import raise_errors
 from agentao_gov.config.load_deployment import inspect_deployment
 from agentao_gov.errors import ConfigError
 
-__all__ = ["edit_deployment", "write_new", "write_whole"]
+__all__ = ["edit_deployment", "write_capacity", "write_new", "write_whole"]
 
 
 def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
@@ -40,6 +41,22 @@ def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) 
         raise ConfigError(f"The deployment file {str(path)!r} is not valid TOML: {error}.") from None
     except OSError as error:
         raise ConfigError(f"The deployment file {str(path)!r} cannot be changed: {error.strerror}.") from None
+
+
+def write_capacity(path: Path, values: Mapping[str, object]) -> None:
+    """Puts a measured plan into `[capacity]`; keys it does not name, comments and every other table stay.
+
+    Raises ConfigError like `edit_deployment`.
+    """
+
+    def change(document: tomlkit.TOMLDocument) -> None:
+        if "capacity" not in document:
+            document["capacity"] = tomlkit.table()
+        table: Any = document["capacity"]
+        for key, value in values.items():
+            table[key] = value
+
+    edit_deployment(path, change)
 
 
 def _check_deployment(path: Path) -> None:

@@ -61,7 +61,7 @@ def segments(shape: Shape, level: float, duration_s: float, *, rise_s: float = 0
         shape: `capacity` is a search over constant loads, so each of its probes is `constant`.
         level: the peak: turns per second in an open loop, sessions in a closed one. A spike goes to five times that.
         duration_s: total length in seconds.
-        rise_s: for `constant` and `soak`, seconds to rise from nothing at the start.
+        rise_s: for `constant`, seconds to rise from nothing at the start.
     """
     if level <= 0 or duration_s <= 0 or not math.isfinite(level * duration_s):
         raise ValueError(f"a load needs a positive level and duration, not {level} for {duration_s} s")

@@ -12,7 +12,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["CapacityResult", "CapacitySearch", "ProbeResult", "Resources", "binding_constraint", "wilson"]
+__all__ = [
+    "GROWTH",
+    "PROBES_MAX",
+    "CapacityResult",
+    "CapacitySearch",
+    "ProbeResult",
+    "Resources",
+    "binding_constraint",
+    "wilson",
+]
 
 PROBES_MAX = 10
 UNKNOWN = "unknown"
@@ -28,7 +37,8 @@ _EFFICIENCY = 0.93
 _TOLERANCE = 0.05
 #: How far beyond the estimated knee a load may be and still count as at it.
 _KNEE_NOISE = 0.03
-_GROWTH = 4
+#: Loads grow by this factor until one does not hold.
+GROWTH = 4
 _Z = 1.96
 #: Share of good turns a load must keep, with the interval's upper end: fewer is surely too much.
 _GOOD_SHARE = 0.99
@@ -202,7 +212,7 @@ class CapacitySearch:
             return None
         if self.spoilt and low:
             return min(self._ceiling, max(low + 1, round(math.sqrt(low * self._ceiling))))
-        return min(self._ceiling, max(1, low * _GROWTH))
+        return min(self._ceiling, max(1, low * GROWTH))
 
     def _to_see_the_ceiling(self) -> int | None:
         """Twice the largest load, while throughput may still rise there: the knee needs the ceiling itself."""

@@ -74,8 +74,11 @@ class TurnClient:
                 result = self._read(response, start)
         except gevent.Timeout:
             result = TurnResult("client_timeout", error=f"no end within {timeout_s:g} s")
-        except (HTTPParseError, OSError, ValueError) as error:
+        except (HTTPParseError, OSError) as error:
             result = TurnResult("connection_error", error=f"{type(error).__name__}: {error}"[:200])
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            # Not what the contract says an answer is; a service may send anything, and the load goes on.
+            result = TurnResult("malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
         finally:
             # An unread connection must not go back to the pool; closing it also tells the service we are gone.
             if response is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,7 +45,10 @@ class _Lane:
 
 
 class Conductor:
-    """One worker's share of the load. Session `n` belongs to worker `n mod workers`, whatever the worker count does."""
+    """One worker's share of the load, over all phases of a run: upper bounds count the whole run.
+
+    Session `n` belongs to worker `n mod workers`, whatever the worker count does.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,8 @@ class Conductor:
         self._origin = 0.0
         self._greenlets: set[gevent.Greenlet] = set()
         self._started = 0
+        #: Turns booked against the bounds, and tokens: used by those that ended, expected of those in flight.
+        self._taken = 0
         self._tokens = 0
         self._in_flight = 0
         self._serial = 0
@@ -100,7 +106,7 @@ class Conductor:
             if turn.session.number % self._plan.workers != self._worker:
                 continue
             self._sleep_until(turn.intended_s)
-            if self._must_stop():
+            if not self._take(turn):
                 break
             lane = lanes.setdefault(turn.session.id, _Lane(turn.session))
             if lane.busy:
@@ -143,6 +149,8 @@ class Conductor:
             for slot in range(slots)
             if slot % self._plan.workers == self._worker
         ]
+        for loop in loops:
+            loop.link_exception(self._broke)
         self._greenlets.update(loops)
         self._sleep_until(self._phase.duration_s)
         # The slots stop by themselves at the end; the drain waits for their last turns.
@@ -151,7 +159,7 @@ class Conductor:
         assert self._phase is not None
         end_s = self._phase.duration_s
         due_s = start_s
-        while due_s < end_s and not self._must_stop():
+        while due_s < end_s and not self._stopping:
             self._sleep_until(due_s)
             number = next(births) * self._plan.workers + self._worker
             session = draw(self._plan, self._phase, stream, number)
@@ -160,9 +168,10 @@ class Conductor:
                 if due_s >= end_s:
                     return
                 self._sleep_until(due_s)
-                if self._must_stop():
+                turn = TurnPlan(due_s, session, index)
+                if not self._take(turn):
                     return
-                result = self._run_turn(TurnPlan(due_s, session, index), 0.0)
+                result = self._run_turn(turn, 0.0)
                 due_s = self._now_s() + session.turns[index].think_s + _backoff_s(result, self._plan.backoff_s_max)
 
     def _next_active(self, stream: Stream, slot: int, at_s: float) -> float:
@@ -252,7 +261,7 @@ class Conductor:
             retry_after_s=result.retry_after_s,
             error=result.error,
         )
-        self._tokens += sample.tokens
+        self._tokens += sample.tokens - _expected_tokens(turn)
         self._emit(sample.to_line())
         self._on_sample(sample)
 
@@ -273,17 +282,34 @@ class Conductor:
         greenlet = gevent.spawn(function, *args)
         self._greenlets.add(greenlet)
         greenlet.link(self._greenlets.discard)
+        greenlet.link_exception(self._broke)
 
-    def _must_stop(self) -> bool:
-        """Whether to start nothing more: told to, or an upper bound is reached."""
+    def _broke(self, greenlet: gevent.Greenlet) -> None:
+        """A greenlet that died of a defect of ours takes its load with it: the run must not look like a calm one."""
+        self._emit(json.dumps({"t": "failed", "reason": f"a session broke: {greenlet.exception!r}"[:300]}))
+
+    def _take(self, turn: TurnPlan) -> bool:
+        """Books a turn against the upper bounds before it is sent; False: nothing more may be started.
+
+        Tokens are held as the plan expects them and settled when the turn has ended: turns in flight count too.
+        """
         plan = self._plan
-        over_turns = plan.max_turns is not None and self._started * plan.workers >= plan.max_turns
-        over_tokens = plan.max_tokens is not None and self._tokens * plan.workers >= plan.max_tokens
+        over_turns = plan.max_turns is not None and self._taken >= self._share(plan.max_turns)
+        over_tokens = plan.max_tokens is not None and self._tokens >= self._share(plan.max_tokens)
         if (over_turns or over_tokens) and not self._stopping:
             self._stopping = True
-            what = f"{plan.max_turns} turns" if over_turns else f"{plan.max_tokens} tokens"
-            self._emit(f'{{"t":"bound","reason":"the upper bound of {what} was reached"}}')
-        return self._stopping
+            kind = "turns" if over_turns else "tokens"
+            self._emit(json.dumps({"t": "bound", "kind": kind, "worker": self._worker}))
+        if self._stopping:
+            return False
+        self._taken += 1
+        self._tokens += _expected_tokens(turn)
+        return True
+
+    def _share(self, bound: int) -> int:
+        """This worker's part of a bound; all parts together are the bound, to the turn."""
+        workers = self._plan.workers
+        return bound // workers + (self._worker < bound % workers)
 
     def _now_s(self) -> float:
         return time.monotonic() - self._origin
@@ -316,6 +342,10 @@ class Conductor:
             self._phase.index, self._worker, at_s, self._in_flight, self._started, tuple(lags), round(cpu_ratio, 3)
         )
         self._emit(beat.to_line())
+
+
+def _expected_tokens(turn: TurnPlan) -> int:
+    return sum(turn.session.turns[turn.index].expected_tokens(turn.index))
 
 
 def _backoff_s(result: TurnResult, longest_s: float) -> float:

@@ -99,6 +99,8 @@ class LoadTestReport(_Part):
     checklist: dict[str, Any]
     thresholds: list[ThresholdPart]
     turns: Turns
+    #: Where starts and ends do not agree, by profile and tenant; such a run is never a pass.
+    imbalances: list[str] = []
     latency_ms: dict[str, Percentiles]
     tokens: dict[str, float | int | None]
     by_profile: dict[str, Group]

@@ -62,7 +62,6 @@ class LoadDriver:
         self._local_workers = local_workers
         self._processes: list[subprocess.Popen[bytes]] = []
         self.file = SampleFile(folder / "samples.jsonl")
-        self._last_line = time.monotonic()
         #: Wall times of each phase's second 0 and of its end.
         self._spans: dict[int, tuple[float, float]] = {}
 
@@ -92,7 +91,7 @@ class LoadDriver:
             if time.monotonic() > deadline:
                 raise GeneratorDied(f"It was not ready within {_READY_S_MAX:g} s. {self.last_words()}")
             time.sleep(_POLL_S)
-            self._poll()
+            self.file.poll()
 
     def run_phase(
         self,
@@ -113,20 +112,18 @@ class LoadDriver:
             file.write(placed.model_dump_json() + "\n")
         record = self.file.phase(phase.index)
         self._spans[phase.index] = (start_epoch, 0.0)
-        self._last_line = time.monotonic()
-        latest = time.monotonic() + lead_s + phase.duration_s + phase.drain_s + _TAIL_S_MAX
+        began = time.monotonic()
+        latest = began + lead_s + phase.duration_s + phase.drain_s + _TAIL_S_MAX
         try:
             while len(record.ended) < self._plan.workers and not should_stop():
                 self._check_alive()
-                silence_s = time.monotonic() - self._last_line
-                if silence_s > _SILENCE_S_MAX or time.monotonic() > latest:
-                    raise GeneratorDied(f"It was silent for {silence_s:.0f} s. {self.last_words()}")
+                self._check_pulse(record, began, latest)
                 time.sleep(_POLL_S)
-                self._poll()
+                self.file.poll()
                 on_tick(record, time.time() - start_epoch)
         finally:
-            self._poll()
-            record.close(time.time() - start_epoch)
+            self.file.poll()
+            record.close(time.time() - start_epoch, complete=len(record.ended) >= self._plan.workers)
             self._spans[phase.index] = (start_epoch, time.time())
         return record
 
@@ -141,7 +138,7 @@ class LoadDriver:
         deadline = time.monotonic() + _STOP_S
         while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
             time.sleep(0.05)
-        self._poll()
+        self.file.poll()
 
     def close(self) -> None:
         """Ends every process, by force where it does not listen."""
@@ -154,7 +151,7 @@ class LoadDriver:
             except subprocess.TimeoutExpired:
                 self._signal(process, signal.SIGKILL)
                 process.wait()
-        self._poll()
+        self.file.poll()
 
     def last_words(self) -> str:
         """The end of the generator's log, for an error message."""
@@ -170,11 +167,21 @@ class LoadDriver:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _poll(self) -> None:
-        if self.file.poll():
-            self._last_line = time.monotonic()
+    def _check_pulse(self, record: PhaseRecord, began: float, latest: float) -> None:
+        """Every worker that has not finished the phase beats; also one on another machine, whose process is not seen.
+
+        Raises GeneratorDied.
+        """
+        now = time.monotonic()
+        for worker in set(range(self._plan.workers)) - record.ended:
+            silence_s = now - max(began, self.file.heard.get(worker, began))
+            if silence_s > _SILENCE_S_MAX or now > latest:
+                name = f"Worker {worker}" if self._plan.workers > 1 else "It"
+                raise GeneratorDied(f"{name} was silent for {silence_s:.0f} s. {self.last_words()}")
 
     def _check_alive(self) -> None:
+        for remark in self.file.remarks_of("failed"):
+            raise GeneratorDied(str(remark.get("reason")))
         for process in self._processes:
             code = process.poll()
             if code is not None and not self.file.remarks_of("finished"):

@@ -9,7 +9,16 @@ from agentao_gov.loadtest.arrivals import level_at, segments
 from agentao_gov.loadtest.capacity import CapacityResult, CapacitySearch, ProbeResult, Resources
 from agentao_gov.loadtest.driver import GeneratorDied, LoadDriver
 from agentao_gov.loadtest.measure import generator_figures, measure, steady_rate
-from agentao_gov.loadtest.options import Options, build_phase, drain_s
+from agentao_gov.loadtest.options import (
+    CEILING,
+    PROBE_RAMP_SHARE,
+    Options,
+    build_phase,
+    drain_s,
+    probe_label,
+    probe_phase,
+    probe_s,
+)
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, estimate
 from agentao_gov.loadtest.recording import PhaseRecord
 from agentao_gov.loadtest.samples import Status, TurnSample
@@ -18,16 +27,7 @@ from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.thresholds import Distribution, Observation, Threshold, evaluate
 from agentao_gov.loadtest.view import Live, Stop, View
 
-__all__ = ["CEILING", "Execution", "Played"]
-
-_PROBES = 10
-#: Each probe pays for its own start, drain and the deletion of its sessions.
-_PROBE_SHARE = 0.8
-_PROBE_S_MIN = 2.0
-_PROBE_DRAIN_S = 10.0
-_RAMP_SHARE = 0.15
-#: Where a search ends when nothing gives way and nobody set --users.
-CEILING = 1024
+__all__ = ["Execution", "Played"]
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Execution:
         if not self.played:
             return None
         if self.capacity is not None and self.capacity.low:
-            held = next((p for p in self.played if p.phase.label == _probe_label(self.capacity.low)), None)
+            held = next((p for p in self.played if p.phase.label == probe_label(self.capacity.low)), None)
             if held is not None:
                 return held
         return self.played[-1]
@@ -141,35 +141,28 @@ class Execution:
     # -- capacity search -------------------------------------------------------------------------------------------
 
     def _search(self) -> None:
-        ceiling = self.options.users or self.limits.get("max_sessions") or CEILING
-        search = CapacitySearch(ceiling=ceiling, probes_max=_PROBES)
-        probe_s = max(_PROBE_S_MIN, _PROBE_SHARE * self.options.duration_s / _PROBES)
+        # Beyond max_sessions too: that it is what gives way is seen only where it does.
+        ceiling = self.options.users or max(CEILING, 2 * (self.limits.get("max_sessions") or 0))
+        search = CapacitySearch(ceiling=ceiling)
         spent_s = 0.0
         try:
             while (load := search.next_load()) is not None and not self._should_stop():
-                if spent_s + probe_s > self.options.duration_s:
+                if spent_s + probe_s(self.options) > self.options.duration_s:
                     self.view.note("the time for the search is used up")
                     break
-                played = self._play(self._probe_phase(load, probe_s))
+                played = self._play(probe_phase(self.options, load, self.target.tenants))
                 spent_s += played.end_epoch - played.start_epoch
                 if self._should_stop():
                     break
                 probe = self._probe(load, played)
                 search.record(probe)
+                if self._bound_reached() is not None:
+                    # Nothing more is started: further probes would be empty.
+                    break
                 word = "holds" if search.holds(probe) else "too much"
                 self.view.note(f"{load} busy sessions: {probe.turns_per_s:.1f} turns/s, {word}")
         finally:
             self.capacity = search.result()
-
-    def _probe_phase(self, load: int, probe_s: float) -> Phase:
-        stream = Stream(
-            loop="closed",
-            segments=segments("constant", load, probe_s),
-            tenants=self.target.tenants,
-            mix=dict(self.options.mix),
-            spawn_rate=load / (_RAMP_SHARE * probe_s),
-        )
-        return Phase(label=_probe_label(load), duration_s=probe_s, drain_s=_PROBE_DRAIN_S, streams=(stream,))
 
     def _probe(self, load: int, played: Played) -> ProbeResult:
         duration_s = played.phase.duration_s
@@ -185,7 +178,7 @@ class Execution:
             load=load,
             good=answered,
             total=figures.tally.started,
-            turns_per_s=steady_rate(samples, 2 * _RAMP_SHARE * duration_s, duration_s),
+            turns_per_s=steady_rate(samples, 2 * PROBE_RAMP_SHARE * duration_s, duration_s),
             mean_s=self._standard_mean_s(samples),
             missed=missed,
             refusals={name: count for name, count in figures.tally.by_outcome.items() if name != "answered"},
@@ -196,7 +189,7 @@ class Execution:
     def _bound_reached(self) -> str | None:
         """A probe that an upper bound cut short says nothing about the service."""
         bounds = self.driver.file.remarks_of("bound")
-        return str(bounds[-1].get("reason")) if bounds else None
+        return f"the upper bound of {bounds[-1].get('kind')} was reached" if bounds else None
 
     def _standard_mean_s(self, samples: Sequence[TurnSample]) -> float | None:
         """Mean seconds of an answered turn at the plan's own mix, so that probes with few turns compare."""
@@ -264,10 +257,6 @@ class Execution:
             sessions=row.resident if row else None,
             lateness_p99_ms=late[int(0.99 * (len(late) - 1))] / 1000 if late else None,
         )
-
-
-def _probe_label(load: int) -> str:
-    return f"{load} sessions"
 
 
 def _most(values: Iterable[int | None]) -> int | None:

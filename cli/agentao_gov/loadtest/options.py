@@ -11,18 +11,48 @@ from typing import Any, Literal
 
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_profile
 from agentao_gov.errors import ConfigError, UsageError
-from agentao_gov.loadtest.arrivals import Process, Shape, segments
+from agentao_gov.loadtest.arrivals import Process, Shape, expected_count, segments
+from agentao_gov.loadtest.capacity import GROWTH, PROBES_MAX
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream
-from agentao_gov.loadtest.replay import load_replay, span_s
+from agentao_gov.loadtest.replay import RecordedTurn, span_s
 from agentao_gov.loadtest.thresholds import DEFAULTS, Threshold, parse_threshold
 
-__all__ = ["DEFAULT_MIX", "Options", "build_phase", "build_plan", "choose_thresholds", "load_profiles", "parse_mix"]
+__all__ = [
+    "CEILING",
+    "DEFAULT_MIX",
+    "PROBE_RAMP_SHARE",
+    "Options",
+    "api_key",
+    "build_phase",
+    "build_plan",
+    "choose_thresholds",
+    "drain_s",
+    "load_profiles",
+    "parse_mix",
+    "planned_phases",
+    "probe_label",
+    "probe_phase",
+    "probe_s",
+]
 
 DEFAULT_MIX = {"qa": 8.0, "code": 1.0, "research": 1.0}
 _RATE_DEFAULT = 5.0
 _TIERS = ("interactive", "background", "batch")
 #: What a client adds to the service's own limits before it gives up: the answer must have had its chance.
 _PATIENCE_S = 5.0
+#: Every turn's raw record is kept, about a kilobyte each; and a mistyped rate is found before it is played.
+_TURNS_MAX = 2_000_000
+#: What one generator holds connections for.
+_USERS_MAX = 20_000
+_REPLAY_S_MAX = 86_400.0
+#: Where a search ends when nothing gives way and nobody set --users.
+CEILING = 1024
+#: Each probe pays for its own start, drain and the deletion of its sessions.
+_PROBE_SHARE = 0.8
+_PROBE_S_MIN = 2.0
+_PROBE_DRAIN_S = 10.0
+#: Share of a probe in which its sessions start.
+PROBE_RAMP_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +63,12 @@ class Options:
     target: str | None = None
     api: Literal["native", "openai"] = "native"
     api_key_env: str | None = None
-    tenant: str = "default"
+    #: Whose key `--target` takes, or the one tenant of the deployment to load; None: `default`, or all of them.
+    tenant: str | None = None
     model_flags: Mapping[str, str] = field(default_factory=dict)
     mix: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    #: Whether the user chose the mix; else it bends to what a recording has, or tenants may use.
+    mix_given: bool = False
     shape: Shape = "constant"
     users: int | None = None
     rate: float | None = None
@@ -68,6 +101,8 @@ class Options:
     faults: Path | None = None
     replay: Path | None = None
     replay_speed: float = 1.0
+    #: Recorded turns that would start later are left out; None: all are played.
+    replay_until_s: float | None = None
     write: bool = False
 
     @property
@@ -83,22 +118,50 @@ class Options:
         return float(self.users or 1)
 
     def check(self) -> None:
-        """Raises UsageError for flags that make no sense together."""
+        """Raises UsageError for flags that make no sense together, and for loads that nobody can mean."""
         if self.victim is not None and self.target is not None:
             raise UsageError("--victim needs the tenants' keys, which only a service started here gives.")
         if self.faults is not None and self.target is not None:
             raise UsageError("--faults plays at the simulator and the service started here, not at --target.")
-        if self.shape == "capacity" and self.rate is not None:
+        if self.target is not None and self.model_flags:
             raise UsageError(
-                "--shape capacity searches the number of busy sessions; --rate has no place in it.",
-                hint="--users N sets the ceiling of the search.",
+                f"{next(iter(self.model_flags))} is for a service started here; --target has its own model."
             )
+        if self.shape == "capacity":
+            self._check_search()
         if self.replay is not None and (self.shape != "constant" or self.rate or self.users or self.victim):
             raise UsageError("--replay brings its own arrivals: --shape, --rate, --users and --victim have no place.")
+        if self.spawn_rate is not None and self.open_loop and (self.shape != "constant" or self.replay is not None):
+            raise UsageError("--spawn-rate is for --shape constant and for --users; this load has its own rise.")
         if self.workers < 1:
             raise UsageError("--workers is at least 1.")
         if self.write and self.shape != "capacity":
             raise UsageError("--write needs --shape capacity: only a search finds a capacity to write.")
+        if self.report_dir is not None and self.report_dir.exists() and not self.report_dir.is_dir():
+            raise UsageError(f"--report {self.report_dir} is a file, not a directory.")
+        self._check_size()
+
+    def _check_search(self) -> None:
+        if self.rate is not None:
+            raise UsageError(
+                "--shape capacity searches the number of busy sessions; --rate has no place in it.",
+                hint="--users N sets the ceiling of the search.",
+            )
+        for flag, value in (("--victim", self.victim), ("--faults", self.faults)):
+            if value is not None:
+                raise UsageError(f"{flag} has no place in a search for the capacity.", hint="Run it with --rate.")
+
+    def _check_size(self) -> None:
+        if self.users is not None and self.users > _USERS_MAX:
+            raise UsageError(f"--users is at most {_USERS_MAX:,}, not {self.users:,}.")
+        if not self.open_loop or self.replay is not None:
+            return
+        turns = expected_count(segments(self.shape, self.level, self.duration_s))
+        if turns > _TURNS_MAX:
+            raise UsageError(
+                f"--rate {self.level:g} for {self.duration_s:g} s is {turns:,.0f} turns; the most is {_TURNS_MAX:,}.",
+                hint="Lower --rate, or shorten --duration.",
+            )
 
 
 def parse_mix(text: str) -> dict[str, float]:
@@ -140,9 +203,18 @@ def choose_thresholds(
 
 
 def build_plan(
-    options: Options, *, target: str, profiles: Mapping[str, ResolvedProfile], queue_timeout_s: float, simulated: bool
+    options: Options,
+    *,
+    target: str,
+    profiles: Mapping[str, ResolvedProfile],
+    queue_timeout_s: float,
+    simulated: bool,
+    recording: Sequence[RecordedTurn] | None = None,
 ) -> LoadPlan:
-    """The plan. Profiles that are not known here (a foreign service's) get the defaults."""
+    """The plan. Profiles that are not known here (a foreign service's) get the defaults.
+
+    `recording`: what `--replay` holds, as far as it is to be played.
+    """
     limits = {name: resolved.profile.limits for name, resolved in profiles.items()}
     capacity = options.shape == "capacity"
     return LoadPlan(
@@ -168,7 +240,7 @@ def build_plan(
         workers=options.workers,
         max_turns=options.max_turns,
         max_tokens=options.max_tokens,
-        replay=str(options.replay.absolute()) if options.replay else None,
+        recording=None if recording is None else tuple(recording),
         replay_speed=options.replay_speed,
     )
 
@@ -184,11 +256,15 @@ def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **ch
     """The one phase of a run that is no search."""
     rise_s = options.level / options.spawn_rate if options.spawn_rate and options.open_loop else 0.0
     duration_s, parts = options.duration_s, segments(options.shape, options.level, options.duration_s, rise_s=rise_s)
-    if options.replay is not None:
-        turns = load_replay(options.replay)
+    if plan.recording is not None:
         # A moment more than the last start, so that it lies within.
-        duration_s = span_s(turns, options.replay_speed) + 1.0
-        parts = segments("constant", len(turns) / duration_s, duration_s)
+        duration_s = span_s(plan.recording, options.replay_speed) + 1.0
+        if duration_s > _REPLAY_S_MAX:
+            raise UsageError(
+                f"--replay spans {duration_s / 3600:,.1f} hours at speed {options.replay_speed:g}; a day is the most.",
+                hint="Raise --speed, or give a --duration: what would start later is left out.",
+            )
+        parts = segments("constant", len(plan.recording) / duration_s, duration_s)
     stream = Stream(
         loop="open" if options.open_loop else "closed",
         segments=parts,
@@ -200,6 +276,38 @@ def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **ch
     )
     phase = Phase(duration_s=duration_s, drain_s=drain_s(options, plan), streams=(stream,))
     return phase.model_copy(update=changes)
+
+
+def probe_s(options: Options) -> float:
+    """Seconds of load of one probe of a capacity search."""
+    return max(_PROBE_S_MIN, _PROBE_SHARE * options.duration_s / PROBES_MAX)
+
+
+def probe_phase(options: Options, load: int, tenants: tuple[str, ...]) -> Phase:
+    """One probe of a capacity search: a constant number of busy sessions."""
+    duration_s = probe_s(options)
+    stream = Stream(
+        loop="closed",
+        segments=segments("constant", load, duration_s),
+        tenants=tenants,
+        mix=dict(options.mix),
+        spawn_rate=load / (PROBE_RAMP_SHARE * duration_s),
+    )
+    return Phase(label=probe_label(load), duration_s=duration_s, drain_s=_PROBE_DRAIN_S, streams=(stream,))
+
+
+def probe_label(load: int) -> str:
+    """What a probe's phase is called."""
+    return f"{load} sessions"
+
+
+def planned_phases(options: Options, plan: LoadPlan, tenants: tuple[str, ...]) -> list[Phase]:
+    """What will be played; of a search the probes that it makes where nothing gives way."""
+    if options.shape != "capacity":
+        return [build_phase(options, plan, tenants)]
+    ceiling = options.users or CEILING
+    loads = [GROWTH**step for step in range(PROBES_MAX) if GROWTH**step < ceiling]
+    return [probe_phase(options, load, tenants) for load in (*loads, ceiling)][:PROBES_MAX]
 
 
 def drain_s(options: Options, plan: LoadPlan) -> float:

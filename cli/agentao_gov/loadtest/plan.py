@@ -10,16 +10,19 @@ import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentao_gov.loadtest.arrivals import Process, Segment, Shape, expected_count, schedule
-from agentao_gov.loadtest.replay import RecordedTurn, load_replay
+from agentao_gov.loadtest.replay import RecordedTurn
 from agentao_gov.loadtest.tasks import Pace, TurnShape, draw_session, prompt_of
 
 __all__ = ["Estimate", "LoadPlan", "Phase", "SessionDraw", "Stream", "TurnPlan", "draw", "estimate", "turns_of"]
+
+
+#: Of a closed loop, how many sessions its estimate draws.
+_SESSIONS_DRAWN_MAX = 2_000
 
 
 class _Value(BaseModel):
@@ -91,8 +94,8 @@ class LoadPlan(_Value):
     delete_sessions: bool = True
     #: A session is deleted as soon as its last turn has ended: in a soak, resident sessions must not look like a leak.
     delete_finished: bool = False
-    #: A file of recorded turns to play instead of drawing sessions.
-    replay: str | None = None
+    #: Recorded turns to play instead of drawing sessions. The turns, not their file: workers may be elsewhere.
+    recording: tuple[RecordedTurn, ...] | None = None
     replay_speed: float = Field(default=1.0, gt=0)
 
     @property
@@ -178,8 +181,8 @@ def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]
     Each arrival goes to the session that has waited longest since it became ready (its pause is over); where none is
     ready a new session starts, unless the population is complete: then the one that is ready next is taken early.
     """
-    if plan.replay is not None:
-        yield from _replayed(plan, phase, stream, plan.replay)
+    if plan.recording is not None:
+        yield from _replayed(plan, phase, stream, plan.recording)
         return
     ready: list[tuple[float, int, SessionDraw, int]] = []
     born = 0
@@ -198,9 +201,8 @@ def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]
             heapq.heappush(ready, (free_s, session.number, session, index + 1))
 
 
-def _replayed(plan: LoadPlan, phase: Phase, stream: Stream, path: str) -> Iterator[TurnPlan]:
+def _replayed(plan: LoadPlan, phase: Phase, stream: Stream, turns: Sequence[RecordedTurn]) -> Iterator[TurnPlan]:
     """Recorded turns at their recorded distances; sessions go to the stream's tenants in turn."""
-    turns = load_replay(Path(path))
     sessions: dict[str, list[RecordedTurn]] = {}
     for turn in turns:
         sessions.setdefault(turn.session, []).append(turn)
@@ -245,6 +247,13 @@ class Estimate:
         """Prompt and completion."""
         return self.prompt_tokens + self.completion_tokens
 
+    def add(self, other: Estimate, *, times: float = 1.0) -> None:
+        """Adds what another one counted, so many times over; durations stay."""
+        for name in ("turns", "sessions", "prompt_tokens", "completion_tokens", "llm_calls"):
+            setattr(self, name, getattr(self, name) + round(times * getattr(other, name)))
+        for profile, count in other.turns_by_profile.items():
+            self.turns_by_profile[profile] = self.turns_by_profile.get(profile, 0) + round(times * count)
+
     def cost(self, price_prompt: float, price_completion: float) -> float:
         """The bill, prices per million tokens."""
         return (self.prompt_tokens * price_prompt + self.completion_tokens * price_completion) / 1e6
@@ -255,12 +264,14 @@ def estimate(plan: LoadPlan, phases: Sequence[Phase]) -> Estimate:
     total = Estimate(duration_s=sum(phase.duration_s for phase in phases))
     for phase in phases:
         for stream in phase.streams:
-            turns = turns_of(plan, phase, stream) if stream.loop == "open" else _closed_turns(plan, phase, stream)
-            sessions = set()
-            for turn in turns:
-                _count(total, turn)
-                sessions.add(turn.session.number)
-            total.sessions += len(sessions)
+            if stream.loop == "open":
+                sessions = set()
+                for turn in turns_of(plan, phase, stream):
+                    _count(total, turn)
+                    sessions.add(turn.session.number)
+                total.sessions += len(sessions)
+            else:
+                _add_closed(total, plan, phase, stream)
     return total
 
 
@@ -275,15 +286,20 @@ def _count(total: Estimate, turn: TurnPlan) -> None:
     by_profile[turn.session.profile] = by_profile.get(turn.session.profile, 0) + 1
 
 
-def _closed_turns(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:
-    """About the turns a closed loop will have: session-seconds filled with nominal turns and pauses."""
-    budget_s = expected_count(stream.segments)
-    number = 0
-    while budget_s > 0:
-        session = draw(plan, phase, stream, number)
+def _add_closed(total: Estimate, plan: LoadPlan, phase: Phase, stream: Stream) -> None:
+    """About the turns a closed loop will have: session-seconds filled with nominal turns and pauses.
+
+    So many sessions are drawn at most; the rest is taken to be like them.
+    """
+    left_s = expected_count(stream.segments)
+    drawn = Estimate()
+    spent_s = 0.0
+    while spent_s < left_s and drawn.sessions < _SESSIONS_DRAWN_MAX:
+        session = draw(plan, phase, stream, drawn.sessions)
+        drawn.sessions += 1
         for index, turn in enumerate(session.turns):
-            if budget_s <= 0:
+            if spent_s >= left_s:
                 break
-            yield TurnPlan(0.0, session, index)
-            budget_s -= max(0.001, turn.nominal_s(plan.pace) + turn.think_s)
-        number += 1
+            _count(drawn, TurnPlan(0.0, session, index))
+            spent_s += max(0.001, turn.nominal_s(plan.pace) + turn.think_s)
+    total.add(drawn, times=max(1.0, left_s / spent_s) if spent_s else 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,24 @@ class PhaseRecord:
     beats: list[Beat] = field(default_factory=list)
     #: Workers that said they have finished the phase.
     ended: set[int] = field(default_factory=set)
-    started: int = 0
+    #: Turns that began, by profile and tenant: the other side of the books.
+    begun: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Ends without a beginning, or a second end of the same turn.
+    strays: int = 0
+    #: Turns without an end although every worker said it had finished.
+    lost: int = 0
 
-    def close(self, at_s: float) -> None:
-        """Books whatever has no end as unfinished: the generator died or was ended under it."""
+    @property
+    def started(self) -> int:
+        """Turns that began."""
+        return self.begun.total()
+
+    def close(self, at_s: float, *, complete: bool = False) -> None:
+        """Books whatever has no end as unfinished: the generator died or was ended under it.
+
+        `complete`: it was not; every worker has finished, and no turn may be without an end.
+        """
+        self.lost = len(self.open) if complete else 0
         for begin in self.open.values():
             elapsed_us = max(0, int((at_s - begin.sent_s) * 1e6))
             waited_us = max(0, int((begin.sent_s - begin.intended_s) * 1e6))
@@ -57,6 +73,8 @@ class SampleFile:
         self._offset = 0
         self.phases: dict[int, PhaseRecord] = {}
         self.ready = False
+        #: When each worker was last heard (monotonic seconds).
+        self.heard: dict[int, float] = {}
         #: What the generator said besides samples: bounds reached, Locust's own figures.
         self.remarks: list[dict[str, Any]] = []
 
@@ -87,14 +105,17 @@ class SampleFile:
         record = parse_line(line)
         if isinstance(record, TurnSample):
             phase = self.phase(record.phase)
-            phase.open.pop(record.id, None)
+            if phase.open.pop(record.id, None) is None:
+                phase.strays += 1
             phase.samples.append(record)
+            self.heard[record.worker] = time.monotonic()
         elif isinstance(record, Begin):
             phase = self.phase(record.phase)
-            phase.started += 1
+            phase.begun[record.profile, record.tenant] += 1
             phase.open[record.id] = record
         elif isinstance(record, Beat):
             self.phase(record.phase).beats.append(record)
+            self.heard[record.worker] = time.monotonic()
         elif isinstance(record, dict):
             self._remark(record)
 

@@ -31,7 +31,7 @@ from agentao_gov.errors import ConfigError, InternalError, UsageError
 from agentao_gov.loadtest.driver import free_port
 from agentao_gov.simulator import Simulator, start_simulator
 
-__all__ = ["Target", "check_ownership", "existing_target", "own_target"]
+__all__ = ["Target", "check_ownership", "existing_target", "is_loopback", "own_target"]
 
 _READY_S_MAX = 60.0
 _STOP_S = 30.0
@@ -105,7 +105,7 @@ def check_ownership(url: str, *, owned: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--target {url!r} is not an http or https URL.")
-    if not owned and not _is_loopback(parts.hostname):
+    if not owned and not is_loopback(parts.hostname):
         raise UsageError(
             f"--target {parts.hostname} is not this machine.",
             hint="Add --i-own-this-target if you may put load on it.",
@@ -118,7 +118,7 @@ def existing_target(url: str, *, api_key: str | None, tenant: str = "default") -
     if not target.answers():
         raise ConfigError(f"Nothing answers at {url}.", hint="Start the service first, or leave --target out.")
     parts = urlsplit(url)
-    if _is_loopback(parts.hostname or "") and parts.port is not None:
+    if is_loopback(parts.hostname or "") and parts.port is not None:
         target.found_pid = _listener(parts.port)
     return target
 
@@ -251,7 +251,8 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine by its name alone; no resolver is asked."""
     if host == "localhost":
         return True
     try:

@@ -26,6 +26,12 @@ class Ending:
     """All that decides how a run is judged."""
 
     tally: Tally
+    #: What does not add up in the books.
+    imbalances: Sequence[str] = ()
+    #: Upper bounds that ended the load early and were not the user's own.
+    bounds: Sequence[str] = ()
+    #: Why the run was refused before it began, with its exit code.
+    refused: tuple[str, int] | None = None
     thresholds: Sequence[ThresholdResult] = ()
     comparisons: Sequence[Comparison] = ()
     #: Why the generator was the bottleneck; None: it was not.
@@ -58,13 +64,15 @@ class Verdict:
 
 def judge(ending: Ending) -> Verdict:
     """The conclusion. What speaks against trusting the numbers comes before what the numbers say."""
+    if ending.refused is not None:
+        return Verdict("fail", ending.refused[1], (ending.refused[0],))
     if ending.signal is not None:
         name = signal.Signals(ending.signal).name
         return Verdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
     failed = _failures(ending)
     doubts = _doubts(ending)
     # A generator that is gone, or books that do not balance, spoil every figure; one that was late spoils latencies.
-    spoilt = ending.generator_died is not None or not ending.tally.balanced
+    spoilt = ending.generator_died is not None or bool(ending.imbalances) or not ending.tally.balanced
     late = ending.generator_bound is not None and all(reason.latency for reason in failed)
     if failed and not spoilt and not late:
         return Verdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))
@@ -105,14 +113,16 @@ def _failures(ending: Ending) -> list[_Reason]:
 
 def _doubts(ending: Ending) -> list[str]:
     doubts = []
-    if not ending.tally.balanced:
-        doubts.append("the books do not balance: some turns have no end, or two")
+    if ending.imbalances or not ending.tally.balanced:
+        what = "; ".join(ending.imbalances[:3]) or "some turns have no end, or two"
+        doubts.append(f"the books do not balance: {what}")
     if ending.generator_died is not None:
         doubts.append(f"the load generator died: {ending.generator_died}")
     if ending.tally.started == 0:
         doubts.append("no turn was started")
     if ending.generator_bound is not None:
         doubts.append(f"the load generator was the bottleneck: {ending.generator_bound}")
+    doubts += [f"{what} ended the load before its time" for what in ending.bounds]
     if ending.capacity_unclear is not None:
         doubts.append(ending.capacity_unclear)
     doubts += [
