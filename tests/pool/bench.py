@@ -17,6 +17,7 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool import AgentPool, HostFactory, PoolStats, SessionArchive, TurnOrder
 from agentao_gov.pool.events import PoolEvent
+from agentao_gov.pool.host import SessionHost
 from tests.pool.scripted import HANG_S
 
 _turns = itertools.count(1)
@@ -108,6 +109,12 @@ class PoolBench:
         self.pool.resize(type(limits)(max_sessions=0))
         eventually(lambda: self.stats().resident == 0, "the pool is empty")
         self.pool.resize(limits)
+
+    def host(self, session: str, tenant: str = "acme") -> SessionHost:
+        """The host of a session in memory."""
+        engine = self.pool._engine
+        with engine.lock:
+            return engine.residents[SessionKey(tenant, session)].host
 
     def close(self) -> None:
         self.pool.close()

@@ -84,6 +84,27 @@ class HostingContract:
         assert info.usage.turns == 2
         assert info.usage.total_tokens == simulator.truth().total.total_tokens
 
+    def test_a_session_that_rested_goes_on(self, pool: PoolBench, simulator: Simulator) -> None:
+        """Its conversation is the same, in the next request as in the archive, however often it rests."""
+        if pool.mode == "fresh":
+            pytest.skip("a fresh agent is gone after its turn")
+        ask(pool, "s", say("one " + "word " * 4_000, text="ok"))
+        before = pool.host("s").snapshot()
+
+        pool.host("s").rest()
+        pool.host("s").rest()
+        resting = pool.host("s").snapshot()
+        report = ask(pool, "s", say("two", text="Four."))
+
+        first, second = message_counts(simulator)
+        assert resting == before
+        assert second == first + 2
+        assert (report.outcome, report.answer) == (Outcome.ANSWERED, "Four.")
+        assert report.usage.total_tokens == simulator.truth().requests[-1].reported_tokens
+        pool.evict_all()
+        assert ask(pool, "s", "three").outcome is Outcome.ANSWERED
+        assert message_counts(simulator)[2] == second + 2
+
     def test_two_tenants_share_nothing(self, pool: PoolBench, simulator: Simulator) -> None:
         """The same session id, another conversation."""
         ask(pool, "s", "one", tenant="globex")

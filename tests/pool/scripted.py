@@ -30,6 +30,7 @@ class ScriptedHosts:
         self.opened: Counter[SessionKey] = Counter()
         self.closed: Counter[SessionKey] = Counter()
         self.killed: Counter[SessionKey] = Counter()
+        self.rested: Counter[SessionKey] = Counter()
         self.specs: list[SessionSpec] = []
         #: Turns at once now, and the most there ever were, over all sessions and by session.
         self.running: Counter[SessionKey] = Counter()
@@ -136,6 +137,9 @@ class ScriptedSession:
 
     def snapshot(self) -> Conversation:
         return Conversation(messages=[dict(message) for message in self.messages])
+
+    def rest(self) -> None:
+        self.hosts.rested[self.spec.key] += 1
 
     def close(self, deadline: Deadline) -> None:
         self.hosts.pass_gate(f"close {self.spec.key.session}")

@@ -19,6 +19,7 @@ from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.reporting import limit_lines, write_report
 from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
+from agentao_gov.governor.resting import RestingTalk
 from agentao_gov.governor.runner import TurnRun, run_turn, stack_of
 from agentao_gov.governor.toollog import ToolLog
 from agentao_gov.governor.turn import CallLimits, Turn
@@ -72,6 +73,7 @@ class GovernedSession:
         self._clock = clock
         self._limits = limit_lines(spec.profile)
         self._one_turn = threading.Lock()
+        self._talk = RestingTalk(parts)
         #: The turn in flight; written under `_one_turn`, read by the model client, the guard and cancellers.
         self.current: Turn | None = None
         self._closed = False
@@ -88,6 +90,7 @@ class GovernedSession:
         try:
             if self._closed:
                 raise InternalError(f"Session {self._spec.key} is closed.")
+            self._talk.wake()
             return self._turn(request, on_event)
         finally:
             self.current = None
@@ -103,13 +106,18 @@ class GovernedSession:
     def snapshot(self) -> Conversation:
         """What has to be kept to go on later."""
         agent = self._parts.agent
-        messages = [dict(message) for message in agent.messages]
+        messages = self._talk.messages()
         return Conversation(
             messages=messages,
             todos=[dict(todo) for todo in agent.todo_tool.get_todos()],
             active_skills=tuple(agent.skill_manager.get_active_skills()),
-            anchor=self._parts.model.anchor.export(messages),
+            anchor=self._talk.anchor(messages),
         )
+
+    def rest(self) -> None:
+        """Gives up what memory it can until the next turn."""
+        if not self.stuck:
+            self._talk.rest(busy=self._one_turn.locked)
 
     def close(self, deadline: Deadline) -> None:
         """Ends agent, MCP servers and shells in order; by force what is left at the deadline."""

@@ -32,7 +32,9 @@ from agentao_gov.pool.events import (
 from agentao_gov.pool.keeper import Keeper, Resident
 from agentao_gov.pool.limits import PoolLimits
 from agentao_gov.pool.refusals import error_of
+from agentao_gov.pool.rests import Rests
 from agentao_gov.pool.tickets import Ticket, stack_of_caller
+from agentao_gov.pool.trim import Trimmer
 from agentao_gov.pool.types import CloseReason, TurnOrder
 from agentao_gov.pool.workers import Workers
 
@@ -87,6 +89,8 @@ class Engine:
         self.runners = Workers("pool-turn", sys.maxsize)
         self.openers = Workers("pool-open", sys.maxsize)
         self.closers = Workers("pool-close", CLOSERS)
+        self.trim = Trimmer(clock.monotonic)
+        self.rests = Rests(self, self.trim.give_back)
 
     # -- decisions -------------------------------------------------------------------------------------------------
 

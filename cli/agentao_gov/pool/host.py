@@ -30,6 +30,10 @@ class SessionHost(Protocol):
         """What has to be kept to go on later. Only between turns."""
         ...
 
+    def rest(self) -> None:
+        """Nobody has asked for a while: gives up what memory it can until the next turn. Any thread, any time."""
+        ...
+
     def close(self, deadline: Deadline) -> None:
         """Ends agent, MCP servers and shells in order. May take seconds; returns by the deadline."""
         ...

@@ -44,6 +44,8 @@ class Resident:
     temporary: bool
     #: The last turn could not be written: it must not leave memory before it is.
     dirty: bool = False
+    #: It stands in the queue of those that will rest. Under the engine's lock.
+    awaits_rest: bool = False
     #: Its host was told to end by force.
     killed: threading.Event = field(default_factory=threading.Event)
 

@@ -20,7 +20,6 @@ from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
 from agentao_gov.pool.lease import HeldLease
 from agentao_gov.pool.settings import pool_limits, rung_times
 from agentao_gov.pool.tickets import Ticket
-from agentao_gov.pool.trim import Trimmer
 from agentao_gov.pool.turns import Turns
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState, TurnOrder
 from agentao_gov.pool.views import info_of_head, resident_infos, stats_of
@@ -80,7 +79,6 @@ class AgentPool:
         self._engine.closers.allow(closers)
         self._turns = Turns(self._engine)
         self._watch = Watch(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
-        self._trim = Trimmer(clock.monotonic)
         self._rung = Rung.SERVING
 
     # -- turns -----------------------------------------------------------------------------------------------------
@@ -195,7 +193,7 @@ class AgentPool:
             fraction = used_bytes / self._memory_bytes
             if fraction >= engine.core.limits.memory_stop and engine.core.counters.evictions["memory"]:
                 # What the last reading's evictions freed is not the machine's again before this.
-                engine.closers.submit(self._trim)
+                engine.closers.submit(engine.trim)
             engine.decide(lambda now: engine.core.memory(now, fraction))
 
     # -- the way down ----------------------------------------------------------------------------------------------
@@ -348,6 +346,7 @@ class AgentPool:
         def release(now: float) -> list[Effect]:
             effects = engine.core.release(now, lease_id, verdict)
             del engine.running[key]
+            engine.rests.note(engine.residents[key], now)
             return effects
 
         # Raises StaleLeaseError before anything has changed.

@@ -167,6 +167,9 @@ class SubprocessHost:
         """What has to be kept to go on later; answers also when the process is dead."""
         return self._conversation
 
+    def rest(self) -> None:
+        """Nothing: the session's memory is its process's."""
+
     def close(self, deadline: Deadline) -> None:
         """Asks the process to end in order; by force at the deadline."""
         with self._lock:

@@ -35,9 +35,13 @@ class Trimmer:
                 return False
             self._last_at = now
         gc.collect()
+        self.give_back()
+        return True
+
+    def give_back(self) -> None:
+        """Trims alone: what was freed without cycles, as compressed conversations were. Takes a millisecond or two."""
         if self._trim is not None:
             self._trim(0)
-        return True
 
 
 def _malloc_trim() -> Callable[[int], Any] | None:

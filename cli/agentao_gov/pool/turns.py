@@ -170,6 +170,7 @@ class Turns:
                 engine.abandoned.discard(ticket.key)
                 return engine.core.unstuck(now, ticket.key)
             del engine.running[ticket.key]
+            engine.rests.note(resident, now)
             if verdict is Verdict.STALE:
                 engine.tickets[ticket.waiter_id] = ticket
             assert ticket.lease_id is not None

@@ -71,6 +71,7 @@ class Watch:
         self._cancel_again()
         self._free_unstuck()
         self._kill_late_closes()
+        engine.rests.look(engine.clock.monotonic())
         if engine.clock.monotonic() - self._swept_at >= _SWEEP_S:
             self._swept_at = engine.clock.monotonic()
             engine.closers.submit(self._sweep)

@@ -1,0 +1,68 @@
+"""Lets sessions rest a moment after their last turn: their hosts keep less memory, and are found as quickly."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from agentao_gov.pool.types import SessionState
+
+if TYPE_CHECKING:
+    from agentao_gov.pool.engine import Engine
+    from agentao_gov.pool.keeper import Resident
+
+__all__ = ["Rests"]
+
+_log = logging.getLogger(__name__)
+
+#: After the end of a turn. A conversation whose next message comes sooner pays nothing.
+REST_AFTER_S = 1.0
+#: Sessions that one job lets rest, 3 ms each with 200 KB: closes wait behind a job.
+_BATCH = 32
+
+
+class Rests:
+    """Who is due when. Each session in memory stands here once at most, however many turns it has."""
+
+    def __init__(self, engine: Engine, give_back: Callable[[], object]) -> None:
+        """`give_back` returns freed pages to the machine."""
+        self._engine = engine
+        self._give_back = give_back
+        #: Sessions that had a turn, about in the order in which they are due; under the engine's lock.
+        self._due: deque[tuple[float, Resident]] = deque()
+
+    def note(self, resident: Resident, now: float) -> None:
+        """A turn of the session has ended. Under the engine's lock; takes a fraction of a microsecond."""
+        if not resident.awaits_rest:
+            resident.awaits_rest = True
+            self._due.append((now + REST_AFTER_S, resident))
+
+    def look(self, now: float) -> None:
+        """Lets those rest that nobody has asked since; the work is done on the closers' threads."""
+        engine = self._engine
+        tired: list[Resident] = []
+        with engine.lock:
+            while self._due and self._due[0][0] <= now:
+                resident = self._due.popleft()[1]
+                entry = engine.core.table.entries.get(resident.spec.key)
+                resident.awaits_rest = False
+                if entry is None or entry.state is not SessionState.IDLE:
+                    continue  # it is closing, or its turn's end will note it again
+                if entry.idle_since + REST_AFTER_S > now:
+                    resident.awaits_rest = True
+                    self._due.append((entry.idle_since + REST_AFTER_S, resident))
+                else:
+                    tired.append(resident)
+        for n in range(0, len(tired), _BATCH):
+            engine.closers.submit(functools.partial(self._rest, tired[n : n + _BATCH]))
+
+    def _rest(self, residents: Sequence[Resident]) -> None:
+        for resident in residents:
+            try:
+                resident.host.rest()
+            except Exception:
+                _log.exception("Session %s could not rest", resident.spec.key)
+        self._give_back()
