@@ -56,6 +56,17 @@ def test_what_is_no_threshold_is_a_configuration_error(text: str) -> None:
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [("turn_p95", 9), ("<2s", 1), ("turn_p95 = 2s", 10), ("turn_p95<-2s", 10), ("turn_p95<2s and", 13),
+     ("turn_p95 < 2parsecs", 12)],
+)  # fmt: skip
+def test_a_syntax_error_says_where(text: str, position: int) -> None:
+    """Counted from 1, as editors do."""
+    with pytest.raises(ConfigError, match=rf"at position {position}\b"):
+        parse_threshold(text)
+
+
 @pytest.mark.parametrize(("percentile", "count"), [(50, 5), (90, 29), (95, 59), (99, 299), (99.9, 2995)])
 def test_samples_needed_for_95_percent_confidence(percentile: float, count: int) -> None:
     """The published figures for p95, p99 and p99.9."""

@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from agentao_gov.loadtest.document import LoadTestReport
+from agentao_gov.loadtest.dry_run import DryRun
 from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.run import DryRun
 from agentao_gov.loadtest.view import Live
 from agentao_gov.report.gate_terminal import GateScreen
 from agentao_gov.report.terminal import console, print_table
@@ -61,6 +61,8 @@ def print_dry_run(dry: DryRun, *, as_json: bool) -> None:
         for part in data["schedule"]
     ]
     rows += [("threshold", text) for text in dry.thresholds]
+    rows.append(("at most", f"{dry.plan.max_turns:,} turns, {dry.plan.max_tokens:,} tokens"))
+    rows += [("note", text) for text in dry.warnings]
     print_table(console(sys.stdout), ("expected", ""), rows)
 
 

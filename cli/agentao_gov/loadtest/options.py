@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -173,7 +174,7 @@ def parse_mix(text: str) -> dict[str, float]:
             mix[name.strip()] = float(weight) if weight else 1.0
         except ValueError:
             raise UsageError(f"--mix {text!r}: {weight!r} is not a weight.", hint="Write qa=8,code=1.") from None
-    if not mix or any(weight < 0 for weight in mix.values()) or not sum(mix.values()) > 0:
+    if not mix or not all(0 <= weight < math.inf for weight in mix.values()) or not sum(mix.values()) > 0:
         raise UsageError(f"--mix {text!r} names no profile with a positive weight.")
     return {name: weight for name, weight in mix.items() if weight > 0}
 

@@ -10,6 +10,7 @@ import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,7 @@ __all__ = ["Estimate", "LoadPlan", "Phase", "SessionDraw", "Stream", "TurnPlan",
 
 #: Of a closed loop, how many sessions its estimate draws.
 _SESSIONS_DRAWN_MAX = 2_000
+_TAKING_TURNS = 1_000
 
 
 class _Value(BaseModel):
@@ -142,7 +144,9 @@ def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDr
     """The `number`-th session of a stream: the same for the same seed, whichever worker asks."""
     rng = random.Random(f"session:{plan.seed}:{phase.index}:{stream.name}:{number}")  # noqa: S311
     profile = (
-        rng.choices(list(stream.mix), list(stream.mix.values()))[0] if plan.variation else _in_turn(stream, number)
+        rng.choices(list(stream.mix), list(stream.mix.values()))[0]
+        if plan.variation
+        else _taking_turns(tuple(stream.mix.items()))[number % _TAKING_TURNS]
     )
     shapes = draw_session(
         plan.tasks.get(profile, profile),
@@ -162,17 +166,21 @@ def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDr
     )
 
 
-def _in_turn(stream: Stream, number: int) -> str:
-    """The profile of the `number`-th session where they take turns: the one furthest behind its share."""
-    total = sum(stream.mix.values())
-    given = dict.fromkeys(stream.mix, 0)
-    # Shares repeat, so a long run needs no long loop: 1,000 sessions hold any mix with weights to a tenth of a percent.
-    name = ""
-    for count in range(1, number % 1000 + 2):
-        behind = {profile: weight / total * count - given[profile] for profile, weight in stream.mix.items()}
-        name = max(behind, key=lambda profile: behind[profile])
+@lru_cache(maxsize=8)
+def _taking_turns(mix: tuple[tuple[str, float], ...]) -> tuple[str, ...]:
+    """Profiles in turn, each time the one furthest behind its share.
+
+    A thousand of them, which repeat: that holds any mix with weights to a tenth of a percent.
+    """
+    total = sum(weight for _, weight in mix)
+    given = dict.fromkeys((profile for profile, _ in mix), 0)
+    names = []
+    for count in range(1, _TAKING_TURNS + 1):
+        behind = {profile: weight / total * count - given[profile] for profile, weight in mix}
+        name = max(behind, key=behind.__getitem__)
         given[name] += 1
-    return name
+        names.append(name)
+    return tuple(names)
 
 
 def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:

@@ -22,6 +22,7 @@ from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver
+from agentao_gov.loadtest.dry_run import DryRun, schedule_of
 from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.findings import Findings
@@ -35,7 +36,7 @@ from agentao_gov.loadtest.options import (
     load_profiles,
     planned_phases,
 )
-from agentao_gov.loadtest.plan import Estimate, LoadPlan, estimate
+from agentao_gov.loadtest.plan import LoadPlan, estimate
 from agentao_gov.loadtest.provenance import environment, plan_part
 from agentao_gov.loadtest.replay import RecordedTurn, load_replay, until
 from agentao_gov.loadtest.series import ServerSeries
@@ -43,7 +44,7 @@ from agentao_gov.loadtest.target import Target, check_ownership, existing_target
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
 
-__all__ = ["DryRun", "LoadTest"]
+__all__ = ["LoadTest"]
 
 #: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
 _BUDGET_ROOM = 20
@@ -55,39 +56,6 @@ _TTL_S_MAX = 30.0
 _CHECKLIST_S_MAX = 300.0
 #: The plan's target while nothing has been started.
 _NOWHERE = "http://127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """What a load test would do."""
-
-    plan: LoadPlan
-    estimate: Estimate
-    thresholds: tuple[str, ...]
-    schedule: tuple[dict[str, float], ...]
-    cost: float | None
-    warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--format json`."""
-        return {
-            "dry_run": True,
-            "duration_s": self.estimate.duration_s,
-            "turns": self.estimate.turns,
-            "sessions": self.estimate.sessions,
-            "llm_calls": self.estimate.llm_calls,
-            "prompt_tokens": self.estimate.prompt_tokens,
-            "completion_tokens": self.estimate.completion_tokens,
-            "tokens": self.estimate.tokens,
-            "cost": self.cost,
-            "turns_by_profile": self.estimate.turns_by_profile,
-            "thresholds": list(self.thresholds),
-            "schedule": list(self.schedule),
-            "max_turns": self.plan.max_turns,
-            "max_tokens": self.plan.max_tokens,
-            "warnings": list(self.warnings),
-            "seed": self.plan.seed,
-        }
 
 
 @dataclass(slots=True)
@@ -167,19 +135,13 @@ class LoadTest:
         """The schedule, and what it should come to."""
         plan = self._plan(_NOWHERE)
         phases = planned_phases(self.options, plan, ("default",))
-        total = estimate(plan, phases)
-        price = self.options.price
         return DryRun(
             plan=plan,
-            estimate=total,
+            estimate=estimate(plan, phases),
             thresholds=tuple(threshold.expression for threshold in self.thresholds),
-            schedule=tuple(
-                {"from_s": p.start_s, "to_s": p.end_s, "level_from": p.level_start, "level_to": p.level_end}
-                for phase in phases
-                for p in phase.streams[0].segments
-            ),
+            schedule=schedule_of(phases),
             warnings=tuple(self.warnings()),
-            cost=total.cost(*price) if price else None,
+            price=self.options.price,
         )
 
     def run(self) -> LoadTestReport:

@@ -35,7 +35,13 @@ Unit = Literal["ms", "ratio", "factor", "per_s", "bytes", "bytes_per_turn", "cou
 Status = Literal["pass", "fail", "inconclusive"]
 
 _PERCENTILE = re.compile(r"^(turn|first_token|queue)_p(\d{1,2}(?:\.\d+)?)$")
-_EXPRESSION = re.compile(r"^\s*([a-z][a-z0-9_.]*)\s*(<=|>=|<|>)\s*([0-9][0-9_.]*)\s*([A-Za-zµ%/]*)\s*$")
+_GRAMMAR = (
+    ("a name", re.compile(r"[a-z][a-z0-9_.]*")),
+    ("one of < <= > >=", re.compile(r"<=|>=|<|>")),
+    ("a number", re.compile(r"[0-9][0-9_.]*")),
+    ("a unit", re.compile(r"[A-Za-zµ%/]*")),
+    ("nothing more", re.compile(r"$")),
+)
 _PLAIN: dict[str, Unit] = {
     "error_rate": "ratio",
     "rejection_rate": "ratio",
@@ -95,11 +101,8 @@ class Threshold:
 
 
 def parse_threshold(text: str) -> Threshold:
-    """Reads `turn_p95<2s`. Raises ConfigError that says what is wrong and what there is."""
-    found = _EXPRESSION.match(text)
-    if found is None:
-        raise ConfigError(f"{text!r} is not a threshold.", hint="Write NAME OP VALUE, such as 'turn_p95<2s'.")
-    name, op, number, unit_text = found.groups()
+    """Reads `turn_p95<2s`. Raises ConfigError that says what is wrong, where, and what there is."""
+    (name, _), (op, _), (number, at), (unit_text, _) = _parts(text)
     percentile = _PERCENTILE.match(name)
     unit: Unit | None = "ms" if percentile else _PLAIN.get(name)
     if unit is None:
@@ -110,7 +113,9 @@ def parse_threshold(text: str) -> Threshold:
     try:
         limit = float(number.replace("_", "")) * _factor(unit, unit_text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{text!r}: {number}{unit_text} is not a value of {name}.", hint=_UNIT_HINTS[unit]) from None
+        raise ConfigError(
+            f"{text!r}: {number}{unit_text} at position {at} is not a value of {name}.", hint=_UNIT_HINTS[unit]
+        ) from None
     return Threshold(
         expression="".join(text.split()),
         name=name,
@@ -120,6 +125,23 @@ def parse_threshold(text: str) -> Threshold:
         series=percentile[1] if percentile else None,
         percentile=float(percentile[2]) if percentile else None,
     )
+
+
+def _parts(text: str) -> list[tuple[str, int]]:
+    """Name, operator, number and unit, each with its position from 1. Raises ConfigError at the first that fails."""
+    parts, at = [], 0
+    for what, pattern in _GRAMMAR:
+        at += len(text[at:]) - len(text[at:].lstrip())
+        found = pattern.match(text, at)
+        if found is None:
+            rest = f"not {text[at:]!r}" if at < len(text) else "not its end"
+            raise ConfigError(
+                f"{text!r} is not a threshold: {what} is expected at position {at + 1}, {rest}.",
+                hint="Write NAME OP VALUE, such as 'turn_p95<2s'.",
+            )
+        parts.append((found[0], at + 1))
+        at = found.end()
+    return parts[:-1]
 
 
 _UNIT_HINTS: dict[Unit, str] = {
