@@ -8,12 +8,16 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Answer", "Metrics", "ServiceClient"]
+__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient"]
+
+#: The ways into a service. A limit that holds at one of them only is none.
+Door = Literal["turns", "turns stream", "chat", "chat stream"]
+DOORS: tuple[Door, ...] = ("turns", "chat", "turns stream", "chat stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,25 +118,52 @@ class ServiceClient:
             response = connection.getresponse()
             raw = response.read()
             known = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, known, _parse(raw), time.monotonic() - began)
+            streamed = known.get("content-type", "").startswith("text/event-stream")
+            body_read = _last_event(raw) if streamed else _parse(raw)
+            return Answer(response.status, known, body_read, time.monotonic() - began)
         except (OSError, http.client.HTTPException) as error:
             return Answer(0, elapsed_s=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
         finally:
             connection.close()
 
-    def turn(self, session: str, message: str, *, profile: str, user: str = "u", timeout_s: float = 60.0) -> Answer:
-        """One turn of a session."""
-        body = {"message": message, "profile": profile, "user": user}
-        return self.request("POST", f"/v1/sessions/{session}/turns", body, timeout_s=timeout_s)
+    def turn(
+        self,
+        session: str,
+        message: str,
+        *,
+        profile: str,
+        user: str = "u",
+        timeout_s: float = 60.0,
+        door: Door = "turns",
+    ) -> Answer:
+        """One turn of a session. A streamed answer is read to its end; its last event is the body."""
+        if door.startswith("turns"):
+            path, headers = f"/v1/sessions/{session}/turns", {}
+            body: dict[str, Any] = {"message": message, "profile": profile, "user": user}
+            if door == "turns stream":
+                headers = {"Accept": "text/event-stream"}
+        else:
+            path, headers = "/v1/chat/completions", {"X-Session-Id": session}
+            messages = [{"role": "user", "content": message}]
+            body = {"model": profile, "user": user, "messages": messages, "stream": door == "chat stream"}
+        return self.request("POST", path, body, timeout_s=timeout_s, headers=headers)
 
     def start_turn(
-        self, session: str, message: str, *, profile: str, user: str = "u", timeout_s: float = 60.0
+        self,
+        session: str,
+        message: str,
+        *,
+        profile: str,
+        user: str = "u",
+        timeout_s: float = 60.0,
+        door: Door = "turns",
     ) -> Future[Answer]:
         """The same on a thread of its own."""
         future: Future[Answer] = Future()
 
         def run() -> None:
-            future.set_result(self.turn(session, message, profile=profile, user=user, timeout_s=timeout_s))
+            answer = self.turn(session, message, profile=profile, user=user, timeout_s=timeout_s, door=door)
+            future.set_result(answer)
 
         threading.Thread(target=run, name=f"probe-{session}", daemon=True).start()
         return future
@@ -168,3 +199,14 @@ def _parse(raw: bytes) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _last_event(raw: bytes) -> Any:
+    """What a stream ended with: the TurnReport, or an error. Chunks of text before it are not kept."""
+    last: Any = None
+    for line in raw.decode("utf-8", "replace").splitlines():
+        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+            event = _parse(data.encode())
+            if isinstance(event, dict) and event.keys() & {"agentao_gov", "error", "outcome"}:
+                last = event
+    return last

@@ -41,6 +41,8 @@ class Facts:
     deployment: Deployment
     profiles: tuple[ResolvedProfile, ...]
     machine: Machine
+    #: Where the service would keep its ledger; None where nobody said.
+    state_dir: Path | None = None
 
     @property
     def offered(self) -> tuple[Profile, ...]:

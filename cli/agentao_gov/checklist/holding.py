@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.client import Answer, Door, ServiceClient
 from agentao_gov.checklist.probe import directive
 from agentao_gov.checklist.stage import patiently
 from agentao_gov.simulator import Simulator
@@ -25,30 +25,40 @@ class Holding:
         self._client = client
         self._profile = profile
         self._futures: dict[str, Future[Answer]] = {}
+        #: The gate each session waits at.
+        self._gates: dict[str, str] = {}
 
     @property
     def held(self) -> int:
         """Turns at the model now."""
         return self._simulator.truth(requests=False).held
 
-    def open(self, session: str, user: str) -> Answer | None:
+    @property
+    def sessions(self) -> list[str]:
+        """Those whose turns have not been let go."""
+        return list(self._futures)
+
+    def open(self, session: str, user: str, *, door: Door = "turns", gate: str = GATE) -> Answer | None:
         """Starts a turn; None when it is held at the model, its answer when it was refused."""
         before = self.held
-        message = directive("hold", hold=GATE, text="held and answered")
-        future = self._client.start_turn(session, message, profile=self._profile, user=user)
+        message = directive("hold", hold=gate, text="held and answered")
+        future = self._client.start_turn(session, message, profile=self._profile, user=user, door=door)
         for _ in patiently(DECIDED_S_MAX):
             if future.done():
                 return future.result()
             if self.held > before:
-                self._futures[session] = future
+                self._futures[session], self._gates[session] = future, gate
                 return None
-        self._futures[session] = future
+        self._futures[session], self._gates[session] = future, gate
         return Answer(0, error=f"neither served nor refused within {DECIDED_S_MAX:.0f} s")
 
-    def release(self) -> dict[str, Answer]:
-        """Lets all turns go and returns their answers."""
-        self._simulator.release(GATE, stay_open=True)
-        return {session: _result(future) for session, future in self._futures.items()}
+    def release(self, gate: str = GATE) -> dict[str, Answer]:
+        """Lets all turns at a gate go and returns their answers."""
+        self._simulator.release(gate, stay_open=True)
+        freed = [session for session, at in self._gates.items() if at == gate]
+        for session in freed:
+            del self._gates[session]
+        return {session: _result(self._futures.pop(session)) for session in freed}
 
 
 def _result(future: Future[Answer]) -> Answer:

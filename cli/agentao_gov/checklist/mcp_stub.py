@@ -1,7 +1,7 @@
 """A tiny MCP server over stdio for the probes: `python -I mcp_stub.py [MIB]`. Stdlib only: it starts in 50 ms.
 
-It offers a tool that sleeps, and holds so many MiB of memory, so that probes can see time-outs, processes and memory
-without the user's own servers.
+It offers a tool that sleeps, and holds so many MiB of memory (a tool changes how many), so that probes can see
+time-outs, processes and memory without the user's own servers.
 """
 
 from __future__ import annotations
@@ -24,18 +24,31 @@ TOOLS = [
         "description": "Answers with its process id.",
         "inputSchema": {"type": "object", "properties": {"n": {"type": "string"}}},
     },
+    {
+        "name": "hold",
+        "description": "Holds so many MiB of memory from now on.",
+        "inputSchema": {"type": "object", "properties": {"mib": {"type": "number"}}, "required": ["mib"]},
+    },
 ]
+#: What is held for its weight.
+_ballast: list[bytearray] = []
 _write_lock = threading.Lock()
 
 
 def main() -> None:
     """Serves until standard input ends."""
-    # Touched page by page, so that it is resident and not only promised.
-    ballast = bytearray(int(sys.argv[1]) * 2**20 if len(sys.argv) > 1 else 0)
-    ballast[::4096] = b"\x01" * len(ballast[::4096])
+    _hold(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
     for line in sys.stdin:
         if line.strip():
             _handle(json.loads(line))
+
+
+def _hold(mib: int) -> None:
+    _ballast.clear()
+    pages = bytearray(mib * 2**20)
+    # Touched page by page, so that it is resident and not only promised.
+    pages[::4096] = b"\x01" * len(pages[::4096])
+    _ballast.append(pages)
 
 
 def _handle(message: dict[str, Any]) -> None:
@@ -58,8 +71,11 @@ def _handle(message: dict[str, Any]) -> None:
 
 
 def _call(number: Any, params: dict[str, Any]) -> None:
+    arguments = params.get("arguments") or {}
     if params.get("name") == "sleep":
-        time.sleep(float((params.get("arguments") or {}).get("seconds", 0)))
+        time.sleep(float(arguments.get("seconds", 0)))
+    elif params.get("name") == "hold":
+        _hold(int(arguments.get("mib", 0)))
     _answer(number, {"content": [{"type": "text", "text": str(os.getpid())}], "isError": False})
 
 

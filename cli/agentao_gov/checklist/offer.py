@@ -23,13 +23,13 @@ def gather(
     """
     if profile is not None:
         one = load_profile(profile, deployment=deployment, overrides=overrides)
-        return Facts(deployment.deployment, (one,), Machine.here()), one
+        return Facts(deployment.deployment, (one,), Machine.here(), deployment.state_dir), one
     names = _offered(deployment)
     if not names:
         raise ConfigError("No tenant may use any profile.", hint="`agentao-gov profile list` shows what there is.")
     resolved = {name: load_profile(name, deployment=deployment, overrides=overrides) for name in names}
     probed = resolved.get(DEFAULT_PROFILE) or next(iter(resolved.values()))
-    return Facts(deployment.deployment, tuple(resolved.values()), Machine.here()), probed
+    return Facts(deployment.deployment, tuple(resolved.values()), Machine.here(), deployment.state_dir), probed
 
 
 def _offered(deployment: ResolvedDeployment) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Scaled
+from agentao_gov.checklist.running import Running
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage
 from agentao_gov.config.resolved import ResolvedProfile
@@ -33,6 +34,8 @@ class Context:
     open_stage: StageFactory = Stage
     #: How long a figure may take to become what it should be: a metric is a second old, a closing server takes 5 s.
     settle_s: float = 20.0
+    #: Knows what was started, so that an interrupt can end it.
+    running: Running = field(default_factory=Running)
     checks: list[Check] = field(default_factory=list)
     scaled: list[Scaled] = field(default_factory=list)
 
@@ -45,7 +48,13 @@ class Context:
         self.scaled.extend(entry for entry in config.scaled if entry not in self.scaled)
         self.say("starting the service")
         self.simulator.reset()
-        return self.open_stage(config, self.simulator)
+        stage = self.open_stage(config, self.simulator)
+        self.running.add(stage)
+        return stage
+
+    def warn(self, expected: str, observed: object, remedy: Remedy | None = None) -> None:
+        """Records an observation that is worth a person's attention and fails nothing."""
+        self.checks.append(Check("warn", expected, str(observed), remedy=remedy))
 
     def note(
         self,

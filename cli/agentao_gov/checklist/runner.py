@@ -1,17 +1,28 @@
-"""Walks the checklist: static findings and the experiment of each item, one after the other, and the verdict."""
+"""Walks the checklist: static findings and the experiment of each item, two items at a time, and the verdict.
+
+Half of a walk is waiting (for time-outs, drains, idle sessions), so two items side by side take little more than one.
+Each lane has a simulated model of its own, and each probe services of its own: items share nothing but the machine.
+"""
 
 from __future__ import annotations
 
+import os
+import queue
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
 from agentao_gov.checklist.probe import Context, Probe, StageFactory
 from agentao_gov.checklist.probes import PROBES
+from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, skipped
+from agentao_gov.checklist.running import Running, WalkOverError
 from agentao_gov.checklist.stage import Stage
 from agentao_gov.checklist.static import static_checks
 from agentao_gov.config.resolved import ResolvedProfile
@@ -20,9 +31,14 @@ from agentao_gov.simulator import Simulator, start_simulator
 
 __all__ = ["Listener", "Silent", "walk"]
 
+#: More lanes than two gain nothing: what is left is work, not waiting.
+LANES_MAX = 2
+#: How long an interrupted lane may take to notice that everything it used is gone.
+UNWIND_S = 2.0
+
 
 class Listener:
-    """Hears how the walk goes; override what is of interest. Called on the walking thread."""
+    """Hears how the walk goes; override what is of interest. Called on the walking thread; items may overlap."""
 
     def began(self, item: Item) -> None:
         """An item is being tried."""
@@ -39,37 +55,91 @@ Silent = Listener
 
 @dataclass
 class _Walk:
-    """What the items of one walk share."""
+    """What the lanes of one walk share."""
 
     facts: Facts
     profile: ResolvedProfile
-    simulator: Simulator
-    listener: Listener
     open_stage: StageFactory
     probes: Mapping[ItemId, Probe]
+    settle_s: float
+    #: Items that nobody has begun. A deque's ends are thread-safe.
+    waiting: deque[Item]
+    running: Running = field(default_factory=Running)
+    #: What the lanes tell the walking thread, which alone speaks to the listener.
+    events: queue.SimpleQueue[Callable[[Listener], ItemReport | None] | BaseException] = field(
+        default_factory=queue.SimpleQueue
+    )
     static: Mapping[ItemId, list[Check]] = field(default_factory=dict)
-    settle_s: float = 20.0
 
-    def item(self, item: Item) -> ItemReport:
+    def lane(self) -> None:
+        """One item after the other, until none is left."""
+        try:
+            with start_simulator() as simulator:
+                self.running.add(_Ending(simulator))
+                while (item := self._next()) is not None:
+                    self.events.put(partial(_began, item))
+                    self.events.put(partial(_ended, self._item(item, simulator)))
+        except WalkOverError:
+            return
+        except BaseException as error:
+            self.events.put(error)
+
+    def _next(self) -> Item | None:
+        try:
+            return self.waiting.popleft()
+        except IndexError:
+            return None
+
+    def _item(self, item: Item, simulator: Simulator) -> ItemReport:
         began = time.monotonic()
         context = Context(
             self.facts,
             self.profile,
-            self.simulator,
-            say=lambda what: self.listener.doing(item, what),
+            simulator,
+            say=lambda what: self.events.put(partial(_doing, item, what)),
             open_stage=self.open_stage,
             settle_s=self.settle_s,
+            running=self.running,
         )
-        self.simulator.reset()
+        simulator.reset()
         try:
             self.probes[item.id](context)
         except (GovError, TimeoutError, OSError) as error:
             # What a probe could not even try is no reason to stop trying the others.
             text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
-            context.note(False, "the probe can be carried out", text)
+            context.note(False, "the probe can be carried out", text, remedy=_NOT_CARRIED_OUT)
         checks = [*self.static.get(item.id, ()), *context.checks]
         took_ms = round((time.monotonic() - began) * 1000)
         return assemble(item, checks, duration_ms=took_ms, scaled=context.scaled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A simulator as something that can be ended."""
+
+    simulator: Simulator
+
+    def end(self) -> None:
+        self.simulator.close()
+
+
+_NOT_CARRIED_OUT = Remedy(
+    note="The machine or the service kept the probe from its work, see the observation: free ports, memory, and what "
+    "`agentao-gov serve` with this configuration says"
+)
+
+
+def _began(item: Item, listener: Listener) -> None:
+    listener.began(item)
+
+
+def _doing(item: Item, what: str, listener: Listener) -> None:
+    listener.doing(item, what)
+
+
+def _ended(report: ItemReport, listener: Listener) -> ItemReport:
+    listener.ended(report)
+    return report
 
 
 def walk(
@@ -90,16 +160,14 @@ def walk(
     """
     listener = listener or Silent()
     began, started_at = time.monotonic(), datetime.now(UTC)
-    reports = []
-    with start_simulator() as simulator:
-        ground = _Walk(facts, profile, simulator, listener, open_stage, probes, static_checks(facts), settle_s)
-        for item, wanted in chosen:
-            if wanted:
-                listener.began(item)
-                reports.append(ground.item(item))
-            else:
-                reports.append(skipped(item, "not asked for"))
-            listener.ended(reports[-1])
+    choice = list(chosen)
+    wanted = deque(item for item, asked in choice if asked)
+    ground = _Walk(facts, profile, open_stage, probes, settle_s, wanted, static=static_checks(facts))
+    reports = [skipped(item, "not asked for") for item, asked in choice if not asked]
+    for report in reports:
+        listener.ended(report)
+    reports += _walk_all(ground, listener)
+    reports.sort(key=lambda report: report.number)
     return ChecklistReport(
         verdict=judge(reports, strict=strict),
         config=config,
@@ -109,3 +177,31 @@ def walk(
         duration_ms=round((time.monotonic() - began) * 1000),
         items=tuple(reports),
     )
+
+
+def _walk_all(ground: _Walk, listener: Listener) -> list[ItemReport]:
+    reports: list[ItemReport] = []
+    count = len(ground.waiting)
+    cores = len(os.sched_getaffinity(0))
+    lanes = [
+        threading.Thread(target=ground.lane, name=f"checklist-{n}", daemon=True)
+        for n in range(min(LANES_MAX, cores, count))
+    ]
+    try:
+        for lane in lanes:
+            lane.start()
+        while len(reports) < count:
+            event = ground.events.get()
+            if isinstance(event, BaseException):
+                raise event  # noqa: TRY301 - the same clean-up as for an interrupt
+            if (report := event(listener)) is not None:
+                reports.append(report)
+    except BaseException:
+        ground.running.end()
+        end = time.monotonic() + UNWIND_S
+        for lane in lanes:
+            lane.join(max(0.0, end - time.monotonic()))
+        raise
+    for lane in lanes:
+        lane.join()
+    return reports

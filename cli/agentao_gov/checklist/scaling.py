@@ -40,6 +40,10 @@ class ProbeConfig:
     keys: dict[str, str]
     tenant: str
     scaled: list[Scaled] = field(default_factory=list)
+    #: Processes that `serve` is started with.
+    workers: int = 1
+    #: Further profiles, which the probed tenants may use as well.
+    more_profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, facts: Facts, profile: ResolvedProfile) -> ProbeConfig:
@@ -143,6 +147,14 @@ class ProbeConfig:
         args = ["-I", "-S", str(_STUB), str(mib)]
         server = {"command": sys.executable, "args": args, "startup_timeout": "20s", "request_timeout": request_timeout}
         self.profile.setdefault("mcp", {})["servers"] = {STUB_SERVER: server}
+
+    def add_profile(self, name: str) -> dict[str, Any]:
+        """A copy of the profile as it is now, to be changed."""
+        table = self.more_profiles[name] = {**copy.deepcopy(self.profile), "name": name}
+        for tenant in self.deployment["tenants"].values():
+            if tenant.get("profiles") is not None:
+                tenant["profiles"].append(name)
+        return table
 
     def drop_servers(self) -> None:
         """No MCP servers: the user's may take seconds to start, and this probe is not about them."""

@@ -35,6 +35,7 @@ __all__ = ["Stage", "StageError", "patiently"]
 START_S_MAX = 60.0
 POLL_S = 0.03
 _LOG_LINES = 8
+STATE = "state"
 #: By its prefix the governor knows the simulated tokenizer, and reserves a count instead of bytes.
 _MODEL = "simulated-checklist"
 _MODEL_KEY_VARIABLE = "AGENTAO_GOV_CHECKLIST_KEY"
@@ -88,10 +89,7 @@ class Stage:
     def __enter__(self) -> Stage:
         try:
             with self._lock:
-                if self._over:
-                    raise StageError("The walk is over.")
-                self._write()
-                self._service = self._launch()
+                self._service = self._begin()
             self._await_ready(self._service)
         except BaseException:
             self.end()
@@ -111,6 +109,11 @@ class Stage:
     def client(self, tenant: str | None = None) -> ServiceClient:
         """A tenant's access; the probed tenant's by default."""
         return ServiceClient(self.base_url, self.config.keys[tenant or self.config.tenant])
+
+    @property
+    def state_dir(self) -> Path:
+        """Where this service keeps its ledger and sessions."""
+        return self._paths.root / STATE
 
     @property
     def pid(self) -> int:
@@ -142,6 +145,12 @@ class Stage:
                 self._service.end()
             shutil.rmtree(self._paths.root, ignore_errors=True)
 
+    def _begin(self) -> Guarded:
+        if self._over:
+            raise StageError("The walk is over.")
+        self._write()
+        return self._launch()
+
     def _write(self) -> None:
         root = self._paths.root
         root.mkdir(mode=0o700)
@@ -150,7 +159,8 @@ class Stage:
         self.port = _free_port()
         self.config.deployment["server"]["port"] = self.port
         self._paths.config.write_text(tomli_w.dumps(self.config.deployment))
-        (profiles / f"{self.config.profile_name}.toml").write_text(tomli_w.dumps(self.config.profile))
+        for name, table in {self.config.profile_name: self.config.profile, **self.config.more_profiles}.items():
+            (profiles / f"{name}.toml").write_text(tomli_w.dumps(table))
 
     def _launch(self) -> Guarded:
         serve = [*self.program, "serve", "--config", str(self._paths.config), "--workers", str(self.config.workers)]
@@ -175,7 +185,7 @@ def _environment(root: Path) -> dict[str, str]:
     """The caller's environment without what would override the probe's configuration."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTAO_GOV", "OPENAI_"))}
     # tiktoken would leave a copy of its table in the temporary directory.
-    ours = {"AGENTAO_GOV_STATE": str(root / "state"), "TIKTOKEN_CACHE_DIR": "", "NO_COLOR": "1"}
+    ours = {"AGENTAO_GOV_STATE": str(root / STATE), "TIKTOKEN_CACHE_DIR": "", "NO_COLOR": "1"}
     return {**kept, **ours, _MODEL_KEY_VARIABLE: "checklist"}
 
 

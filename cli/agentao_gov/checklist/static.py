@@ -6,7 +6,9 @@ outside what the mission's tables recommend warns.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from agentao_gov.checklist.facts import Facts
@@ -115,8 +117,17 @@ def _budgets(facts: Facts) -> Iterator[Check]:
             'store = "memory": a restart opens every budget again',
             remedy=Remedy((("budget.store", "sqlite"),)),
         )
+    if facts.state_dir is not None and budget.store == "sqlite":
+        held = next((path for path in (facts.state_dir, *facts.state_dir.parents) if path.exists()), Path("/"))
+        yield _check(
+            os.access(held, os.W_OK | os.X_OK),
+            "the ledger's place can be written",
+            str(facts.state_dir),
+            Remedy((("state.dir", "~/.local/state/agentao-gov"),), f"or give the service's user {held}"),
+            bad="warn",
+        )
     for profile in facts.offered:
-        yield from _context_cap(profile)
+        yield from _context_cap(profile, facts)
 
 
 def _budget_line(key: str, limit: int | None, suggested: int, *, whose: str = "") -> Check:
@@ -135,8 +146,8 @@ def _budget_line(key: str, limit: int | None, suggested: int, *, whose: str = ""
     )
 
 
-def _context_cap(profile: Profile) -> Iterator[Check]:
-    model = profile.model
+def _context_cap(profile: Profile, facts: Facts) -> Iterator[Check]:
+    model = profile.model or facts.deployment.model
     known = known_model(model.name) if model and model.name else None
     window = (model.context_window if model else None) or (known.window if known else None)
     if window is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import datetime, time, timedelta
+from itertools import cycle
 from zoneinfo import ZoneInfo
 
 from agentao_gov.budget import tenant_timezone
-from agentao_gov.checklist.client import Answer
+from agentao_gov.checklist.client import DOORS, Answer
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import PLENTY_TOKENS, ProbeConfig
@@ -29,6 +30,7 @@ FIRST_TOKEN = "150ms"  # noqa: S105 - a duration
 #: A turn's answer may come after midnight of the window it was refused in.
 WINDOW_END_SLACK_S = 120.0
 TURN_S_MAX = 60.0
+WORKERS = 2
 
 
 def probe_daily_token_budget(context: Context) -> None:
@@ -40,6 +42,9 @@ def probe_daily_token_budget(context: Context) -> None:
     config.lift("limits.turn_tokens", PLENTY_TOKENS, profile=True)
     config.lift("limits.max_output_tokens", ANSWER_TOKENS + 100, profile=True)
     config.long_turns()
+    if context.facts.deployment.budget.store != "memory":
+        # One budget for all processes: a ledger of each worker's own would admit everything twice.
+        config.workers = WORKERS
     limits = _scale(config)
     with context.stage(config) as stage:
         _spend(context, stage, "session", limits["session"], [("one", "ann")] * AT_ONCE)
@@ -77,8 +82,8 @@ def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns:
     answers: list[Answer] = []
     for _ in range(ROUNDS_UNLIMITED if limit is None else ROUNDS_MAX):
         futures: list[Future[Answer]] = [
-            client.start_turn(session, question, profile=profile, user=user, timeout_s=TURN_S_MAX)
-            for session, user in turns
+            client.start_turn(session, question, profile=profile, user=user, timeout_s=TURN_S_MAX, door=door)
+            for (session, user), door in zip(turns, cycle(DOORS), strict=False)
         ]
         answers = [future.result(TURN_S_MAX + 5) for future in futures]
         if all(answer.status in (400, 429) for answer in answers):
@@ -99,6 +104,10 @@ def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns:
         [f"prompt {tally.prompt_tokens:,}, completion {tally.completion_tokens:,}"],
         remedy,
     )
+    if limit >= SESSION_TOKENS:
+        # What is left is less than the next call may need; half of it or more means that refusals come too early.
+        text = f"{tally.total_tokens:,} of {limit:,}"
+        context.note(tally.total_tokens >= limit / 2, f"the {scope}'s budget can be used", text)
     _refusals(context, stage, scope, answers, turns)
 
 

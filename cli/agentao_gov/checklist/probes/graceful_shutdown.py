@@ -8,12 +8,16 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import psutil
+
 from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import POLL_S, Stage, children_of, patiently
+from agentao_gov.checklist.servers import offered_servers, warn_of_missing
+from agentao_gov.checklist.stage import POLL_S, Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
 
 __all__ = ["probe_graceful_shutdown"]
@@ -72,10 +76,9 @@ def _config(context: Context) -> ProbeConfig:
     config.lift_caps()
     config.roomy_pool(8)
     config.long_turns()
-    servers = dict((config.limit("mcp.servers")) or {})
     config.add_stub()
-    # The user's own servers are part of this: closing them is what takes time.
-    config.profile["mcp"]["servers"].update(servers)
+    # The users' own servers are part of this: closing them is what takes time.
+    config.profile["mcp"]["servers"].update(offered_servers(context.facts))
     return config
 
 
@@ -90,29 +93,40 @@ def _one_signal(context: Context) -> None:
     )
     config.scale("server.shutdown_budget", format_duration(budget_s))
     with context.stage(config) as stage:
-        flying, hung = _turns_in_flight(stage)
-        context.simulator.wait_for(in_flight=2, timeout_s=20)
+        turns = _turns_in_flight(context, stage)
+        context.simulator.wait_for(in_flight=3, timeout_s=20)
         pids = {child.pid for child in children_of(stage.pid)}
         stubs = stubs_below(stage.pid)
         context.say("SIGTERM with turns in flight")
         watch, seconds, code = _terminate(stage, budget_s)
-        _judge_turns(context, flying, hung, watch)
+        _judge_turns(context, turns, watch)
         context.note(
             code == 143 and seconds <= budget_s + EXIT_SLACK_S,
             f"the process ends within its shutdown_budget ({budget_s:g} s) with 143",
             f"exit code {code} after {seconds:.1f} s",
             () if code is not None else stage.log_tail(),
         )
-        _no_orphans(context, pids, len(stubs))
+        _no_orphans(context, pids, stubs)
 
 
-def _turns_in_flight(stage: Stage) -> tuple[Future[Answer], Future[Answer]]:
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """What is under way at SIGTERM."""
+
+    flying: Future[Answer]
+    streaming: Future[Answer]
+    hung: Future[Answer]
+
+
+def _turns_in_flight(context: Context, stage: Stage) -> _Turns:
     client, profile = stage.client(), stage.config.profile_name
-    client.turn("resting", "Rest.", profile=profile)
+    resting = client.turn("resting", "Rest.", profile=profile)
+    warn_of_missing(context, resting)
     late = directive("Answer soon.", first_token=f"{ANSWER_AFTER_S}s", text="delivered")
     flying = client.start_turn("flying", late, profile=profile)
+    streaming = client.start_turn("streaming", late, profile=profile, door="chat stream")
     hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=profile)
-    return flying, hung
+    return _Turns(flying, streaming, hung)
 
 
 def _terminate(stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None]:
@@ -128,7 +142,7 @@ def _terminate(stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None
     return watch, seconds, code
 
 
-def _judge_turns(context: Context, flying: Future[Answer], hung: Future[Answer], watch: _Watch) -> None:
+def _judge_turns(context: Context, turns: _Turns, watch: _Watch) -> None:
     order = " → ".join(watch.rungs) or "none was seen"
     seen = {"draining"} <= set(watch.rungs)
     context.note(watch.in_order and seen, "the rungs come in order", order)
@@ -138,33 +152,34 @@ def _judge_turns(context: Context, flying: Future[Answer], hung: Future[Answer],
     )
     text = ", ".join(map(str, watch.refusals)) or "none could be asked"
     context.note(refused, "new turns get 503 draining with Retry-After", text)
-    delivered = flying.result(10)
-    remedy = Remedy((("shutdown.drain", "12s"),))
+    delivered, streamed, cancelled = turns.flying.result(10), turns.streaming.result(10), turns.hung.result(10)
+    good = all(answer.answered and answer.report.get("answer") == "delivered" for answer in (delivered, streamed))
     context.note(
-        delivered.answered and delivered.report.get("answer") == "delivered",
-        "the turn in flight is answered",
-        f"got {delivered}",
-        remedy=remedy,
+        good,
+        "the turns in flight are answered, whole and streamed",
+        f"got {delivered}; streamed {streamed}",
+        remedy=Remedy((("shutdown.drain", "12s"),)),
     )
-    cancelled = hung.result(10)
     ended = cancelled.status == 503 and cancelled.code in ("draining", "shutdown")
-    context.note(ended, "the hung turn is cancelled and told so", f"got {cancelled}")
+    waited = cancelled.elapsed_s >= delivered.elapsed_s
+    context.note(ended and waited, "the hung turn is cancelled after them and told so", f"got {cancelled}")
 
 
-def _no_orphans(context: Context, pids: set[int], stubs: int) -> None:
-    import psutil
-
+def _no_orphans(context: Context, pids: set[int], stubs: set[int]) -> None:
     left: set[int] = pids
     for _ in patiently(5.0):
         left = {pid for pid in pids if psutil.pid_exists(pid)}
         if not left:
             break
-    text = f"{len(pids)} children, {stubs} of them MCP servers; {len(left)} left"
-    context.note(not left and stubs > 0, "no child process is left", text, [f"left: {sorted(left)}"] if left else [])
+    text = f"{len(pids)} children, {len(stubs)} of them MCP servers; {len(left)} left"
+    evidence = [f"before: {', '.join(map(str, sorted(pids)))}", f"left: {', '.join(map(str, sorted(left))) or 'none'}"]
+    context.note(not left and bool(stubs), "no child process is left", text, evidence)
 
 
 def _two_signals(context: Context) -> None:
     config = _config(context)
+    # Alone: the users' servers have shown themselves with one signal, and may take seconds to start.
+    config.add_stub()
     # The present rung must be long for its end to be the signal's doing.
     config.lift("shutdown", {"lame_duck": "100ms", "drain": f"{LONG_DRAIN_S:g}s", "cancel": "2s", "close": "3s"})
     config.lift("server.shutdown_budget", f"{LONG_DRAIN_S + 10:g}s")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from agentao_gov.checklist.client import Answer, Door
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER
+from agentao_gov.simulator import RequestRecord
 
 __all__ = ["probe_max_iterations"]
 
@@ -11,10 +13,11 @@ __all__ = ["probe_max_iterations"]
 ITERATIONS = 30
 #: Where there is no cap worth the name the loop is left here.
 LOOP_S_MAX = 60.0
+_LOOPS: tuple[Door, ...] = ("turns", "chat stream")
 
 
 def probe_max_iterations(context: Context) -> None:
-    """Exactly N calls at the model, then the fallback that the profile names."""
+    """Exactly N calls at the model, then the fallback that the profile names; whole and streamed."""
     config = context.config()
     config.lift_budgets()
     config.lift_caps()
@@ -25,24 +28,41 @@ def probe_max_iterations(context: Context) -> None:
         config.scale("limits.max_iterations", ITERATIONS, profile=True)
     cap, fallback = int(config.limit("limits.max_iterations")), str(config.limit("on_limit.max_iterations"))
     with context.stage(config) as stage:
-        context.say(f"an endless tool loop against a cap of {cap}")
-        tool = {"name": f"mcp_{STUB_SERVER}_ping", "args": {"n": "{round}"}, "vary": True, "rounds": "endless"}
-        question = directive("Loop.", tool=tool)
-        answer = stage.client().turn("loop", question, profile=config.profile_name, timeout_s=LOOP_S_MAX + 20)
+        context.say(f"endless tool loops against a cap of {cap}")
+        client, futures = stage.client(), []
+        for door in _LOOPS:
+            tool = {"name": f"mcp_{STUB_SERVER}_ping", "args": {"n": "{round}"}, "vary": True, "rounds": "endless"}
+            question = directive("Loop.", tool=tool, tag=door)
+            futures.append(
+                client.start_turn(
+                    door.replace(" ", "-"), question, profile=config.profile_name, timeout_s=LOOP_S_MAX + 20, door=door
+                )
+            )
+        answers = [future.result() for future in futures]
         records = context.simulator.truth().requests
+    for door, answer in zip(_LOOPS, answers, strict=True):
+        _judge(context, door, answer, [record for record in records if record.tag == door], cap)
+    # The call after the cap asks another question, without the loop's tag.
+    _fallback(context, answers, [record for record in records if not record.tools and not record.is_summary], fallback)
+
+
+def _judge(context: Context, door: Door, answer: Answer, records: list[RequestRecord], cap: int) -> None:
     looped = sum(1 for record in records if record.tool_calls)
-    wrapped = [record for record in records if not record.tools and not record.is_summary]
     context.note(
         looped == cap,
-        f"exactly {cap} calls at the model",
+        f"exactly {cap} calls at the model (by {door})",
         f"{looped} calls in the loop, then got {answer}",
         [f"{len(records)} requests in all, iterations reported: {answer.report.get('iterations')}"],
     )
     said = answer.report.get("outcome")
-    context.note(said == "max_iterations", "the turn says that the cap ended it", f"outcome {said}")
+    context.note(said == "max_iterations", f"the turn says that the cap ended it (by {door})", f"outcome {said}")
+
+
+def _fallback(context: Context, answers: list[Answer], wrapped: list[RequestRecord], fallback: str) -> None:
+    given = sum(bool(answer.report.get("answer")) for answer in answers)
     if fallback == "wrap_up":
-        text = f"{len(wrapped)} call(s) without tools, answer {'given' if answer.report.get('answer') else 'missing'}"
-        good = len(wrapped) == 1 and bool(answer.report.get("answer"))
+        text = f"{len(wrapped)} calls without tools after {len(answers)} loops, {given} answers given"
+        good = len(wrapped) == given == len(answers)
         context.note(good, "one last call without tools gives the best answer", text)
     else:
-        context.note(not wrapped, "nothing is sent after the cap", f"{len(wrapped)} further call(s)")
+        context.note(not wrapped, "nothing is sent after the cap", f"{len(wrapped)} further calls")

@@ -1,4 +1,4 @@
-"""Item 7: compares /metrics with /proc under load, and crosses every line of the capacity plan, up and down."""
+"""Item 7: compares /metrics with /proc under load, and makes each alert fire and clear."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import psutil
 
 from agentao_gov.checklist.holding import Holding
 from agentao_gov.checklist.probe import Context
+from agentao_gov.checklist.probes.alerts import Weights, probe_alerts
 from agentao_gov.checklist.probes.pool_limits import stubs_below
-from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
 
 __all__ = ["probe_monitoring"]
 
 MIB = 2**20
-SESSIONS = 4
 #: What each MCP server of the probe holds, so that memory follows sessions within the noise of a process.
 SERVER_MIB = 40
 #: Two looks at a process a second apart differ by this much even when nothing happens.
@@ -31,24 +30,10 @@ PREFIX = "agentao_gov_"
 def probe_monitoring(context: Context) -> None:
     """Sessions, MCP processes and memory are there and true; each alert fires and clears."""
     config = _config(context)
-    plan = config.get("capacity") or {}
-    for key in ("sessions", "mcp_processes"):
-        if plan.get(key) is not None:
-            config.scale(f"capacity.{key}", SESSIONS)
-    # Memory is planned around what this service weighs, which is only known once it has run.
-    memory = plan.get("memory")
-    if memory is not None:
-        config.deployment["capacity"].pop("memory")
+    config.add_stub(mib=SERVER_MIB)
     with context.stage(config) as stage:
-        _true_figures(context, stage)
-        _line(context, stage, "sessions", plan.get("sessions"))
-        _line(context, stage, "mcp_processes", plan.get("mcp_processes"))
-        _let_go(stage)
-        _cleared(context, stage, [name for name in ("sessions", "mcp_processes") if plan.get(name) is not None])
-        # Taken after the first sessions: opening one imports 40 MiB that stay.
-        baseline = _settled_bytes(context, stage.pid)
-    if memory is not None:
-        _memory_line(context, str(memory), baseline, float(plan.get("alert_at", 0.85)))
+        weights = _true_figures(context, stage)
+    probe_alerts(context, _config(context), weights)
 
 
 def _config(context: Context) -> ProbeConfig:
@@ -58,7 +43,6 @@ def _config(context: Context) -> ProbeConfig:
     config.roomy_pool(8)
     config.long_turns()
     config.lift("pool.session_ttl", "30m")
-    config.add_stub(mib=SERVER_MIB)
     # A fresh agent is gone before anyone can count it.
     if config.get("pool.mode") == "fresh":
         config.lift("pool.mode", "in-process")
@@ -88,7 +72,7 @@ def _settled(
     return False, pair
 
 
-def _true_figures(context: Context, stage: Stage) -> None:
+def _true_figures(context: Context, stage: Stage) -> Weights:
     """Compares at one, at three and again at one session: a metric that reports a setting cannot follow."""
     client, profile, pid = stage.client(), stage.config.profile_name, stage.pid
     alone = _at_rest_bytes(context, pid)
@@ -102,10 +86,15 @@ def _true_figures(context: Context, stage: Stage) -> None:
     busy = client.metrics().get(f"{PREFIX}sessions", state="busy")
     context.note(held and busy == 1, "a running turn is counted as busy", f'sessions{{state="busy"}} is {busy}')
     holding.release()
+    heavy = _tree_bytes(pid)
     for name in ("b", "c"):
         client.delete(name)
     _compare(context, stage, pid)
     _memory_figures(context, stage, pid, alone)
+    light = _tree_bytes(pid)
+    # Of what two sessions weigh, their servers' ballast is the probe's own.
+    each = max(0, heavy - light) // 2 - SERVER_MIB * MIB
+    return Weights(alone=light - SERVER_MIB * MIB - each, session=each)
 
 
 def _at_rest_bytes(context: Context, pid: int) -> int:
@@ -176,14 +165,6 @@ def _servers_bytes(pid: int) -> int:
     return total
 
 
-def _settled_bytes(context: Context, pid: int) -> int:
-    """What the service weighs once the servers of closed sessions are gone."""
-    for _ in patiently(context.settle_s):
-        if not stubs_below(pid):
-            break
-    return _tree_bytes(pid)
-
-
 def _tree_bytes(pid: int) -> int:
     process = psutil.Process(pid)
     total = int(process.memory_info().rss)
@@ -193,76 +174,3 @@ def _tree_bytes(pid: int) -> int:
         except psutil.NoSuchProcess:
             continue
     return total
-
-
-def _alert(stage: Stage, name: str) -> float | None:
-    return stage.client().metrics().get(f"{PREFIX}alert_active", alert=name)
-
-
-def _becomes(context: Context, stage: Stage, name: str, wanted: float) -> tuple[bool, float | None]:
-    value = _alert(stage, name)
-    for _ in patiently(context.settle_s):
-        if value == wanted:
-            return True, value
-        value = _alert(stage, name)
-    return False, value
-
-
-def _line(context: Context, stage: Stage, name: str, planned: object) -> None:
-    """Crosses one line with sessions, each with an MCP server of its own."""
-    if planned is None:
-        value = _alert(stage, name)
-        remedy = Remedy(((f"capacity.{name}", 500 if name == "sessions" else 30),))
-        text = "nothing is planned, and nothing alerts" if value is None else f"alert_active is {value:.0f}"
-        context.note(False, f"an alert on {name}", text, remedy=remedy)
-        return
-    context.say(f"crossing the line on {name}")
-    quiet = _alert(stage, name) if name == "sessions" else 0.0
-    for n in range(SESSIONS):
-        stage.client().turn(f"line-{n}", "Hello.", profile=stage.config.profile_name)
-    fired, value = _becomes(context, stage, name, 1.0)
-    expected = f"the alert on {name} fires at the plan's line"
-    context.note(fired and quiet == 0, expected, f"alert_active was {quiet}, is {value} at {SESSIONS} or more")
-
-
-def _let_go(stage: Stage) -> None:
-    client = stage.client()
-    for name in list(client.sessions()):
-        client.delete(name)
-
-
-def _cleared(context: Context, stage: Stage, names: list[str]) -> None:
-    context.say("going back below the lines")
-    for name in names:
-        cleared, value = _becomes(context, stage, name, 0.0)
-        context.note(cleared, f"the alert on {name} clears", f"alert_active is {value} without sessions")
-
-
-def _memory_line(context: Context, configured: str, baseline: int, alert_at: float) -> None:
-    config = _config(context)
-    # A third above what the service weighs alone: three servers of 40 MiB cross it, and without them it clears.
-    planned = int(baseline * 1.35 / alert_at)
-    servers = max(1, int(baseline * 0.5 / (SERVER_MIB * MIB)) + 1)
-    config.scale("capacity.memory", f"{planned // MIB}MiB")
-    config.lift("capacity.memory", f"{planned // MIB}MiB")
-    _correct(config, configured)
-    with context.stage(config) as stage:
-        context.say("crossing the line on memory")
-        client, profile = stage.client(), config.profile_name
-        quiet = _alert(stage, "memory")
-        for n in range(servers):
-            client.turn(f"heavy-{n}", "Hello.", profile=profile)
-        fired, value = _becomes(context, stage, "memory", 1.0)
-        text = f"alert_active was {quiet}, is {value} with {servers} servers of {SERVER_MIB} MiB"
-        context.note(fired and quiet == 0, "the alert on memory fires at the plan's line", text)
-        _let_go(stage)
-        cleared, value = _becomes(context, stage, "memory", 0.0)
-        context.note(cleared, "the alert on memory clears", f"alert_active is {value} without sessions")
-
-
-def _correct(config: ProbeConfig, configured: str) -> None:
-    """Sizes are kept as bytes; the report shows them as the user wrote them."""
-    config.scaled = [
-        entry.model_copy(update={"configured": configured}) if entry.key == "capacity.memory" else entry
-        for entry in config.scaled
-    ]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+
 import psutil
 
 from agentao_gov.checklist import mcp_stub
+from agentao_gov.checklist.client import ServiceClient
+from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.holding import Holding
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage, children_of, patiently
+from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
 
 __all__ = ["probe_pool_limits", "stubs_below"]
 
 SESSIONS = 4
 TTL_S = 2.0
+#: A turn is held for so long past the TTL that a TTL counted from its start would be over at its end.
+PAST_TTL_S = 0.5
 SECRET = "the word is marzipan"  # noqa: S105 - told to a session, to be found again in its history
+_RESIDENT = ("idle", "busy", "opening", "closing")
+_LRU, _TTL = Remedy((("pool.max_sessions", 500),)), Remedy((("pool.session_ttl", "30m"),))
 
 
 def probe_pool_limits(context: Context) -> None:
     """LRU victims were idle, are closed with their MCP children, and come back with their context; the TTL works."""
     if context.facts.deployment.pool.mode == "fresh":
-        context.note(True, "nothing stays resident", 'mode = "fresh": each turn has an agent of its own')
+        _nothing_stays(context)
         return
     _full_pool(context)
     _idle_pool(context)
@@ -52,6 +61,16 @@ def _config(context: Context) -> ProbeConfig:
     return config
 
 
+def _resident(client: ServiceClient) -> dict[str, str]:
+    """Sessions in memory by their states."""
+    states = {name: str(row.get("state")) for name, row in client.sessions().items()}
+    return {name: state for name, state in states.items() if state in _RESIDENT}
+
+
+def _pids(pids: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(pids))) or "none"
+
+
 def _full_pool(context: Context) -> None:
     config = _config(context)
     if int(config.get("pool.max_sessions")) > SESSIONS:
@@ -64,53 +83,52 @@ def _full_pool(context: Context) -> None:
         context.say(f"opening {cap + 1} sessions in a pool of {cap}")
         client, profile = stage.client(), config.profile_name
         holding = Holding(context.simulator, client, profile)
-        first = holding.open("busy", "u")
-        context.note(first is None, "the first session runs a turn", f"got {first}" if first else "held at the model")
-        for n in range(cap - 1):
+        if cap > 1:
+            # In a pool of one nobody else could come in.
+            first = holding.open("busy", "u")
+            text = f"got {first}" if first else "held at the model"
+            context.note(first is None, "the first session runs a turn", text)
+        for n in range(max(1, cap - 1)):
             client.turn(f"idle-{n}", SECRET, profile=profile)
         pid = stage.pid
         before = stubs_below(pid)
         extra = client.turn("extra", "Is there room?", profile=profile)
-        _after_eviction(context, stage, pid, before, extra_answered=extra.answered, cap=cap)
-        released = holding.release()
-        good = all(answer.answered for answer in released.values())
-        context.note(good, "the busy session was not evicted", f"its turn got {released.get('busy')}")
+        context.note(extra.answered, "one session more than the pool holds is served", f"got {extra}")
+        _after_eviction(context, stage, pid, before, cap)
         if cap > 1:
-            _context_is_kept(context, stage)
+            released = holding.release()
+            good = all(answer.answered for answer in released.values())
+            context.note(good, "the busy session was not evicted", f"its turn got {released.get('busy')}")
+        _context_is_kept(context, client, profile, "idle-0")
 
 
-def _after_eviction(
-    context: Context, stage: Stage, pid: int, before: set[int], *, extra_answered: bool, cap: int
-) -> None:
-    context.note(extra_answered, "one session more than the pool holds is served", str(extra_answered).lower())
-    resident: list[str] = []
+def _after_eviction(context: Context, stage: Stage, pid: int, before: set[int], cap: int) -> None:
+    client = stage.client()
+    resident: dict[str, str] = {}
     gone: set[int] = set()
     for _ in patiently(context.settle_s):
-        states = {name: row.get("state") for name, row in stage.client().sessions().items()}
-        resident = sorted(name for name, state in states.items() if state in ("idle", "busy", "opening", "closing"))
-        gone = before - stubs_below(pid)
+        resident, gone = _resident(client), before - stubs_below(pid)
         if len(resident) <= cap and gone:
             break
-    evicted = stage.client().metrics().get("agentao_gov_evictions_total", reason="lru") or 0
-    evidence = [f"resident: {', '.join(resident)}", f"evictions by lru: {evidence_number(evicted)}"]
-    remedy = Remedy((("pool.max_sessions", 500),))
-    context.note(len(resident) <= cap, f"at most {cap} sessions are resident", f"{len(resident)}", evidence, remedy)
-    if cap > 1:
-        victim_ok = "idle-0" not in resident and "busy" in resident
-        context.note(victim_ok, "the longest idle session left", f"resident: {', '.join(resident)}")
-        context.note(bool(gone), "its MCP server left with it", f"{len(gone)} of {len(before)} MCP processes are gone")
+    evicted = client.metrics().get("agentao_gov_evictions_total", reason="lru") or 0
+    names = ", ".join(f"{name} ({state})" for name, state in sorted(resident.items()))
+    evidence = [f"resident: {names}", f"evictions by lru: {evicted:.0f}"]
+    context.note(len(resident) <= cap, f"at most {cap} sessions are resident", f"{len(resident)}", evidence, _LRU)
+    left = "idle-0" not in resident and (cap == 1 or "busy" in resident)
+    context.note(left, "the longest idle session left", f"resident: {names}")
+    context.note(
+        bool(gone),
+        "its MCP server left with it",
+        f"{len(gone)} of {len(before)} MCP processes are gone",
+        [f"before: {_pids(before)}; gone: {_pids(gone)}"],
+    )
 
 
-def evidence_number(value: float) -> str:
-    """A count without its decimal point."""
-    return f"{value:.0f}"
-
-
-def _context_is_kept(context: Context, stage: Stage) -> None:
-    """The victim's next turn must carry its first one to the model."""
+def _context_is_kept(context: Context, client: ServiceClient, profile: str, session: str) -> None:
+    """The session's next turn must carry its first one to the model."""
     context.say("going on with an evicted session")
-    answer = stage.client().turn("idle-0", directive("Which word?", tag="return"), profile=stage.config.profile_name)
-    records = [record for record in context.simulator.truth().requests if record.tag == "return"]
+    answer = client.turn(session, directive("Which word?", tag=session), profile=profile)
+    records = [record for record in context.simulator.truth().requests if record.tag == session]
     # system, question, answer, question: anything less has forgotten.
     messages = max((record.messages for record in records), default=0)
     context.note(
@@ -126,22 +144,74 @@ def _idle_pool(context: Context) -> None:
     if parse_duration_s(config.get("pool.session_ttl")) > TTL_S:
         config.scale("pool.session_ttl", format_duration(TTL_S))
     ttl_s = parse_duration_s(config.get("pool.session_ttl"))
+    config.roomy_pool(4)
     with context.stage(config) as stage:
         context.say(f"leaving sessions idle for {ttl_s:g} s")
         client, profile = stage.client(), config.profile_name
-        answers = [client.turn(f"rest-{n}", "Rest.", profile=profile) for n in range(2)]
-        pid = stage.pid
-        resident, stubs = -1, set[int]()
-        for _ in patiently(ttl_s + context.settle_s):
-            pool = client.status().get("pool") or {}
-            resident, stubs = int(pool.get("resident", -1)), stubs_below(pid)
-            if resident == 0 and not stubs:
+        holding = Holding(context.simulator, client, profile)
+        working = holding.open("working", "u") is None
+        began = time.monotonic()
+        answers = [client.turn(f"rest-{n}", SECRET, profile=profile) for n in range(2)]
+        if working:
+            # The turn must be older than the TTL when it ends.
+            _until(began + ttl_s + PAST_TTL_S)
+            ended = time.monotonic()
+            holding.release()
+            _stays(context, client, ended, ttl_s)
+        all_left = _all_leave(context, stage, ttl_s, [answer.answered for answer in answers])
+        if all_left:
+            _context_is_kept(context, client, profile, "rest-0")
+
+
+def _until(moment: float) -> None:
+    for _ in patiently(moment - time.monotonic()):
+        pass
+
+
+def _stays(context: Context, client: ServiceClient, ended: float, ttl_s: float) -> None:
+    """Looks when the session leaves: `ended` is before its turn's end, so a right TTL cannot be over any sooner."""
+    stayed_s = 0.0
+    for _ in patiently(ttl_s + context.settle_s):
+        if "working" not in _resident(client):
+            break
+        stayed_s = time.monotonic() - ended
+    # The last look that found it; the next one may be a loaded machine's second later.
+    left_s = time.monotonic() - ended
+    text = f"its turn lasted longer than that; afterwards it stayed {stayed_s:.1f} s and left by {left_s:.1f} s"
+    context.note(left_s >= ttl_s, f"the {ttl_s:g} s count from the end of a turn", text, remedy=_TTL)
+
+
+def _all_leave(context: Context, stage: Stage, ttl_s: float, answered: list[bool]) -> bool:
+    client, pid = stage.client(), stage.pid
+    resident, stubs = dict[str, str](), set[int]()
+    for _ in patiently(ttl_s + context.settle_s):
+        resident, stubs = _resident(client), stubs_below(pid)
+        if not resident and not stubs:
+            break
+    evicted = client.metrics().get("agentao_gov_evictions_total", reason="ttl") or 0
+    text = f"{len(resident)} resident, {evicted:.0f} evicted by ttl"
+    good = all(answered) and not resident
+    context.note(good, f"sessions that are idle for {ttl_s:g} s leave memory", text, remedy=_TTL)
+    text = f"{len(stubs)} MCP processes remain"
+    context.note(not stubs, "their MCP servers leave with them", text, [f"left: {_pids(stubs)}"] if stubs else [])
+    return not resident
+
+
+def _nothing_stays(context: Context) -> None:
+    """Mode `fresh`: every turn has an agent of its own, which is gone with its MCP server when the turn is."""
+    config = _config(context)
+    config.roomy_pool(SESSIONS)
+    with context.stage(config) as stage:
+        context.say("asking in fresh mode")
+        client, profile, pid = stage.client(), config.profile_name, stage.pid
+        answers = [client.turn(f"once-{n}", SECRET, profile=profile) for n in range(SESSIONS)]
+        good = all(answer.answered for answer in answers)
+        context.note(good, "turns are answered", f"the last got {answers[-1]}", answers)
+        resident, stubs = dict[str, str](), set[int]()
+        for _ in patiently(context.settle_s):
+            resident, stubs = _resident(client), stubs_below(pid)
+            if not resident and not stubs:
                 break
-        evicted = client.metrics().get("agentao_gov_evictions_total", reason="ttl") or 0
-        context.note(
-            all(answer.answered for answer in answers) and resident == 0,
-            f"sessions that are idle for {ttl_s:g} s leave memory",
-            f"{resident} resident, {evidence_number(evicted)} evicted by ttl",
-            remedy=Remedy((("pool.session_ttl", "30m"),)),
-        )
-        context.note(not stubs, "their MCP servers leave with them", f"{len(stubs)} MCP processes remain")
+        text = f"{len(resident)} resident, {len(stubs)} MCP processes"
+        context.note(not resident and not stubs, "no agent and no MCP server outlives its turn", text)
+        _context_is_kept(context, client, profile, "once-0")

@@ -1,10 +1,18 @@
-"""Item 3: a model that never sends a byte, one that drips, and a tool that sleeps; each turn must really end."""
+"""Item 3: a model that never sends a byte, one that drips, and a tool that sleeps; each turn must really end.
+
+All of them at once: a limit that holds for one turn at a time is none, and a minute is short.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
-from agentao_gov.checklist.client import Answer
+import psutil
+
+from agentao_gov.checklist.client import Answer, Door
+from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
@@ -16,6 +24,35 @@ __all__ = ["probe_turn_timeout"]
 TURN_S, TOOL_S, GRACE_S = 2.0, 1.0, 2.0
 #: What HTTP and a loaded machine may add to deadline + grace.
 SLACK_S = 3.0
+#: Each fault hangs so many turns.
+EACH = 2
+#: Threads of the service's own (its pools grow and shrink) beside those of the turns; the faults hang six.
+THREADS_SLACK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """One way for a model not to answer, and the door its turn comes in by."""
+
+    name: str
+    what: str
+    behaviour: dict[str, Any]
+    door: Door
+
+    @property
+    def sessions(self) -> list[str]:
+        """The sessions whose turns it hangs."""
+        return [f"{self.name}-{n}" for n in range(EACH)]
+
+
+_FAULTS = (
+    _Fault("mute", "a model that never sends a byte", {"fault": "hang"}, "turns"),
+    _Fault("mute-streamed", "a model that never sends a byte, streamed", {"fault": "hang"}, "chat stream"),
+    _Fault("drip", "a model that drips a byte at a time", {"fault": {"kind": "drip", "interval": "100ms"}}, "chat"),
+)
+
+
+_HUNG = [session for fault in _FAULTS for session in fault.sessions]
 
 
 def probe_turn_timeout(context: Context) -> None:
@@ -23,7 +60,7 @@ def probe_turn_timeout(context: Context) -> None:
     config = context.config()
     config.lift_budgets()
     config.lift_caps()
-    config.roomy_pool(8)
+    config.roomy_pool(4 * EACH)
     config.add_stub(request_timeout=format_duration(TOOL_S))
     configured_s = parse_duration_s(config.limit("limits.turn_timeout"))
     if configured_s > TURN_S:
@@ -32,12 +69,21 @@ def probe_turn_timeout(context: Context) -> None:
         config.scale("limits.cancel_grace", format_duration(GRACE_S), profile=True)
     _scale_tools(config, min(TOOL_S, configured_s / 2))
     with context.stage(config) as stage:
-        # The first session imports the MCP SDK, which takes a second or more and is nobody's turn.
-        stage.client().turn("warm", "Hello.", profile=config.profile_name)
-        _model(context, stage, "never sends a byte", {"fault": "hang"})
-        _model(context, stage, "drips a byte at a time", {"fault": {"kind": "drip", "interval": "100ms"}})
-        _tool(context, stage)
-        _threads(context, stage)
+        # A process's first session imports the MCP SDK, which takes a second or more and is nobody's turn; every
+        # other session opens here, so that the threads counted later are the turns' own.
+        _ask_all(stage, "Hello.", "warm")
+        _ask_all(stage, "Hello.", "sleeper", *_HUNG)
+        threads = _threads(stage.pid)
+        context.say("a model that never sends a byte, one that drips, and a tool that sleeps")
+        futures = [_begin(stage, fault) for fault in _FAULTS]
+        asleep = _begin_tool(stage)
+        for fault, future in zip(_FAULTS, futures, strict=True):
+            _judge(context, stage, fault, future)
+        _tool(context, stage, asleep)
+        context.say("asking the same sessions again")
+        _connections(context)
+        _next_turns(context, stage)
+        _threads_back(context, stage, threads)
 
 
 def _scale_tools(config: ProbeConfig, seconds: float) -> None:
@@ -48,68 +94,101 @@ def _scale_tools(config: ProbeConfig, seconds: float) -> None:
             config.scale(f"limits.tool_timeouts.{name}", format_duration(seconds), profile=True)
 
 
+def _ask_all(stage: Stage, question: str, *sessions: str) -> list[Answer]:
+    client, profile = stage.client(), stage.config.profile_name
+    return [future.result() for future in [client.start_turn(name, question, profile=profile) for name in sessions]]
+
+
 def _limits_s(config: ProbeConfig) -> tuple[float, float]:
     return parse_duration_s(config.limit("limits.turn_timeout")), parse_duration_s(config.limit("limits.cancel_grace"))
 
 
-def _model(context: Context, stage: Stage, what: str, behaviour: dict[str, Any]) -> None:
-    """One fault of the model."""
-    context.say(f"a model that {what}")
+def _bound_s(config: ProbeConfig) -> float:
+    return sum(_limits_s(config)) + SLACK_S
+
+
+def _begin(stage: Stage, fault: _Fault) -> list[Future[Answer]]:
+    client, profile = stage.client(), stage.config.profile_name
+    question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(stage.config) + 10
+    return [
+        client.start_turn(session, question, profile=profile, timeout_s=patience_s, door=fault.door)
+        for session in fault.sessions
+    ]
+
+
+def _judge(context: Context, stage: Stage, fault: _Fault, futures: list[Future[Answer]]) -> None:
     turn_s, grace_s = _limits_s(stage.config)
-    bound_s = turn_s + grace_s + SLACK_S
-    client, profile, session = stage.client(), stage.config.profile_name, f"slow-{what.split()[0]}"
-    answer = client.turn(session, directive("Answer.", **behaviour), profile=profile, timeout_s=bound_s + 10)
-    total_s = float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000
-    ended = answer.status == 504 and answer.code == "turn_timeout"
-    in_time = ended and total_s <= turn_s + grace_s and answer.elapsed_s <= bound_s
+    answers = [future.result() for future in futures]
+    totals_s = [float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000 for answer in answers]
+    ended = all(answer.status in (504, 200) and answer.code == "turn_timeout" for answer in answers)
+    slowest = max(answers, key=lambda answer: answer.elapsed_s)
     context.note(
-        in_time,
-        f"a model that {what}: 504 within turn_timeout + cancel_grace ({turn_s + grace_s:g} s)",
-        f"got {answer}",
-        [f"the report says {total_s:.2f} s"] if total_s else [],
+        ended and max(totals_s) <= turn_s + grace_s and slowest.elapsed_s <= _bound_s(stage.config),
+        f"{fault.what}: 504 turn_timeout within turn_timeout + cancel_grace ({turn_s + grace_s:g} s)",
+        f"got {slowest}",
+        [*answers, f"the reports say {', '.join(f'{total_s:.2f} s' for total_s in totals_s)}"],
     )
-    open_calls = _open_calls(context)
-    context.note(open_calls == 0, f"a model that {what}: its connection is closed", f"{open_calls} calls still open")
-    again = client.turn(session, "Are you back?", profile=profile)
-    context.note(again.answered, f"a model that {what}: the session's next turn works", f"got {again}")
 
 
-def _open_calls(context: Context) -> int:
+def _connections(context: Context) -> None:
     count = 0
     for _ in patiently(context.settle_s):
         count = context.simulator.truth(requests=False).total.in_flight
         if count == 0:
             break
-    return count
+    context.note(count == 0, "the connections to the model are closed", f"{count} calls still open at the model")
 
 
-def _tool(context: Context, stage: Stage) -> None:
-    """A tool that sleeps past its time-out; the model is told and the turn goes on."""
-    context.say("a tool that sleeps")
-    turn_s, grace_s = _limits_s(stage.config)
+def _next_turns(context: Context, stage: Stage) -> None:
+    answers = _ask_all(stage, "Are you back?", *_HUNG)
+    good = sum(answer.answered for answer in answers)
+    lines = [f"{session}: {answer}" for session, answer in zip(_HUNG, answers, strict=True)]
+    context.note(good == len(answers), "each session's next turn works", f"{good} of {len(answers)} answered", lines)
+
+
+def _begin_tool(stage: Stage) -> Future[Answer]:
     call = {"name": f"mcp_{STUB_SERVER}_sleep", "args": {"seconds": 600}, "rounds": 1}
     question = directive("Sleep.", tool=call, text="The tool was stopped.")
-    answer = stage.client().turn("sleeper", question, profile=stage.config.profile_name, timeout_s=60)
+    return stage.client().start_turn("sleeper", question, profile=stage.config.profile_name, timeout_s=60)
+
+
+def _tool(context: Context, stage: Stage, future: Future[Answer]) -> None:
+    """A tool that sleeps past its time-out; the model is told and the turn goes on."""
+    answer = future.result()
     calls = answer.report.get("tool_calls") or []
     outcomes = [f"{c.get('name')}: {c.get('outcome')} after {c.get('duration_ms')} ms" for c in calls]
     timed_out = bool(calls) and all(c.get("outcome") == "timeout" for c in calls)
+    in_time = answer.status in (200, 504) and answer.elapsed_s <= _bound_s(stage.config)
     context.note(
-        _tool_ended(answer, turn_s + grace_s + SLACK_S) and timed_out,
+        in_time and timed_out,
         "a tool that sleeps is stopped at its time-out",
         f"got {answer}; {', '.join(outcomes) or 'no tool was called'}",
     )
 
 
-def _tool_ended(answer: Answer, bound_s: float) -> bool:
-    return answer.status in (200, 504) and answer.elapsed_s <= bound_s
+def _threads(pid: int) -> int:
+    """Threads of the service and of the processes its sessions live in; MCP servers' are their own affair."""
+    count = 0
+    for process in (psutil.Process(pid), *children_of(pid)):
+        try:
+            if process.pid == pid or process.name().startswith("gov-"):
+                count += process.num_threads()
+        except psutil.Error:
+            continue
+    return count
 
 
-def _threads(context: Context, stage: Stage) -> None:
+def _threads_back(context: Context, stage: Stage, before: int) -> None:
     abandoned: float | None = None
+    after = before
     for _ in patiently(context.settle_s):
         abandoned = stage.client().metrics().get("agentao_gov_threads_abandoned")
-        if not abandoned:
+        after = _threads(stage.pid)
+        if not abandoned and after <= before + THREADS_SLACK:
             break
     busy = stage.client().status().get("busy")
-    good = abandoned == 0 and busy == 0
-    context.note(good, "every turn's thread is back", f"threads_abandoned {abandoned}, busy {busy}")
+    context.note(
+        abandoned == 0 and busy == 0 and after <= before + THREADS_SLACK,
+        "every turn's thread is back",
+        f"{before} threads before, {after} after; threads_abandoned {abandoned}, busy {busy}",
+    )
