@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 
 import pytest
 
 from agentao_gov.governor import Outcome
+from agentao_gov.pool.subprocess_host import SubprocessHost
 from tests.governor.harness import HANG_S, say
 from tests.process.conftest import Subprocesses
 from tests.process.test_subprocess_host import python, shell
@@ -44,3 +47,62 @@ def test_others_are_answered_while_a_session_misbehaves(subprocesses: Subprocess
     assert [report.answer for report in reports] == [f"answer {number}" for number in range(15)]
     assert outcomes[0] in (ENDS if trouble in {"regex", "spins"} else ENDS - {Outcome.ANSWERED})
     assert subprocesses.ask(hog, say(text="well again"), deadline_s=10).answer == "well again"
+
+
+#: How much slower a neighbour's slow turns may be, and how often that is tried: other work on the machine may fall on
+#: one side of a comparison, but hardly three times on the same.
+RATIO_MAX, TRIES = 1.5, 3
+WINDOW_S, WINDOWS = 1.5, 4
+
+
+def turn_times_ms(subprocesses: Subprocesses, host: SubprocessHost, window_s: float) -> list[float]:
+    times = []
+    until = time.monotonic() + window_s
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        assert subprocesses.ask(host, say(text="ok", first_token="50ms")).answer == "ok"
+        times.append((time.perf_counter() - began) * 1000)
+    return times
+
+
+def p95_beside(subprocesses: Subprocesses, trouble: str) -> tuple[float, float]:
+    """The 95th percentile of a neighbour's turns, alone and beside the trouble, in windows that take turns."""
+    tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
+    quiet: list[float] = []
+    beside: list[float] = []
+    for _ in range(WINDOWS):
+        # A conversation of hundreds of turns would be what is measured.
+        neighbour, hog = subprocesses.open(limits={"turn_timeout": 10}), subprocesses.open(
+            tools=tools, limits={"turn_timeout": 2, "tool_timeout": 2, "cancel_grace": 1}
+        )  # fmt: skip
+        (hog.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
+        subprocesses.ask(neighbour, say(text="warm"))
+        quiet += turn_times_ms(subprocesses, neighbour, WINDOW_S)
+        over = threading.Event()
+
+        def misbehave(hog: SubprocessHost = hog, over: threading.Event = over) -> None:
+            while not over.is_set():
+                subprocesses.ask(hog, TROUBLES[trouble])
+
+        thread = threading.Thread(target=misbehave)
+        thread.start()
+        beside += turn_times_ms(subprocesses, neighbour, WINDOW_S)
+        over.set()
+        thread.join(HANG_S)
+        hog.kill()
+        neighbour.kill()
+    return statistics.quantiles(quiet, n=20)[-1], statistics.quantiles(beside, n=20)[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("trouble", sorted(TROUBLES))
+def test_a_session_that_misbehaves_costs_its_neighbours_little_time(subprocesses: Subprocesses, trouble: str) -> None:
+    """Their p95 turn time stays within one and a half times of its quiet value."""
+    seen = []
+    for _ in range(TRIES):
+        quiet_ms, beside_ms = p95_beside(subprocesses, trouble)
+        seen.append((round(quiet_ms), round(beside_ms)))
+        if beside_ms < quiet_ms * RATIO_MAX:
+            return
+    pytest.fail(f"p95 alone and beside it, in ms: {seen}")

@@ -25,6 +25,7 @@ from agentao_gov.governor.toollog import current_record
 from agentao_gov.process import procfs
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
+from agentao_gov.process.yielding import command_started
 
 __all__ = ["TrackedShell"]
 
@@ -159,9 +160,11 @@ class TrackedShell(LocalShellExecutor):
         inherited: Mapping[str, str] = options["env"]
         kept = {n: value for n, value in inherited.items() if value not in secrets and not _SECRET_NAME.search(n)}
         options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
-        return subprocess.Popen(  # noqa: S603 - running the model's command is this tool's purpose; permissions decide
+        process = subprocess.Popen(  # noqa: S603 - running the model's command is this tool's purpose; permissions decide
             target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
         )
+        command_started(process.pid)
+        return process
 
     def _end(self, process: subprocess.Popen[bytes], number: str) -> None:
         _kill_group(process)

@@ -24,6 +24,7 @@ from agentao.cancellation import (
 from agentao.tools.base import AsyncToolBase
 
 from agentao_gov.governor.toollog import current_record
+from agentao_gov.process.yielding import tool_begins
 
 __all__ = ["ToolGuard", "ToolTimeoutError"]
 
@@ -109,6 +110,7 @@ class ToolGuard:
 
         def body() -> None:
             try:
+                tool_begins(name)
                 with bind_cancellation_token(child):
                     box.result = call(child)
             except BaseException as error:

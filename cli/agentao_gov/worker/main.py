@@ -36,6 +36,7 @@ from agentao_gov.governor.requests import Conversation, SessionSpec, TextEvent, 
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.yielding import let_tools_yield
 from agentao_gov.worker import wire
 from agentao_gov.worker.ledger import WireLedger
 
@@ -283,6 +284,7 @@ def _end_soon(code: int) -> None:
 def main() -> int:
     """Serves one session on standard input and output until either ends."""
     os.umask(0o077)
+    let_tools_yield()
     read_fd, write_fd = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
