@@ -33,7 +33,7 @@ from agentao_gov.process import Owner, warden
 from agentao_gov.worker import zygote
 from agentao_gov.worker.spawn import ZygoteSpawner
 from tests.governor.harness import resolved, say
-from tests.process.kill_points import KINDS, Trap, TrappedFactory, step_of
+from tests.process.kill_points import KINDS, Trap, TrappedFactory, alive_in, step_of
 
 ZOO = Path(__file__).with_name("mcp_zoo.py")
 TURN_S = 20.0
@@ -140,9 +140,13 @@ class Service:
 
     def walk(self) -> None:
         """From the first opening to the last kill, or to the trap."""
-        for phase in ("opening", "idle", "working", "evicting", "returning", "deleting", "draining"):
+        for phase in (
+            *("opening", "hibernating", "leaving"),
+            *("idle", "working", "evicting", "returning", "deleting", "draining"),
+        ):
             # What comes before the wanted phase is only walked where the wanted one needs it.
-            if phase == self.until or phase == "opening" or (phase, self.until) == ("evicting", "returning"):
+            first = "opening" if self.until not in ("hibernating", "leaving") else self.until
+            if phase in {first, self.until} or (phase, self.until) == ("evicting", "returning"):
                 self.trap.phase = phase
                 getattr(self, phase)()
             if phase == self.until:
@@ -152,16 +156,25 @@ class Service:
         for future in self.ask_all(say(text="hello there")):
             finish(future)
 
+    def hibernating(self) -> None:
+        self.opening()
+
+    def leaving(self) -> None:
+        """What a fresh session does after its turn."""
+        self.opening()
+        while self.pool.stats().resident:
+            time.sleep(0.001)
+        self.trap.at("removed")
+
     def idle(self) -> None:
         self.trap.at("idle")
 
     def working(self) -> None:
-        shell = "echo $$ >> shell; touch SHELL; sleep 60".replace("SHELL", str(self.directory / "shell_called"))
         tool = {"tool": {"name": "mcp_zoo_wait", "args": {}, "rounds": "endless"}}
-        back = run_shell("sleep 60", is_background=True)
-        front = run_shell(shell)
+        back = self.background()
+        front = run_shell(f"{self.note_shell()}; touch {self.directory}/shell_called; exec sleep 60")
         self.trap.when_written("called", "tool_running", 0)
-        point = self.trap._wanted[1]
+        point = self.trap.wanted[1]
         last = front if point in ("shell_running", "cancelled", "late") else {"text": "done"}
         if point == "shell_running":
             self.trap.when_written("shell_called", "shell_running", -1)
@@ -195,10 +208,22 @@ class Service:
                 self.pool.delete(SessionKey("acme", kind))
         self.trap.at("deleted")
 
+    def background(self) -> dict[str, Any]:
+        """A step that leaves a shell in the background, which writes itself down."""
+        return run_shell(f"{self.note_shell()}; exec sleep 60", is_background=True)
+
+    def note_shell(self) -> str:
+        """A shell's way to write itself down."""
+        start = "$(sed 's/.*) //' /proc/$$/stat | cut -d' ' -f20)"
+        return f"echo $$ {start} shell >> {self.directory}/shells"
+
     def draining(self) -> None:
-        """Two turns hang while the ladder is walked."""
-        for kind in KINDS[:2]:
-            self.submit(kind, say(fault="hang"))
+        """Turns with a shell in the background hang while the ladder is walked; where it closes, some sessions idle."""
+        busy = KINDS[:2] if self.trap.wanted[1] == "closing" and self.mode != "fresh" else KINDS
+        for kind in busy:
+            self.submit(kind, say(steps=[self.background(), {"fault": "hang"}]))
+        while alive_in(self.directory)["shell"] < len(busy):
+            time.sleep(0.001)
         self.pool.begin_lame_duck()
         self.trap.at("lame_duck")
         self.pool.begin_drain()

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from agentao_gov.clock import Deadline
 from agentao_gov.governor import Conversation, IterationEvent, SessionSpec, TextEvent, ToolEvent, TurnReport
 from agentao_gov.governor.requests import EventSink, TurnEvent, TurnRequest
 from agentao_gov.pool.host import HostFactory, SessionHost
+from agentao_gov.process import procfs
+from agentao_gov.process.procfs import ProcessRef
 
 #: phase -> points. A phase is what the service does; its points are armed while it does it.
 POINTS: dict[str, tuple[str, ...]] = {
-    "opening": ("open_begins", "server_started", "open_ended", "turn_begins", "first_text", "turn_ended", "saving"),
+    "opening": ("open_begins", "server_started", "open_ended", "turn_begins", "first_text", "turn_ended"),
+    # A session is written to disk after each turn, so that there is nothing left to write when it is evicted.
+    "hibernating": ("saving", "renaming", "saved"),
+    "leaving": ("close_begins", "closing", "close_ended", "removed"),
     "idle": ("idle",),
     "working": (
         "tool_running",
@@ -37,10 +43,14 @@ POINTS: dict[str, tuple[str, ...]] = {
     "deleting": ("close_begins", "deleted"),
     "draining": ("lame_duck", "drain_begins", "closing", "cancelling", "close_all", "kill_all"),
 }
-#: A fresh session is closed after each turn: there is nobody to idle, to be evicted or to come back.
+#: A fresh session is closed after each turn: it leaves instead of idling, being evicted and coming back.
 NOT_FRESH = {"idle", "evicting", "returning", "deleting"}
+ONLY_FRESH = {"leaving"}
 MODES = ("fresh", "in-process", "subprocess")
 KINDS = ("polite", "stubborn", "helper", "daemon", "refork")
+#: What a server of each temper is when it is in place: two of them have somebody beside them.
+EVERYONE = Counter({"polite": 1, "stubborn": 1, "helper": 2, "daemon": 2, "refork": 1})
+SHELLS = Counter({"shell": len(KINDS)})
 
 
 def scenarios() -> list[tuple[str, str, str]]:
@@ -49,9 +59,33 @@ def scenarios() -> list[tuple[str, str, str]]:
         (mode, phase, point)
         for mode in MODES
         for phase, points in POINTS.items()
-        if not (mode == "fresh" and phase in NOT_FRESH)
+        if phase not in (NOT_FRESH if mode == "fresh" else ONLY_FRESH)
         for point in points
     ]
+
+
+def in_place(mode: str, phase: str, point: str) -> Counter[str]:
+    """Who must at least be alive when the service is killed there, or the kill would show nothing."""
+    if phase == "draining" and point in {"lame_duck", "drain_begins", "cancelling"}:
+        return EVERYONE + SHELLS
+    if phase == "idle" or (mode != "fresh" and (phase, point) == ("evicting", "close_begins")):
+        return EVERYONE
+    if phase == "working" and point in {"shell_running", "background_running"}:
+        return (Counter() if mode == "fresh" else EVERYONE) + Counter({"shell": 1})
+    if phase == "working" and point not in {"cancelled", "late"}:
+        return Counter() if mode == "fresh" else EVERYONE
+    return Counter()
+
+
+def alive_in(directory: Path) -> Counter[str]:
+    """Who is alive of those that wrote themselves down, by kind."""
+    found: Counter[str] = Counter()
+    for name in ("alive", "shells"):
+        file = directory / name
+        for line in file.read_text().splitlines() if file.exists() else ():
+            pid, start, kind = line.split()
+            found[kind] += procfs.alive(ProcessRef(int(pid), int(start)))
+    return found
 
 
 class Trap:
@@ -59,16 +93,26 @@ class Trap:
 
     def __init__(self, directory: Path, phase: str, point: str) -> None:
         self._directory = directory
-        self._wanted = phase, point
+        self.wanted = phase, point
         #: What the service is doing now; written by the walking thread, read by all.
         self.phase = ""
 
     def at(self, point: str) -> None:
         """The service has come to this point."""
-        if (self.phase, point) == self._wanted:
-            (self._directory / "reached").touch()
+        if (self.phase, point) == self.wanted:
+            # Written aside first: the test reads it as soon as it is there.
+            aside = self._directory / "reached.new"
+            aside.write_text("\n".join(alive_in(self._directory).elements()))
+            aside.rename(self._directory / "reached")
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)  # not a step further, whichever thread the signal takes first
+
+    def at_shell(self, point: str) -> None:
+        """The service has started a shell in the background: the point is where it has begun to run."""
+        if (self.phase, point) == self.wanted:
+            while not alive_in(self._directory)["shell"]:
+                time.sleep(0.001)
+            self.at(point)
 
     def when_written(self, file: str, point: str, bytes_before: int) -> None:
         """Comes to the point as soon as a server has written to a file of the directory."""
@@ -99,8 +143,10 @@ class TrappedHost:
             match event:
                 case TextEvent():
                     self._trap.at("first_text")
-                case ToolEvent(name=name):
-                    self._trap.at("background_running" if name == "run_shell_command" else "tool_ended")
+                case ToolEvent(name="run_shell_command"):
+                    self._trap.at_shell("background_running")
+                case ToolEvent():
+                    self._trap.at("tool_ended")
                 case IterationEvent(iteration=2):
                     self._trap.at("second_call")
             on_event(event)
@@ -143,4 +189,5 @@ class TrappedFactory:
 
 def step_of(trap: Trap) -> Callable[[str], None]:
     """The archive's own steps as points."""
-    return lambda step: trap.at("saving") if step == "write second half" else None
+    points = {"write second half": "saving", "rename": "renaming", "done": "saved"}
+    return lambda step: trap.at(points[step]) if step in points else None

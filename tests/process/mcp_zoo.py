@@ -1,7 +1,8 @@
 """MCP servers that behave badly when they should go: `python -I -S mcp_zoo.py KIND DIRECTORY`.
 
 Just enough of the protocol for a client (initialize, tools/list, tools/call), without any import that costs time.
-Each process that stays writes `pid start` into DIRECTORY/alive, so that a test finds it even without its environment.
+Each process that stays writes `pid start KIND` into DIRECTORY/alive, so that a test finds it even without its
+environment.
 """
 
 # ruff: noqa: PTH123
@@ -21,7 +22,7 @@ def note(name: str = "alive") -> None:
     with open("/proc/self/stat", "rb") as stat:
         start = stat.read().rpartition(b") ")[2].split()[19].decode()
     fd = os.open(f"{DIRECTORY}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(fd, f"{os.getpid()} {start}\n".encode())
+    os.write(fd, f"{os.getpid()} {start} {KIND}\n".encode())
     os.close(fd)
 
 
@@ -39,7 +40,7 @@ def helper() -> None:
     with open(f"/proc/{child.pid}/stat", "rb") as stat:
         start = stat.read().rpartition(b") ")[2].split()[19].decode()
     with open(f"{DIRECTORY}/alive", "a") as file:
-        file.write(f"{child.pid} {start}\n")
+        file.write(f"{child.pid} {start} {KIND}\n")
 
 
 def daemon() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,25 @@ import pytest
 
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef
-from agentao_gov.process.sweep import find_orphans
+from agentao_gov.process.sweep import SweepResult, sweep
 from agentao_gov.process.tags import Tag
 from agentao_gov.process.tree import send_signal
 from agentao_gov.simulator import Simulator
 from tests.process import zoo
-from tests.process.kill_points import scenarios
+from tests.process.kill_points import in_place, scenarios
 
-#: From the service's death to the last of its processes' end.
+#: From the service's death to the last of its processes' end, not counting the time in which somebody waited for a
+#: processor: on a machine with other work a second passes before anybody of ours was let run at all.
 SURVIVE_S = 1.0
+#: In any case: a hang guard.
+GONE_S_MAX = 10.0
 #: One of each mode for every run; the rest is slow. Mid-turn with a background shell, closing, draining.
 QUICK = {
     ("fresh", "working", "background_running"),
     ("in-process", "working", "shell_running"),
     ("in-process", "evicting", "closing"),
     ("subprocess", "working", "shell_running"),
-    ("subprocess", "draining", "closing"),
+    ("subprocess", "draining", "cancelling"),
 }
 
 
@@ -75,7 +78,7 @@ def refs(file: Path) -> list[ProcessRef]:
     if not file.exists():
         return []
     words = [line.split() for line in file.read_text().splitlines()]
-    return [ProcessRef(int(pid), int(start)) for pid, start in words]
+    return [ProcessRef(int(pid), int(start)) for pid, start, *_ in words]
 
 
 def survivors(directory: Path, service: ProcessRef) -> list[int]:
@@ -101,6 +104,11 @@ def test_there_are_at_least_twenty_points_in_each_mode_with_a_pool() -> None:
     assert len(by_mode["in-process"]) >= 20
     assert len(by_mode["subprocess"]) >= 20
     assert len(by_mode["fresh"]) >= 20
+    for mode, cases in by_mode.items():
+        names = {name for _, *phase_and_point in cases for name in phase_and_point}
+        assert {"opening", "working", "hibernating", "draining", "closing"} <= names
+        # Nobody evicts a fresh session: it leaves after its turn.
+        assert {"leaving" if mode == "fresh" else "evicting"} <= names
 
 
 @pytest.mark.timeout(60)
@@ -113,17 +121,19 @@ def test_nothing_outlives_a_service_that_is_killed(
     outer = driver.start(order)
 
     assert zoo.until(lambda: (tmp_path / "reached").exists() or not procfs.alive(outer), within_s=40)
-    reached_at = time.monotonic()
+    reached_at, waited_before_s = time.monotonic(), zoo.waited_for_processor_s()
     (service,) = refs(tmp_path / "owner")
     try:
         assert (tmp_path / "reached").exists(), (tmp_path / "log").read_text()
-        gone = zoo.until(lambda: not procfs.alive(outer) and not survivors(tmp_path, service), within_s=10)
+        gone = zoo.until(lambda: not procfs.alive(outer) and not survivors(tmp_path, service), within_s=GONE_S_MAX)
         took_s = time.monotonic() - reached_at
+        waited_s = zoo.waited_for_processor_s() - waited_before_s
 
+        alive = Counter((tmp_path / "reached").read_text().split())
+        assert not in_place(mode, phase, point) - alive, alive
         assert gone, survivors(tmp_path, service)
-        # A loaded machine is given four times as long: what must hold is that nobody survives, and soon.
-        assert took_s < SURVIVE_S * (1 if os.getloadavg()[0] < 2 else 4)
-        assert find_orphans(lambda owner: owner.ref == service) == {}
+        assert took_s - waited_s < SURVIVE_S
+        assert sweep(lambda owner: owner.ref == service) == SweepResult(killed=0, owners=0)
     finally:
         for ref in refs(tmp_path / "alive"):
             send_signal(ref, 9)

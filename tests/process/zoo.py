@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 LIFE_S = 60
 
@@ -84,3 +85,15 @@ def until(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def waited_for_processor_s() -> float:
+    """Seconds since boot in which some process of this machine was ready to run and had no processor.
+
+    Zero where the kernel does not count (no PSI): then a second is a second.
+    """
+    try:
+        line = Path("/proc/pressure/cpu").read_text().splitlines()[0]
+    except OSError:
+        return 0.0
+    return int(line.rpartition("total=")[2]) / 1e6
