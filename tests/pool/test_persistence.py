@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,25 @@ def test_a_session_goes_on_after_a_restart(make_pool: MakePool) -> None:
     info = second.pool.session(SessionKey("acme", "s"))
     assert info is not None
     assert (info.usage.turns, info.usage.total_tokens) == (2, 30)
+
+
+def test_sessions_past_their_retention_leave_at_the_start(make_pool: MakePool) -> None:
+    """A service that restarts more often than it sweeps must not keep everything for ever."""
+    first = make_pool(retain_hibernated="1h")
+    first.ask("old", "remember it")
+    first.ask("young")
+    first.close()
+    file = first.archive.root / "t-acme" / "s-old" / "session"
+    line, _, body = file.read_bytes().partition(b"\n")
+    head = {**json.loads(line), "last_turn_at": time.time() - 7200}
+    file.write_bytes(json.dumps(head).encode() + b"\n" + body)
+    os.utime(file, (time.time() - 7200,) * 2)
+
+    second = make_pool(hosts=ScriptedHosts(), retain_hibernated="1h")
+
+    eventually(lambda: not file.parent.exists(), "the sweep")
+    assert [info.key.session for info in second.pool.sessions("acme")] == ["young"]
+    eventually(lambda: second.stats().sessions[SessionState.HIBERNATED] == 1, "the count")
 
 
 def test_a_session_survives_a_process_that_is_killed(make_pool: MakePool) -> None:

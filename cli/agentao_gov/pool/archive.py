@@ -11,13 +11,16 @@ a turn: another worker may have gone on with the session meanwhile.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
+import os
 import shutil
 import threading
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,8 @@ class SessionArchive:
         self._lock = threading.Lock()
         #: Sessions on disk as this process knows them, under `_lock`; None: not counted yet.
         self._known: set[Path] | None = None
+        #: Those saved since the sweep under way began, under `_lock`.
+        self._fresh: set[Path] = set()
         with as_store_error(f"The session directory {root} cannot be made"):
             private_dir(root)
             root.chmod(0o700)
@@ -137,6 +142,7 @@ class SessionArchive:
             # Deleted during its turn: what was written is gone with the old directory.
             if self._known is not None and path.exists():
                 self._known.add(path)
+                self._fresh.add(path)
         return saved
 
     def delete(self, key: SessionKey) -> bool:
@@ -154,6 +160,7 @@ class SessionArchive:
         with self._lock:
             if self._known is not None:
                 self._known.discard(path)
+                self._fresh.discard(path)
         shutil.rmtree(trash, ignore_errors=True)
         return had_session
 
@@ -171,27 +178,35 @@ class SessionArchive:
                 self._known = {file.parent for file in self._files("*")}
             return len(self._known)
 
-    def heads(self, tenant: str, limit: int = 1000) -> list[SessionHead]:
-        """A tenant's sessions, the latest first."""
-        files = sorted(self._files(_name("t", tenant)), key=_modified_at, reverse=True)
-        return [head for file in files[:limit] if (head := self._head_at(file)) is not None]
+    def heads(self, tenant: str, limit: int = 1000) -> tuple[int, list[SessionHead]]:
+        """How many sessions a tenant has on disk, and the latest of them, the latest first."""
+        stamps = _stamps(self.root / _name("t", tenant))
+        latest = heapq.nlargest(limit, stamps)
+        return len(stamps), [head for _, file in latest if (head := self._head_at(Path(file))) is not None]
 
     def sweep(self, retain_s: float, in_use: Callable[[SessionKey], bool] = lambda _: False) -> int:
         """Deletes sessions whose last turn is longer ago than `retain_s`, and what crashes left. Returns how many."""
         for trash in self.root.glob(f"*/{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
+        with self._lock:
+            self._fresh = set()
         oldest = self._clock.time() - retain_s
         deleted = 0
+        found: set[Path] = set()
         for file in list(self._files("*")):
             head = self._head_at(file) if _modified_at(file) < oldest else None
-            if head is not None and head.last_turn_at < oldest and not in_use(head.key):
-                deleted += self._delete_unused(file.parent)
+            old = head is not None and head.last_turn_at < oldest and not in_use(head.key)
+            if old and self._delete_unused(file.parent):
+                deleted += 1
+            else:
+                found.add(file.parent)
         for path in self.root.glob("*/s-*"):
             # Opened, and no turn of it ever ended.
             if _modified_at(path) < oldest and not (path / _FILE).exists():
                 self._delete_unused(path)
         with self._lock:
-            self._known = None
+            # Not left to be counted by whoever asks next: that may be the event loop, and there may be 10,000.
+            self._known = found | self._fresh
         return deleted
 
     def _delete_unused(self, path: Path) -> bool:
@@ -230,6 +245,18 @@ def _name(kind: str, id: str) -> str:
     if len(name) > _NAME_MAX:
         return f"{kind}-%{hashlib.sha256(id.encode()).hexdigest()}"
     return f"{kind}-{name}"
+
+
+def _stamps(tenant_dir: Path) -> list[tuple[float, str]]:
+    """When each session of a tenant was saved last, and its file. A tenth of a glob's time: 20 ms for 10,000."""
+    stamps = []
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(tenant_dir):
+            if entry.name.startswith("s-"):
+                file = f"{entry.path}/{_FILE}"
+                with suppress(OSError):
+                    stamps.append((os.stat(file).st_mtime, file))  # noqa: PTH116 -- a Path each costs three times that
+    return stamps
 
 
 def _modified_at(file: Path) -> float:

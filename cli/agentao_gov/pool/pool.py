@@ -159,13 +159,23 @@ class AgentPool:
         return info_of_head(head) if head is not None else None
 
     def sessions(self, tenant: str | None = None) -> list[SessionInfo]:
-        """A tenant's sessions, hibernated ones too; without a tenant everyone's, those in memory alone. Reads files."""
+        """A tenant's sessions, the latest 1,000 hibernated ones too; without a tenant everyone's in memory. Blocks."""
+        return resident_infos(self._engine) if tenant is None else self.listing(tenant)[1]
+
+    def listing(self, tenant: str) -> tuple[int, list[SessionInfo]]:
+        """How many sessions a tenant has, and those in memory with the latest 1,000 on disk. Reads files: blocks."""
         resident = resident_infos(self._engine, tenant)
-        if tenant is None:
-            return resident
         known = {info.key for info in resident}
-        heads = self._archive.heads(tenant)
-        return resident + [info_of_head(head) for head in heads if head.key not in known and not self._dying(head.key)]
+        on_disk, heads = self._archive.heads(tenant)
+        asleep = [info_of_head(head) for head in heads if head.key not in known and not self._dying(head.key)]
+        unsaved = sum(info.last_turn_at is None for info in resident)
+        return max(on_disk + unsaved, len(resident) + len(asleep)), resident + asleep
+
+    def profile_of(self, key: SessionKey) -> str | None:
+        """The profile of a session in memory; None for one that is not. Never blocks."""
+        with self._engine.lock:
+            resident = self._engine.residents.get(key)
+        return resident.spec.profile.profile.name if resident is not None else None
 
     def stats(self) -> PoolStats:
         """The pool at this moment."""

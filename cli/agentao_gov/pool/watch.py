@@ -44,7 +44,8 @@ class Watch:
         self._due_at = float("inf")
         self._wake = threading.Event()
         self._stopped = False
-        self._swept_at = engine.clock.monotonic()
+        # The first sweep is at the start: a service that restarts every day must delete as one that never does.
+        self._swept_at = float("-inf")
         engine.subscribe(self._on_event)
         threading.Thread(target=self._run, name="pool-watch", daemon=True).start()
 

@@ -92,6 +92,8 @@ class Endpoints:
         body = parse_body(TurnBody, raw, message_bytes_max=self._gateway.deployment.server.max_message_bytes)
         name = body.profile
         if name is None:
+            name = self._gateway.pool.profile_of(key)
+        if name is None:
             known = await asyncio.to_thread(self._gateway.pool.session, key)
             name = known.profile if known is not None else None
         offer = self._gateway.profiles.resolve(key.tenant, name)
@@ -113,12 +115,13 @@ class Endpoints:
     async def sessions(self, request: Request) -> Response:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
         tenant = self._tenant(request)
-        found = await asyncio.to_thread(self._gateway.pool.sessions, tenant)
-        mine = [info for info in found if info.key.tenant == tenant]
-        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in mine]
-        answers = await self._gateway.peers.ask(request)
-        rows = merge_sessions([rows, *(answer.json["data"] for answer in answers if answer.status == 200)])
-        body = {"object": "list", "data": rows[:LIST_MAX], "total": len(rows), "has_more": len(rows) > LIST_MAX}
+        total, found = await asyncio.to_thread(self._gateway.pool.listing, tenant)
+        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in found]
+        answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
+        rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
+        # All workers see the same disk.
+        total = max(len(rows), total, *(answer["total"] for answer in answers))
+        body = {"object": "list", "data": rows[:LIST_MAX], "total": total, "has_more": total > LIST_MAX}
         return JSONResponse(body)
 
     async def session(self, request: Request) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UnknownProfileError
+from agentao_gov.errors import ConfigError, ProfileNotAllowedError
 
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
@@ -59,12 +59,10 @@ class ProfileBook:
             return mine.get("qa") or next(iter(mine.values()))
         if name in mine:
             return mine[name]
-        if name in self._offered:
-            raise ProfileNotAllowedError(
-                f"This tenant may not use the profile {name!r}.", hint=f"It may use: {', '.join(mine) or 'none'}."
-            )
-        # The names of profiles that only others may use are theirs.
-        raise UnknownProfileError(name, list(mine))
+        # The same words whether others may use such a profile or nobody may: its name is theirs.
+        raise ProfileNotAllowedError(
+            f"This tenant has no profile {name!r}.", hint=f"It may use: {', '.join(mine) or 'none'}."
+        )
 
     def all(self) -> list[OfferedProfile]:
         """Every profile that is served."""
