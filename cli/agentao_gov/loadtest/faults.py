@@ -26,7 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from agentao_gov.config.units import parse_duration_s
 from agentao_gov.errors import ConfigError
-from agentao_gov.loadtest.processes import listening_process, session_processes, tree_of
+from agentao_gov.loadtest.processes import listening_process, session_processes, talks_to, tree_of
 from agentao_gov.loadtest.samples import Status, TurnSample
 from agentao_gov.loadtest.series import ServerRow
 from agentao_gov.loadtest.target import Target
@@ -53,6 +53,8 @@ _BEHAVIOURS: dict[str, dict[str, Any]] = {
 _KILLS = ("kill_session", "kill_worker")
 _NOT_PLAYED = "not played: "
 _LEFTOVER_S = 5.0
+#: An idle session's process dies unnoticed; one with a turn in flight is worth waiting for.
+_AT_WORK_S_MAX = 3.0
 _REMAINS = ("fds", "children", "threads", "threads_abandoned")
 
 
@@ -119,8 +121,9 @@ class FaultPlayer:
         for fault in self._faults:
             if self._wait_until(begun + fault.at_s):
                 return
-            began = time.time()
             what = self._begin(fault)
+            # Only now: to find the process to kill may take a second on a busy machine.
+            began = time.time()
             self._wait_until(began + fault.for_s)
             self._end(fault)
             self._played.append((fault, began, time.time(), what))
@@ -141,14 +144,14 @@ class FaultPlayer:
             self._target.simulator.configure({"directives": True})
 
     def _kill(self, kind: str) -> str:
-        """Kills the process that serves (its warden starts another), or the youngest session's, which is at work."""
-        if self._target.pid is None:
+        """Kills the process that serves (its warden starts another), or a session's that is at work."""
+        pid = self._target.pid
+        if pid is None:
             return f"{_NOT_PLAYED}the service's processes are elsewhere"
-        tree = tree_of(self._target.pid)
         if kind == "kill_worker":
-            victim = listening_process(tree, urlsplit(self._target.url).port)
+            victim = listening_process(tree_of(pid), urlsplit(self._target.url).port)
         else:
-            victim = next(reversed(session_processes(tree)), None)
+            victim = self._session_at_work(pid)
         if victim is None:
             return _NOT_PLAYED + ("nothing listens" if kind == "kill_worker" else "there is no session process")
         try:
@@ -156,6 +159,16 @@ class FaultPlayer:
         except psutil.Error:
             return f"{_NOT_PLAYED}the process was gone"
         return f"killed process {victim.pid}"
+
+    def _session_at_work(self, pid: int) -> psutil.Process | None:
+        """One that talks to the model, waited for a little; else the youngest, if there is any."""
+        deadline = time.monotonic() + _AT_WORK_S_MAX
+        while True:
+            sessions = session_processes(tree_of(pid))
+            model = self._target.simulator.port if self._target.simulator is not None else None
+            busy = next((process for process in reversed(sessions) if talks_to(process, model)), None)
+            if busy is not None or not sessions or time.monotonic() > deadline or self._done.wait(0.02):
+                return busy or next(reversed(sessions), None)
 
     def findings(self, samples: Sequence[TurnSample], rows: Sequence[ServerRow]) -> list[dict[str, Any]]:
         """Each fault with its classification, recovery and remains; those whose time never came say so."""

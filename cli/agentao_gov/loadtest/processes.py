@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import psutil
 
 from agentao_gov.process import procfs
 
-__all__ = ["listening_process", "session_processes", "tree_of"]
+__all__ = ["listening_process", "session_processes", "talks_to", "tree_of"]
 
 #: What the process that runs a session's agent calls itself; its warden, the zygote and the stock are others.
 _SESSION = "gov-session"
@@ -35,9 +36,17 @@ def session_processes(tree: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [process for _, process in sorted(named, key=lambda pair: pair[0])]
 
 
+def talks_to(process: psutil.Process, port: int | None) -> bool:
+    """Whether the process holds an open connection to the port."""
+    return any(c.status == psutil.CONN_ESTABLISHED and c.raddr.port == port for c in _connections(process))
+
+
 def _listens(process: psutil.Process, port: int | None) -> bool:
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in _connections(process))
+
+
+def _connections(process: psutil.Process) -> list[Any]:
     try:
-        connections = process.net_connections(kind="inet")
+        return list(process.net_connections(kind="inet"))
     except (psutil.Error, OSError):
-        return False
-    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+        return []

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from agentao_gov.errors import StoreError
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.summary import gate_report, page
+from agentao_gov.loadtest.page import page
+from agentao_gov.loadtest.summary import gate_report
 from agentao_gov.report.github import github_annotations
 from agentao_gov.report.html import html_page
 from agentao_gov.report.junit import junit_xml

@@ -10,10 +10,12 @@ from markupsafe import Markup, escape
 
 from agentao_gov.report.gate import printable
 
-__all__ = ["Chart", "Line", "Mark", "svg"]
+__all__ = ["Chart", "Line", "Mark", "key", "svg"]
 
-_WIDTH, _HEIGHT = 760, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 44
+_WIDTH, _HEIGHT = 620, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 44
+#: More marks than this are numbered on the chart and named below it: their names would stand over each other.
+_NAMED_MARKS_MAX = 3
 _TICKS = 5
 #: Dashes tell lines apart where colours do not: in print, and for those who cannot see them.
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
@@ -45,6 +47,15 @@ class Chart:
     y_label: str
     lines: tuple[Line, ...]
     marks: tuple[Mark, ...] = ()
+    #: Names for x = 0, 1, 2, ... instead of numbers.
+    x_names: tuple[str, ...] = ()
+    #: Whether to show each point: where there are few of them, measured one by one.
+    dots: bool = False
+
+    @property
+    def numbered(self) -> bool:
+        """Whether marks carry numbers, and their names stand below the chart."""
+        return len(self.marks) > _NAMED_MARKS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +79,23 @@ def svg(chart: Chart) -> Markup:
     xs = [x for x, _ in points] + [edge for mark in chart.marks for edge in (mark.start, mark.end)]
     ys = [y for _, y in points]
     x_ticks, y_ticks = ticks(min(xs, default=0.0), max(xs, default=1.0)), ticks(0.0, max(ys, default=1.0))
-    x = _Scale(min(x_ticks[0], min(xs, default=0.0)), max(xs, default=1.0), _LEFT, _WIDTH - _RIGHT)
+    x = _Scale(min(xs, default=0.0), max(xs, default=1.0), _LEFT, _WIDTH - _RIGHT)
+    if chart.x_names:
+        # Half a step on both sides: the outermost names stand within the frame.
+        x_ticks, x = [float(i) for i in range(len(chart.x_names))], replace(x, low=-0.5, high=len(chart.x_names) - 0.5)
+    elif chart.dots:
+        # From nothing: a load that is half the other shall look like half.
+        x = replace(x, low=min(0.0, x.low), high=x.high * 1.02)
+        x_ticks = ticks(x.low, x.high)
     if x.high <= x.low:
-        x = _Scale(x.low, x.low + 1, x.start, x.end)
+        x = replace(x, high=x.low + 1)
     y = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(printable(chart.title))}">',
         *_axes(chart, x, y, x_ticks, y_ticks),
-        *_marks(chart.marks, x),
+        *_marks(chart, x),
         *(_polyline(line, index, x, y) for index, line in enumerate(chart.lines)),
+        *(dot for index, line in enumerate(chart.lines) for dot in _dots(chart, line, index, x, y)),
         "</svg>",
     ]
     # Everything interpolated above is a number or went through escape().
@@ -93,7 +112,9 @@ def _axes(chart: Chart, x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks:
         if x.low <= value <= x.high:
             at, low = x.at(value), _HEIGHT - _BOTTOM
             parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{low}" y2="{low + 4}"/>')
-            parts.append(f'<text class="tick" x="{at:.1f}" y="{low + 17}" text-anchor="middle">{number(value)}</text>')
+            parts.append(
+                f'<text class="tick" x="{at:.1f}" y="{low + 17}" text-anchor="middle">{_tick(chart, value)}</text>'
+            )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
         f'<text class="axis" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{_text(chart.x_label)}</text>'
@@ -105,21 +126,43 @@ def _axes(chart: Chart, x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks:
     return parts
 
 
-def _marks(marks: Sequence[Mark], x: _Scale) -> list[str]:
+def _tick(chart: Chart, value: float) -> str:
+    return _text(chart.x_names[int(value)]) if chart.x_names else number(value)
+
+
+def _marks(chart: Chart, x: _Scale) -> list[str]:
     parts = []
-    for row, mark in enumerate(marks):
+    for row, mark in enumerate(chart.marks):
         start, end = x.at(mark.start), x.at(mark.end)
         height = _HEIGHT - _TOP - _BOTTOM
         parts.append(
-            f'<rect class="mark" x="{start:.1f}" y="{_TOP}" width="{max(1.5, end - start):.1f}" height="{height}"/>'
+            f'<rect class="mark" x="{start:.1f}" y="{_TOP}" width="{max(1.5, end - start):.1f}" height="{height}">'
+            f"<title>{_text(mark.label)}</title></rect>"
         )
         # Neighbouring labels stand on different lines; near the right edge they lean to the left.
         anchor = "end" if start > 0.8 * _WIDTH else "start"
+        line, label = (0, str(row + 1)) if chart.numbered else (row % 3, mark.label)
         parts.append(
-            f'<text class="tick" x="{start + (-3 if anchor == "end" else 3):.1f}" y="{_TOP + 11 + 12 * (row % 3)}" '
-            f'text-anchor="{anchor}">{_text(mark.label)}</text>'
+            f'<text class="tick" x="{start + (-3 if anchor == "end" else 3):.1f}" y="{_TOP + 11 + 12 * line}" '
+            f'text-anchor="{anchor}">{_text(label)}</text>'
         )
     return parts
+
+
+def key(index: int) -> Markup:
+    """A short piece of a chart's line, for its legend: the same colour, the same dashes."""
+    dash = _DASHES[index % len(_DASHES)]
+    # Two numbers and a constant.
+    return Markup(  # noqa: S704
+        f'<svg class="key" viewBox="0 0 26 8" aria-hidden="true"><line class="line c{index % 5}" '
+        f'x1="0" x2="26" y1="4" y2="4" stroke-dasharray="{dash}"/></svg>'
+    )
+
+
+def _dots(chart: Chart, line: Line, index: int, x: _Scale, y: _Scale) -> list[str]:
+    if not (chart.dots or chart.x_names or len(line.points) == 1):
+        return []
+    return [f'<circle class="dot d{index % 5}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="3"/>' for a, b in line.points]
 
 
 def _polyline(line: Line, index: int, x: _Scale, y: _Scale) -> str:

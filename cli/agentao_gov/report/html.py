@@ -6,12 +6,25 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from agentao_gov.report.charts import Chart, svg
+from agentao_gov.report.charts import Chart, key, svg
 from agentao_gov.report.gate import GateReport, printable
 
-__all__ = ["Page", "Section", "html_page"]
+__all__ = ["Page", "Section", "Tile", "html_page"]
 
 _TABLE_ROWS_MAX = 200
+
+
+#: A word for each status beside its colour: a red and a green word look the same to some readers.
+_SIGNS = {"pass": "✓", "fail": "✗", "warn": "!", "skip": "–", "inconclusive": "?", "interrupted": "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure that a reader looks for first."""
+
+    name: str
+    value: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +44,16 @@ class Section:
         columns = [dict(line.points) for line in self.chart.lines]
         xs = sorted({x for column in columns for x in column})
         step = max(1, -(-len(xs) // _TABLE_ROWS_MAX))
-        return [(f"{x:g}", *(f"{c[x]:.5g}" if x in c else "" for c in columns)) for x in xs[::step]]
+        return [(self._name(x), *(_cell(c.get(x)) for c in columns)) for x in xs[::step]]
+
+    def _name(self, x: float) -> str:
+        return self.chart.x_names[int(x)] if self.chart.x_names else f"{x:g}"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +63,7 @@ class Page:
     title: str
     gate: GateReport
     started_at: str
+    tiles: tuple[Tile, ...] = ()
     sections: tuple[Section, ...] = ()
 
 
@@ -55,4 +78,6 @@ def html_page(page: Page) -> str:
     )
     environment.filters["printable"] = printable
     environment.filters["svg"] = svg
+    environment.filters["key"] = key
+    environment.filters["sign"] = _SIGNS.__getitem__
     return environment.get_template("page.html.j2").render(page=page, gate=page.gate)
