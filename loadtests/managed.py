@@ -64,6 +64,18 @@ def to_file(path: Path) -> Any:
     return lambda lines: os.write(handle, ("\n".join(lines) + "\n").encode())
 
 
+class Counted:
+    """Counts Locust's own events in this process; its statistics do not: a worker's are emptied every 3 seconds."""
+
+    def __init__(self) -> None:
+        self.requests = self.failures = 0
+        events.request.add_listener(self)
+
+    def __call__(self, exception: BaseException | None = None, **_: Any) -> None:
+        self.requests += 1
+        self.failures += exception is not None
+
+
 def report_to_locust(sample: TurnSample) -> None:
     """Locust's own statistics: shown in its web UI, and a cross-check in the report."""
     events.request.fire(
@@ -78,6 +90,7 @@ def report_to_locust(sample: TurnSample) -> None:
 
 def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: Queue, sink: Sink, worker: int) -> None:
     """Plays phases as they come until told to end."""
+    counted = Counted()
     client = TurnClient(plan.target, keys=keys, api=plan.api)
     conductor = Conductor(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
     while (item := inbox.get()) is not None:
@@ -85,18 +98,18 @@ def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: 
         try:
             conductor.play(phase)
         finally:
-            sink.emit(json.dumps({"t": "locust", "worker": worker, **counted(environment)}))
+            sink.emit(json.dumps({"t": "locust", "worker": worker, **figures_of(environment, counted)}))
             sink.emit(json.dumps({"t": "phase_end", "phase": phase.index, "worker": worker}))
             sink.flush()
     client.close()
 
 
-def counted(environment: Environment) -> dict[str, Any]:
+def figures_of(environment: Environment, counted: Counted) -> dict[str, Any]:
     """What Locust itself has counted in this process so far."""
     total = environment.stats.total
     return {
-        "requests": total.num_requests,
-        "failures": total.num_failures,
+        "requests": counted.requests,
+        "failures": counted.failures,
         "p50": total.get_response_time_percentile(0.5),
         "p95": total.get_response_time_percentile(0.95),
     }

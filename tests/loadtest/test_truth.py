@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,40 +91,3 @@ def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> Non
     assert len(read_late_ms) == truth.total.answered >= 200
     # On top of the 3 ms only what the generator itself measured as the lag of a busy machine.
     assert 0 <= statistics.median(read_late_ms) <= 3 + report.generator["loop_lag_ms"]["p99"]
-
-
-def test_two_workers_tell_the_same_as_one(stub: Starter, load: Load, tmp_path: Path) -> None:
-    """The same turns of the same sessions, and the same books."""
-    reports: dict[int, LoadTestReport] = {}
-    services = {workers: stub() for workers in (1, 2)}
-
-    def run(workers: int) -> None:
-        folder = tmp_path / str(workers)
-        reports[workers] = load(
-            services[workers].url,
-            rate=60.0,
-            duration_s=2.0,
-            workers=workers,
-            seed=5,
-            mix={"qa": 3.0, "code": 1.0},
-            report_dir=folder,
-        )
-
-    threads = [threading.Thread(target=run, args=(workers,)) for workers in services]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    turns = {
-        workers: sorted(
-            (s.session.split("-", 2)[2], s.intended_s, s.profile) for s in samples_of(tmp_path / str(workers))
-        )
-        for workers in (1, 2)
-    }
-    assert turns[1] == turns[2]
-    assert reports[1].turns.by_outcome == reports[2].turns.by_outcome
-    assert {name: group.turns.attempted for name, group in reports[1].by_profile.items()} == {
-        name: group.turns.attempted for name, group in reports[2].by_profile.items()
-    }
-    assert [reports[workers].cross_check["requests"] for workers in (1, 2)] == [len(turns[1])] * 2

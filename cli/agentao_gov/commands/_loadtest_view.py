@@ -15,6 +15,9 @@ from agentao_gov.report.terminal import console, print_table
 
 __all__ = ["TerminalView", "next_command", "print_comparisons", "print_dry_run"]
 
+#: Of a core: a generator that uses so much is held up by itself, else by the machine.
+_CPU_FULL = 0.7
+
 
 class TerminalView:
     """Shows the run on standard error."""
@@ -84,7 +87,9 @@ def next_command(report: LoadTestReport, options: Options) -> str:
     if report.checklist.get("verdict") == "fail":
         return "agentao-gov checklist"
     if report.conclusion == "inconclusive" and report.generator.get("bound"):
-        return "agentao-gov loadtest --workers 2 …, or from a machine of its own"
+        if (report.generator.get("cpu_max") or 0) > _CPU_FULL:
+            return f"agentao-gov loadtest --workers {2 * options.workers} …"
+        return "the same again when this machine has less to do, or with --master from another one"
     if report.conclusion == "inconclusive":
         return "agentao-gov loadtest --duration … (longer: percentiles need samples)"
     return "open report.html" if options.report_dir else "agentao-gov loadtest --report DIR … for the whole story"

@@ -18,7 +18,7 @@ __all__ = ["check_comparable", "compare_reports", "read_report"]
 
 _PLAN_KEYS = (
     "shape", "loop", "rate", "users", "duration_s", "arrivals", "mix", "workers", "api",
-    "turns_per_session", "think_scale", "simulated", "model_pace_s",
+    "turns_per_session", "think_scale", "simulated", "model_pace_s", "replay",
 )  # fmt: skip
 _ENVIRONMENT_KEYS = ("python", "system", "machine", "cpus")
 _MEASURES = (("turn", 50.0), ("turn", 95.0), ("turn", 99.0), ("first_token", 95.0))

@@ -67,6 +67,9 @@ class Execution:
     def run(self) -> None:
         """Plays everything the options ask for. Deaths and signals are recorded, not raised."""
         try:
+            if self.options.bind is not None:
+                there = f"agentao-gov loadtest --worker-of {self.options.bind}"
+                self.view.note(f"waiting for {self.plan.workers} of: {there}")
             self.driver.start(self.stop)
             if self.stop():
                 return

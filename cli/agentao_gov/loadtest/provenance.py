@@ -12,6 +12,7 @@ from agentao_gov.loadtest.execution import Played
 from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.plan import LoadPlan
+from agentao_gov.loadtest.replay import span_s
 
 __all__ = ["environment", "plan_part"]
 
@@ -37,12 +38,14 @@ def environment() -> dict[str, Any]:
 
 def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, findings: Findings) -> dict[str, Any]:
     """The report's `plan`: what was asked for, and what makes two runs comparable."""
+    recording = plan.recording if plan is not None else None
     return {
         "shape": options.shape,
         "loop": "open" if options.open_loop else "closed",
-        "rate": options.level if options.open_loop else None,
+        "rate": options.level if options.open_loop and not recording else None,
         "users": options.users,
-        "duration_s": options.duration_s,
+        "duration_s": span_s(recording, options.replay_speed) if recording else options.duration_s,
+        "replay": {"turns": len(recording), "speed": options.replay_speed} if recording else None,
         "arrivals": options.process,
         "seed": options.seed,
         "mix": dict(options.mix),

@@ -25,6 +25,7 @@ __all__ = [
     "Threshold",
     "ThresholdResult",
     "Unit",
+    "chance_of",
     "evaluate",
     "parse_threshold",
     "samples_needed",
@@ -238,12 +239,12 @@ def _evaluate_percentile(threshold: Threshold, distribution: Distribution) -> Th
         return ThresholdResult(threshold, observed, "pass" if holds else "fail", count)
     if not holds and threshold.op.startswith("<"):
         over = sum(not threshold.holds(value) for value in distribution.values_ms)
-        if _at_least(over, count, 1 - threshold.percentile / 100) < 1 - CONFIDENCE:
+        if chance_of(over, count, 1 - threshold.percentile / 100) < 1 - CONFIDENCE:
             return ThresholdResult(threshold, observed, "fail", count, f"{over} of {count} samples are over the limit")
     reason = f"{count} samples; p{threshold.percentile:g} needs {needed}"
     return ThresholdResult(threshold, observed, "inconclusive", count, reason)
 
 
-def _at_least(over: int, count: int, chance: float) -> float:
+def chance_of(over: int, count: int, chance: float) -> float:
     """P(X >= over) for a binomial X: how likely so many are over the limit although the percentile holds."""
     return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(over, count + 1))
