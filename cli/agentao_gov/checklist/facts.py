@@ -43,6 +43,8 @@ class Facts:
     machine: Machine
     #: Where the service would keep its ledger; None where nobody said.
     state_dir: Path | None = None
+    #: The deployment file; None where defaults hold.
+    path: Path | None = None
 
     @property
     def offered(self) -> tuple[Profile, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agentao_gov.checklist.facts import Facts, Machine
+from agentao_gov.checklist.places import shown_path
 from agentao_gov.config import Overrides, ResolvedDeployment, ResolvedProfile, load_profile, profile_paths
 from agentao_gov.errors import ConfigError
 
@@ -23,13 +22,17 @@ def gather(
     """
     if profile is not None:
         one = load_profile(profile, deployment=deployment, overrides=overrides)
-        return Facts(deployment.deployment, (one,), Machine.here(), deployment.state_dir), one
+        return _facts(deployment, (one,)), one
     names = _offered(deployment)
     if not names:
         raise ConfigError("No tenant may use any profile.", hint="`agentao-gov profile list` shows what there is.")
     resolved = {name: load_profile(name, deployment=deployment, overrides=overrides) for name in names}
     probed = resolved.get(DEFAULT_PROFILE) or next(iter(resolved.values()))
-    return Facts(deployment.deployment, tuple(resolved.values()), Machine.here(), deployment.state_dir), probed
+    return _facts(deployment, tuple(resolved.values())), probed
+
+
+def _facts(deployment: ResolvedDeployment, profiles: tuple[ResolvedProfile, ...]) -> Facts:
+    return Facts(deployment.deployment, profiles, Machine.here(), deployment.state_dir, deployment.path)
 
 
 def _offered(deployment: ResolvedDeployment) -> list[str]:
@@ -44,10 +47,4 @@ def _offered(deployment: ResolvedDeployment) -> list[str]:
 
 def config_name(deployment: ResolvedDeployment) -> str:
     """How the report names the configuration."""
-    path: Path | None = deployment.path
-    if path is None:
-        return "defaults (no deployment file)"
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return "defaults (no deployment file)" if deployment.path is None else shown_path(deployment.path)

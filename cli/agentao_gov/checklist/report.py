@@ -18,6 +18,7 @@ __all__ = [
     "Check",
     "ChecklistReport",
     "ItemReport",
+    "Place",
     "Scaled",
     "Status",
     "assemble",
@@ -62,6 +63,13 @@ class Scaled(_Record):
     probed: str
 
 
+class Place(_Record):
+    """Where a person has to look."""
+
+    file: str
+    line: int | None = None
+
+
 class ItemReport(_Record):
     """One item of the report (`contract.md`, "Checklist report")."""
 
@@ -76,6 +84,8 @@ class ItemReport(_Record):
     remedy: str | None = None
     duration_ms: int = 0
     scaled: tuple[Scaled, ...] = ()
+    #: The configuration's file and line that the trouble is about; null where there is none.
+    place: Place | None = None
 
 
 class ChecklistReport(_Record):
@@ -109,7 +119,14 @@ class ChecklistReport(_Record):
         return 0 if self.verdict == "pass" else 1
 
 
-def assemble(item: Item, checks: Sequence[Check], *, duration_ms: int = 0, scaled: Iterable[Scaled] = ()) -> ItemReport:
+def assemble(
+    item: Item,
+    checks: Sequence[Check],
+    *,
+    duration_ms: int = 0,
+    scaled: Iterable[Scaled] = (),
+    place: Place | None = None,
+) -> ItemReport:
     """Makes an item of its checks: the worst one decides, and what is wrong is said first."""
     if not checks:
         return skipped(item, "nothing could be tried")
@@ -129,6 +146,7 @@ def assemble(item: Item, checks: Sequence[Check], *, duration_ms: int = 0, scale
         remedy=remedy or (NO_SETTING if status == "fail" else None),
         duration_ms=duration_ms,
         scaled=tuple(scaled),
+        place=place,
     )
 
 
@@ -182,10 +200,11 @@ def _case(item: ItemReport, report: ChecklistReport) -> GateCase:
         status=status,
         expected=item.expected,
         observed=item.observed,
-        evidence=item.evidence,
+        evidence=(*item.evidence, *(f"scaled: {s.key} {s.configured} → {s.probed}" for s in item.scaled)),
         remedy=item.remedy or "",
         duration_ms=item.duration_ms,
-        file=config,
+        file=item.place.file if item.place else config,
+        line=item.place.line if item.place else None,
     )
 
 

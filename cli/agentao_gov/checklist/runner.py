@@ -18,6 +18,7 @@ from functools import partial
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
+from agentao_gov.checklist.places import place_of
 from agentao_gov.checklist.probe import Context, Probe, StageFactory
 from agentao_gov.checklist.probes import PROBES
 from agentao_gov.checklist.remedy import Remedy
@@ -110,7 +111,8 @@ class _Walk:
             context.note(False, "the probe can be carried out", text, remedy=_NOT_CARRIED_OUT)
         checks = [*self.static.get(item.id, ()), *context.checks]
         took_ms = round((time.monotonic() - began) * 1000)
-        return assemble(item, checks, duration_ms=took_ms, scaled=context.scaled)
+        place = place_of(checks, self.facts)
+        return assemble(item, checks, duration_ms=took_ms, scaled=context.scaled, place=place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TextIO
 
+from rich.console import Group
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -26,13 +27,14 @@ _EVIDENCE_MAX = 12
 
 
 class Progress(Listener):
-    """One line per decided item on standard error, and what is being done now below it."""
+    """One line per decided item on standard error, and below them what is being done now, a line an item."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._console = console(sys.stderr)
         self._live: Live | None = None
-        self._began = time.monotonic()
+        #: Spinners of the items that are being tried, by id, with when each began.
+        self._doing: dict[str, tuple[Spinner, float]] = {}
 
     def began(self, item: Item) -> None:
         self._show(item, "")
@@ -41,7 +43,11 @@ class Progress(Listener):
         self._show(item, what)
 
     def ended(self, report: ItemReport) -> None:
-        self.close()
+        self._doing.pop(report.id, None)
+        if not self._doing:
+            self.close()
+        elif self._live is not None:
+            self._redraw()
         if self._quiet or report.status == "skip":
             return
         style = _STYLES[report.status]
@@ -58,12 +64,21 @@ class Progress(Listener):
     def _show(self, item: Item, what: str) -> None:
         if self._quiet or not self._console.file.isatty():
             return
-        seconds = time.monotonic() - self._began
-        line = Text.assemble(f"{item.number}. {item.title}  ", (f"{what}  {seconds:.0f} s", STYLES["dim"]))
+        if item.id not in self._doing:
+            self._doing[item.id] = (Spinner("dots"), time.monotonic())
+        spinner, began = self._doing[item.id]
+        seconds = f"  {time.monotonic() - began:.0f} s"
+        # One line each, however narrow the terminal: what is redrawn in place must not wrap.
+        text = Text.assemble(f"{item.number}. {item.title}  ", (f"{what}{seconds}", STYLES["dim"]))
+        text.truncate(max(10, self._console.width - 4), overflow="ellipsis")
+        spinner.update(text=text)
+        self._redraw()
+
+    def _redraw(self) -> None:
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
-        self._live.update(Spinner("dots", text=line))
+        self._live.update(Group(*(spinner for spinner, _ in self._doing.values())))
 
 
 def print_checklist(report: ChecklistReport, stream: TextIO) -> None:
@@ -77,11 +92,21 @@ def print_checklist(report: ChecklistReport, stream: TextIO) -> None:
     for item in report.items:
         if item.status in ("fail", "warn"):
             _print_details(item, stream)
+    _print_scaled(report, stream)
     out.print()
     style = _STYLES[report.verdict]
     tail = f"{gate_report(report).headline.partition(': ')[2]}, {report.duration_ms / 1000:.0f} s, {report.config}"
     word = "nothing was tried" if report.tried_nothing else report.verdict.upper()
     out.print(Text.assemble((word, style), "  ", printable(tail)))
+
+
+def _print_scaled(report: ChecklistReport, stream: TextIO) -> None:
+    """Which limits were tried at another size than their own."""
+    scaled = dict.fromkeys(f"{s.key} {s.configured} → {s.probed}" for item in report.items for s in item.scaled)
+    if scaled:
+        out = console(stream)
+        out.print()
+        out.print(Text(printable(f"scaled to be tried in time: {'; '.join(scaled)}"), style=STYLES["dim"]))
 
 
 def _table(report: ChecklistReport) -> Table:
@@ -107,7 +132,7 @@ def _print_details(item: ItemReport, stream: TextIO) -> None:
     out.print(Text(f"{_MARKS[item.status]} {item.number}. {item.title} ({item.id})", style=_STYLES[item.status]))
     bad = _wrong_lines(item)
     for line in bad[:_EVIDENCE_MAX]:
-        out.print(Text(f"  {printable(line, one_line=False)}"))
+        out.print(Text(f"{' ' * (len(line) - len(line.lstrip()) + 2)}{printable(line)}"))
     if len(bad) > _EVIDENCE_MAX:
         out.print(Text(f"  … {len(bad) - _EVIDENCE_MAX} more lines with --format json", style=STYLES["dim"]))
     if item.remedy:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _FORMATS = ("table", "json", "junit", "markdown", "github")
+#: What a file's name says about the format where nobody else does.
+_SUFFIXES = {".json": "json", ".xml": "junit", ".md": "markdown"}
 
 
 def command(
@@ -32,7 +34,9 @@ def command(
     api_key_env: ApiKeyEnv = None,
     only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this item. Repeatable.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="ID", help="All but this item. Repeatable.")] = None,
-    form: Annotated[str, typer.Option("--format", help=" | ".join(_FORMATS))] = "table",
+    form: Annotated[
+        str | None, typer.Option("--format", help=f"{' | '.join(_FORMATS)}. Default: by --output's suffix, else table.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report there; the table stays.")
@@ -51,29 +55,41 @@ def command(
     Exit codes: 0 all items hold, 1 an item failed, 3 wrong configuration, 11 nothing was tried.
     """
     from agentao_gov.checklist.items import select
-    from agentao_gov.errors import UsageError
 
-    form = "json" if as_json else form
-    if form not in _FORMATS:
-        raise UsageError(f"--format {form!r} is none of {', '.join(_FORMATS)}.")
+    form = _format(form, output, as_json=as_json)
     chosen = select(_split(only), _split(skip))
     if list_:
-        return _list(form)
+        return _list(form, chosen)
     _check_output(output)
     if from_ is not None:
-        report = _read(from_)
-        _write(report, form, output)
-        return report.exit_code
-    walked = _walk(
-        config,
-        profile,
-        target,
-        api_key_env,
-        tuple(sets or ()),
-        _Manner(chosen, strict=strict, owned=owned, quiet=quiet),
-    )
-    _write(walked, form, output)
-    return walked.exit_code
+        _alone("--from", config=config, profile=profile, target=target, only=only, skip=skip, set=sets)
+        report = _read(from_, strict=strict)
+    else:
+        manner = _Manner(chosen, strict=strict, owned=owned, quiet=quiet)
+        report = _walk(config, profile, target, api_key_env, tuple(sets or ()), manner)
+    _write(report, form, output)
+    return report.exit_code
+
+
+def _format(form: str | None, output: Path | None, *, as_json: bool) -> str:
+    from agentao_gov.errors import UsageError
+
+    if form is not None and form not in _FORMATS:
+        raise UsageError(f"--format {form!r} is none of {', '.join(_FORMATS)}.")
+    if as_json and form not in (None, "json"):
+        raise UsageError(f"--json and --format {form} contradict each other.", hint="Give one of them.")
+    if as_json:
+        return "json"
+    return form or _SUFFIXES.get(output.suffix.lower() if output else "", "table")
+
+
+def _alone(option: str, **others: object) -> None:
+    """Options that would be ignored are a mistake, not a wish."""
+    from agentao_gov.errors import UsageError
+
+    given = [f"--{name}" for name, value in others.items() if value]
+    if given:
+        raise UsageError(f"{option} shows what was written before; {', '.join(given)} cannot change it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,43 +144,51 @@ def _split(ids: list[str] | None) -> tuple[str, ...]:
     return tuple(part.strip() for word in ids or () for part in word.split(",") if part.strip())
 
 
-def _read(path: Path) -> ChecklistReport:
+def _read(path: Path, *, strict: bool) -> ChecklistReport:
     """A report of an earlier walk, so that a CI can have every format of one."""
-    from agentao_gov.checklist.report import ChecklistReport
+    from agentao_gov.checklist.report import ChecklistReport, judge
     from agentao_gov.errors import UsageError
 
     try:
-        return ChecklistReport.model_validate_json(path.read_bytes())
+        report = ChecklistReport.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise UsageError(
             f"--from {str(path)!r} is no checklist report: {said}.", hint="Write one with --format json --output FILE."
         ) from None
+    strict = strict or report.strict
+    return report.model_copy(update={"strict": strict, "verdict": judge(report.items, strict=strict)})
 
 
 def _check_output(output: Path | None) -> None:
-    """A minute's work must not be lost to a directory that is not there."""
+    """A minute's work must not be lost to a directory that is not there, or to a file that cannot be written."""
+    import os
+
     from agentao_gov.errors import UsageError
 
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UsageError(f"--output {str(output)!r} cannot be written.", hint="Name a file in a directory that exists.")
+    if output is None:
+        return
+    target = output.resolve()
+    hint = "Name a file in a directory that exists and can be written."
+    place = target if target.exists() and not target.is_file() else target.parent
+    if target.is_dir() or not target.parent.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"--output {str(output)!r} cannot be written.", hint=hint)
 
 
-def _list(form: str) -> int:
+def _list(form: str, chosen: tuple[tuple[Item, bool], ...]) -> int:
     import json
 
-    from agentao_gov.checklist.items import ITEMS
-
+    items = [item for item, wanted in chosen if wanted]
     if form == "json":
         rows = [
             {"id": item.id, "number": item.number, "title": item.title, "breaks_it_by": item.breaks_it_by}
-            for item in ITEMS
+            for item in items
         ]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return 0
     from agentao_gov.report.terminal import console, print_table
 
-    rows_shown = [(str(item.number), item.id, item.title, item.breaks_it_by) for item in ITEMS]
+    rows_shown = [(str(item.number), item.id, item.title, item.breaks_it_by) for item in items]
     print_table(console(sys.stdout), ("", "id", "item", "the probe tries to break it by"), rows_shown)
     return 0
 
@@ -173,7 +197,7 @@ def _write(report: ChecklistReport, form: str, output: Path | None) -> None:
     from agentao_gov.commands._checklist_view import print_checklist, rendered
 
     if output is not None:
-        _write_file(output, rendered(report, "markdown" if form == "table" and output.suffix == ".md" else form))
+        _write_file(output.resolve(), rendered(report, form))
         form = "table"
     if form == "table":
         print_checklist(report, sys.stdout)
@@ -183,10 +207,11 @@ def _write(report: ChecklistReport, form: str, output: Path | None) -> None:
 
 def _write_file(path: Path, text: str) -> None:
     """Whole or not at all: a half-written report must not reach a CI's parser."""
-    import os
-    import tempfile
+    from agentao_gov.config.edit import write_whole
 
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).replace(path)
+    if path.exists() and not path.is_file():
+        # A terminal, a pipe, /dev/null: replacing it would be the end of it.
+        path.write_text(text, encoding="utf-8")
+    else:
+        # Unlike the configuration it holds no secret, and the next step of a CI may be another user.
+        write_whole(path, text, new_mode=0o644)

@@ -76,12 +76,12 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str, *, check: Callable[[Path], None] | None = None) -> None:
-    """Replaces a file in one step, keeping its mode (0600 for a new one); readers see the old or the new text.
+def write_whole(path: Path, text: str, *, check: Callable[[Path], None] | None = None, new_mode: int = 0o600) -> None:
+    """Replaces a file in one step, keeping its mode (`new_mode` for a new one); readers see the old or the new text.
 
     `check` sees the new file before it takes the old one's place, and may raise.
     """
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    mode = path.stat().st_mode & 0o777 if path.exists() else new_mode
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".toml")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
