@@ -62,36 +62,16 @@ class Answer:
         return str(self.json["error"]["code"])
 
 
-@dataclass
-class Service:
-    """A running service."""
+@dataclass(kw_only=True)
+class Client:
+    """Talks HTTP to a service."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
     port: int = 0
     key: str | None = None
-    state: Path = field(default_factory=Path)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        """The process that serves; the one that was started may be its warden."""
-        return int(self.get("/v1/status").json["instance"]["pid"])
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The log so far."""
-        found = []
-        for line in self.log.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        return found
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The log lines of one event."""
-        return [line for line in self.lines() if line.get("event") == name]
 
     def send(
         self,
@@ -139,6 +119,32 @@ class Service:
                 name, _, value = line.rpartition(" ")
                 found[name.removeprefix("agentao_gov_")] = float(value)
         return found
+
+
+@dataclass
+class Service(Client):
+    """A running service."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    state: Path = field(default_factory=Path)
+
+    @property
+    def pid(self) -> int:
+        """The process that serves; the one that was started may be its warden."""
+        return int(self.get("/v1/status").json["instance"]["pid"])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log lines of one event."""
+        return [line for line in self.lines() if line.get("event") == name]
 
     def signal(self, signum: int = signal.SIGTERM) -> None:
         self.process.send_signal(signum)

@@ -42,6 +42,8 @@ class ScriptedHosts:
         self.open_error: BaseException | None = None
         self.close_error: BaseException | None = None
         self.shut_down = False
+        #: Characters that the last `pour N` has told.
+        self.poured = 0
 
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> ScriptedSession:
         self.pass_gate(f"open {spec.key.session}")
@@ -111,6 +113,8 @@ class ScriptedSession:
         elif verb == "ignore":
             self.hosts.reached[name].set()
             assert self.hosts.gates[name].wait(HANG_S)
+        elif verb == "pour":
+            return self.pour(request, on_event, int(name))
         elif verb == "crash":
             return self.report(request, Outcome.INTERNAL_ERROR, None)
         elif verb == "raise":
@@ -122,6 +126,15 @@ class ScriptedSession:
         self.messages.append({"role": "user", "content": request.message})
         on_event(TextEvent(recalled))
         return self.report(request, Outcome.ANSWERED, recalled)
+
+    def pour(self, request: TurnRequest, on_event: EventSink, size: int) -> TurnReport:
+        """As much text as is asked for, or until it is cancelled."""
+        for n in range(0, size, 10_000):
+            on_event(TextEvent("x" * 10_000))
+            self.hosts.poured = n
+            if self.cancelled.wait(0.0005):
+                return self.report(request, Outcome.CANCELLED, None)
+        return self.report(request, Outcome.ANSWERED, "poured")
 
     def wait_for(self, gate: threading.Event) -> bool:
         deadline = Deadline.after(HANG_S)

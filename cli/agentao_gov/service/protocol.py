@@ -1,4 +1,7 @@
-"""HTTP/1.1 with a limit on how long a request's head may take: a trickle of header bytes must not hold a connection."""
+"""HTTP/1.1 with limits on both ends' time: for a request's head to come, and for an answer to be read.
+
+A trickle of header bytes must not hold a connection, nor a client that reads a byte a second.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,11 @@ class BoundedHeadProtocol(H11Protocol):
     #: From the connection, or the first byte of a further request, to the end of the head. As long as a body gets.
     head_s_max = 30.0
 
+    #: From a full send buffer (64 KiB) to one that is nearly empty. Slower than 1.6 KB/s is not reading.
+    write_s_max = 30.0
+
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a head."""
@@ -31,13 +38,30 @@ class BoundedHeadProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the waiting."""
         self._stop_waiting()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client has to read before more is sent. Aborted and not closed: a close would wait for it too."""
+        super().pause_writing()
+        self._is_read()
+        self._unread = self.loop.call_later(self.write_s_max, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It did."""
+        self._is_read()
+        super().resume_writing()
 
     def _await_head(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
             self._stop_waiting()
         elif self._late is None:
             self._late = self.loop.call_later(self.head_s_max, self.transport.close)
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _stop_waiting(self) -> None:
         if self._late is not None:

@@ -1,0 +1,71 @@
+"""The real HTTP service on a real port, in this process, over hosts that do what a message says.
+
+For faults that no simulated model can cause: agents that cannot be built, closes that hang, text without end.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from agentao_gov.budget import MemoryStore, TokenLedger
+from agentao_gov.config import Deployment, ResolvedDeployment
+from agentao_gov.pool import AgentPool, SessionArchive
+from agentao_gov.service.build import build_service
+from agentao_gov.service.profiles import OfferedProfile
+from agentao_gov.service.protocol import BoundedHeadProtocol
+from agentao_gov.service.server import HEADER_BYTES_MAX, bind
+from tests.e2e.service import Client
+from tests.pool.bench import a_model, a_profile
+from tests.pool.scripted import HANG_S, ScriptedHosts
+
+__all__ = ["Live"]
+
+
+class Impatient(BoundedHeadProtocol):
+    """With limits that a test can wait for."""
+
+    head_s_max = 0.5
+    write_s_max = 0.5
+
+
+class Live(Client):
+    """One service; `close` ends it and says what was left."""
+
+    def __init__(self, root: Path, hosts: ScriptedHosts, *, tenants: Any = None, **pool: Any) -> None:
+        super().__init__()
+        sections = {"pool": {"queue_timeout": "20s", **pool}, "tenants": tenants or {}}
+        deployment = ResolvedDeployment(
+            deployment=Deployment.model_validate(sections), sources={}, findings=(), path=None, state_dir=root
+        )
+        self.ledger = TokenLedger(MemoryStore())
+        self.archive = SessionArchive(root / "sessions")
+        self.pool = AgentPool(deployment, {"fresh": hosts, "in-process": hosts}, self.archive)
+        offered = {name: OfferedProfile(a_profile(name), a_model()) for name in ("qa", "other")}
+        self.service = build_service(deployment, self.pool, self.ledger, offered)
+        listener = bind("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self.service.app, http=Impatient, h11_max_incomplete_event_size=HEADER_BYTES_MAX, ws="none",
+            lifespan="off", log_config=None, timeout_graceful_shutdown=1,
+            timeout_keep_alive=1,
+        )  # fmt: skip
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+
+    def counts(self) -> tuple[int, int, int]:
+        """Busy, waiting, and requests inside the door."""
+        stats = self.pool.stats()
+        return stats.busy, stats.queue_length, len(self.service.gateway.in_flight)
+
+    def close(self) -> None:
+        self.pool.close()
+        self.server.should_exit = True
+        self.thread.join(HANG_S)
+        assert not self.thread.is_alive()
+        self.service.close()
+        self.ledger.close()
