@@ -5,12 +5,15 @@ All of them live at most `LIFE_S`, so that even a failed test leaves nothing beh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from agentao_gov.process import procfs
 
 LIFE_S = 60
 
@@ -97,3 +100,13 @@ def waited_for_processor_s() -> float:
     except OSError:
         return 0.0
     return int(line.rpartition("total=")[2]) / 1e6
+
+
+def running(word: str) -> list[int]:
+    """The pids of whoever has this word on its command line."""
+    found = []
+    for pid in procfs.all_pids():
+        with contextlib.suppress(OSError):
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
