@@ -165,7 +165,7 @@ def test_export_writes_balances_and_journal(budget: Any, deployment: ResolvedDep
     entries = [json.loads(line) for line in target.read_text().splitlines()]
     assert {row["scope"]: row["used"] for row in rows} == {"tenant": "900", "user": "900", "session": "900"}
     assert [entry["number"] for entry in entries] == list(range(1, len(entries) + 1))
-    settled = entries[-1]
+    settled = next(entry for entry in entries if entry["kind"] == "settle")
     assert (settled["kind"], settled["used"]) == ("settle", 900)
     assert settled["lines"][0].startswith("tenant:acme Asia/Shanghai ")
     assert target.stat().st_mode & 0o777 == 0o600

@@ -280,7 +280,7 @@ class SqliteMachine(LedgerMachine):
         assert isinstance(dead, SqliteStore)
         dead.connection.execute("UPDATE owners SET pid = ?, started = 1 WHERE id = ?", (2**22 + 1, dead.owner.id))
         # Without its orderly end: nothing is resolved but by the neighbour.
-        for connection in (dead.connection, dead._syncing):
+        for connection in (dead.connection, dead.file.sql):
             connection.close()
         self.stores[which] = self.open()
         return True

@@ -2,7 +2,7 @@
 
 `streams`: many threads, each making calls to the simulated model until its budget says no.
 `crash`: a few calls one after the other, and SIGKILL at a named point of one of them.
-`recover`: only opens the ledger.
+`recover`, `upkeep`: only opens the ledger.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from agentao_gov.budget import (
 )
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import BudgetExhaustedError
+from tests.support.clock import FakeClock
 
 QUESTION = "Say something about limits, please."
 
@@ -155,7 +156,14 @@ def run_recover(plan: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def run_upkeep(plan: dict[str, Any]) -> dict[str, Any]:
+    """Opens a ledger at a time when much of it is old, and dies while it is brought up to date."""
+    failpoints.install(lambda point: os.kill(os.getpid(), signal.SIGKILL) if point == plan["point"] else None)
+    SqliteStore(Path(plan["store"]), FakeClock(wall=plan["now"]), retain_s=plan["retain_s"]).close()
+    return {}
+
+
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    modes = {"streams": run_streams, "crash": run_crash, "recover": run_recover}
+    modes = {"streams": run_streams, "crash": run_crash, "recover": run_recover, "upkeep": run_upkeep}
     print(json.dumps(modes[given["mode"]](given)), flush=True)

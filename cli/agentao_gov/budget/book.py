@@ -144,7 +144,7 @@ class Book:
         self, request: ReserveRequest, owner: str, lines: Sequence[Line], output: int, now_s: float
     ) -> Reservation:
         for line in lines:
-            self.lines.setdefault(line.key, line)
+            self._keep(line, owner, now_s)
         holding = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=self.price(request.model))
         call = self.calls[request.id] = Call(request.id, owner, tuple(line.key for line in lines), holding)
         self._post(call, "reserve", Posting(ReservationState.RESERVED, reserved=holding.held), owner, now_s)
@@ -236,6 +236,7 @@ class Book:
         for key in call.lines:
             line = self.lines[key]
             line.add(posting)
+            line.touched_s = now_s
             if posting.used and (crossing := crossed(line, self.warn_at)) is not None:
                 crossings.append(crossing)
         call.holding = after(call.holding, posting, extends=kind == "extend")
@@ -291,7 +292,8 @@ class Book:
         """Adds to the limit of the window that is open now."""
         now_s = self.at(now_s)
         key = self.line_key(scope, now_s)
-        line = self.lines.setdefault(key, Line(key))
+        line = self.lines.get(key) or Line(key)
+        self._keep(line, owner, now_s)
         line.limit = scope.limit
         line.granted += tokens
         lower_warned(line, self.warn_at)
@@ -308,6 +310,20 @@ class Book:
             for scope in scopes
             for key in [self.line_key(scope, now_s)]
         )
+
+    def _keep(self, line: Line, owner: str, now_s: float) -> None:
+        if line.key not in self.lines:
+            self.lines[line.key] = line
+            line.touched_s = now_s
+            name = line_name(line.key)
+            self.sink(Entry(int(now_s * 1000), "line", name, owner, (), note=name))
+
+    def forget(self, calls: Iterable[str], lines: Iterable[LineKey]) -> None:
+        """Drops reservations that have ended, and lines that nothing is posted to any more."""
+        for call_id in calls:
+            self.calls.pop(call_id, None)
+        for key in lines:
+            self.lines.pop(key, None)
 
     def _seconds_left(self, key: LineKey, now_s: float) -> float | None:
         return within_window(self._calendar, key, now_s)

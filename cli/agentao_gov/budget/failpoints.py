@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["POINTS", "install", "reach"]
+__all__ = ["POINTS", "UPKEEP_POINTS", "install", "reach"]
 
 #: In the order in which a call meets them; the three around the send are reached by the model client.
 POINTS = (
@@ -23,6 +23,14 @@ POINTS = (
     "before_settle_commit",
     "after_settle_commit",
     "during_recovery",
+)
+
+#: In a file ledger's upkeep, which no call waits for.
+UPKEEP_POINTS = (
+    "before_fold_commit",
+    "after_fold_commit",
+    "before_cut_commit",
+    "after_cut_commit",
 )
 
 _hook: Callable[[str], None] | None = None

@@ -9,12 +9,35 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from agentao_gov.budget.states import Posting
+from agentao_gov.budget.types import ReservationState
 
-__all__ = ["GENESIS", "Entry", "Kind", "Replay", "Totals", "chain", "decode", "encode", "replay"]
+__all__ = ["GENESIS", "STATE_AFTER", "Entry", "Kind", "Replay", "Totals", "chain", "decode", "encode", "replay"]
 
 Kind = Literal[
-    "open", "line", "limit", "reserve", "dispatch", "extend", "settle", "charge", "release", "correct", "grant"
+    "open",
+    "line",
+    "limit",
+    "warn",
+    "reserve",
+    "dispatch",
+    "extend",
+    "settle",
+    "charge",
+    "release",
+    "correct",
+    "grant",
+    "checkpoint",
 ]
+
+#: The state that a reservation is in after an entry about it; an extension changes none.
+STATE_AFTER = {
+    "reserve": ReservationState.RESERVED,
+    "dispatch": ReservationState.DISPATCHED,
+    "settle": ReservationState.SETTLED,
+    "correct": ReservationState.SETTLED,
+    "charge": ReservationState.CHARGED_ESTIMATE,
+    "release": ReservationState.RELEASED,
+}
 
 #: What stands before the first entry.
 GENESIS = bytes(32)
@@ -25,9 +48,9 @@ class Entry(NamedTuple):
 
     at_ms: int
     kind: Kind
-    #: The reservation; for `line` the line's own reference; for `grant` empty.
+    #: The reservation; for `line`, `limit` and `warn` the line's own reference; for `grant` empty.
     id: str
-    #: Who wrote it.
+    #: Who wrote it; for `reserve` who holds it, which another process may have written on its behalf.
     owner: str
     #: References of the scopes and windows it posts to.
     lines: tuple[str, ...]
@@ -38,6 +61,7 @@ class Entry(NamedTuple):
     cost: int = 0
     unpriced: int = 0
     #: For `open`: the ledger's identity; for `line`: its name; for `limit`: the new one;
+    #: for `warn`: the soft threshold reported last, in thousandths; for `checkpoint`: which, and its digest;
     #: for `reserve`: prompt, output and prices, as the reservation has them.
     note: str = ""
 
@@ -91,7 +115,7 @@ def chain(previous: bytes, text: str) -> bytes:
     return hashlib.sha256(previous + text.encode()).digest()
 
 
-_STEPS = frozenset({"reserve", "dispatch", "extend", "settle", "charge", "release", "correct"})
+_STEPS = frozenset({*STATE_AFTER, "extend"})
 
 
 @dataclass(slots=True)
@@ -117,8 +141,9 @@ class Totals:
 
 @dataclass(slots=True)
 class Replay:
-    """What the journal says the balances are."""
+    """What the journal says the balances are, from the first entry or from a checkpoint on."""
 
+    #: Number of the last entry.
     entries: int = 0
     head: bytes = GENESIS
     #: By reference of the line.
@@ -127,20 +152,30 @@ class Replay:
     names: dict[str, str] = field(default_factory=dict)
     #: Reference → the limit last stated.
     limits: dict[str, str] = field(default_factory=dict)
+    #: Reference → the soft threshold last reported, where one was.
+    warned: dict[str, str] = field(default_factory=dict)
     #: By reservation: its sums, its last step but extensions, and what was noted when it was reserved.
     calls: dict[str, Totals] = field(default_factory=dict)
     steps: dict[str, Entry] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    #: By reservation: who holds or held it, and the output granted to it with all extensions.
+    owners: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    #: The ledger's identity, as its first entry has it.
+    ledger: str = ""
+    #: The checkpoint that the journal last said was made.
+    checkpoint: str = ""
     problems: list[str] = field(default_factory=list)
 
 
 def replay(
-    rows: Iterable[tuple[int, str, bytes]],
-    link: Callable[[bytes, str], bytes] = chain,
-    genesis: bytes = GENESIS,
+    rows: Iterable[tuple[int, str, bytes]], link: Callable[[bytes, str], bytes] = chain, base: Replay | None = None
 ) -> Replay:
-    """Walks (number, text, hash) from the first entry, checks the chain and adds up. Never raises for bad rows."""
-    result = Replay(head=genesis)
+    """Walks (number, text, hash), checks the chain and adds up. Never raises for bad rows.
+
+    Goes on from `base`, which it changes, or from the very first entry.
+    """
+    result = Replay() if base is None else base
     for number, text, digest in rows:
         result.entries += 1
         if number != result.entries:
@@ -151,20 +186,24 @@ def replay(
             result.problems.append(f"journal: entry {number} does not match its hash")
             result.head = digest
         try:
-            entry = decode(text)
-        except (ValueError, TypeError):
+            _add(result, decode(text))
+        except (ValueError, TypeError, IndexError):
             result.problems.append(f"journal: entry {number} cannot be read")
-            continue
-        _add(result, entry)
     return result
 
 
 def _add(result: Replay, entry: Entry) -> None:
-    if entry.kind == "line":
+    if entry.kind == "open":
+        result.ledger = entry.note
+    elif entry.kind == "line":
         result.names[entry.id] = entry.note
         result.lines.setdefault(entry.id, Totals())
     elif entry.kind == "limit":
         result.limits[entry.id] = entry.note
+    elif entry.kind == "warn":
+        result.warned[entry.id] = entry.note
+    elif entry.kind == "checkpoint":
+        result.checkpoint = entry.note
     for line in entry.lines:
         result.lines.setdefault(line, Totals()).add(entry)
     if entry.kind in _STEPS:
@@ -172,4 +211,7 @@ def _add(result: Replay, entry: Entry) -> None:
         if entry.kind != "extend":
             result.steps[entry.id] = entry
         if entry.kind == "reserve":
-            result.notes[entry.id] = entry.note
+            result.notes[entry.id], result.owners[entry.id] = entry.note, entry.owner
+            result.outputs[entry.id] = int(entry.note.split(" ")[1])
+        elif entry.kind == "extend":
+            result.outputs[entry.id] = result.outputs.get(entry.id, 0) + entry.reserved

@@ -31,6 +31,8 @@ class Line:
     unpriced: int = 0
     #: Highest soft threshold reported and not fallen below since.
     warned: float = 0.0
+    #: When something was posted last, Unix seconds; kept by the store in memory alone.
+    touched_s: float = 0.0
 
     @property
     def effective_limit(self) -> int | None:

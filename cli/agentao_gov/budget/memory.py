@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.book import Book
-from agentao_gov.budget.journal import GENESIS, Entry
+from agentao_gov.budget.checkpoint import Checkpoint, over_by, plan
+from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.line import Line, line_name
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
 from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
@@ -17,6 +18,11 @@ __all__ = ["MemoryStore"]
 
 #: There is only one owner, and it dies together with the store.
 _OWNER = "memory"
+#: Entries of the journal at which the older half is replaced by a checkpoint: nobody looks at them later, and they
+#: would be all that a process remembers after a month.
+_ROWS_MAX = 2_048
+#: How long a turn's line is kept after its last call: longer than any turn pauses between two of them.
+_TURN_S = 3_600.0
 
 
 class MemoryStore:
@@ -25,8 +31,9 @@ class MemoryStore:
     def __init__(self, clock: Clock = SYSTEM_CLOCK, settings: StoreSettings | None = None) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        #: Journal rows in order; under the lock.
+        #: Journal rows in order, from the one after the checkpoint on; under the lock.
         self._rows: list[JournalRow] = []
+        self._checkpoint = Checkpoint()
         self._settings = settings or StoreSettings()
         self._book = Book(self._append)
         self.settings = self._settings
@@ -136,16 +143,22 @@ class MemoryStore:
         """See Store."""
         with self._lock:
             rows, lines = list(self._rows), {line_name(key): line for key, line in self._book.lines.items()}
+            checkpoint = self._checkpoint
             sums = {name: _totals(line) for name, line in lines.items()}
             calls = {call.id: (call.holding.used, call.holding.held) for call in self._book.calls.values()}
-        result = journal.replay(rows)
+        result = journal.replay(rows, base=checkpoint.replay())
         problems = list(result.problems)
+        if (changed := checkpoint.problem(result)) is not None:
+            problems.append(changed)
         for name, expected in sums.items():
             found = result.lines.get(name, journal.Totals())
             if found != expected:
                 problems.append(f"balance of {name}: the journal adds up to {found}, the balance says {expected}")
         for call_id, expected_call in calls.items():
             total = result.calls.get(call_id, journal.Totals())
+            if call_id not in result.notes:
+                # It began before the checkpoint and was corrected after it.
+                continue
             if (total.used, total.reserved) != expected_call:
                 problems.append(f"reservation {call_id} does not match the journal")
         return Verification(result.entries, len(sums), len(calls), result.head.hex(), tuple(problems))
@@ -159,10 +172,31 @@ class MemoryStore:
 
     def _append(self, entry: Entry) -> None:
         text = journal.encode(entry)
-        previous = self._rows[-1][2] if self._rows else GENESIS
-        self._rows.append((len(self._rows) + 1, text, journal.chain(previous, text)))
+        previous = self._rows[-1][2] if self._rows else self._checkpoint.hash
+        number = self._rows[-1][0] if self._rows else self._checkpoint.number
+        self._rows.append((number + 1, text, journal.chain(previous, text)))
+
+    def _cut_if_long(self) -> None:
+        """Keeps a process that lives for months from remembering every call."""
+        if len(self._rows) < _ROWS_MAX:
+            return
+        now_s = self._book.at(self._clock.time())
+        keys = {line_name(key): key for key in self._book.lines}
+        days_over = over_by(now_s * 1000)
+
+        def over(name: str) -> bool:
+            return days_over(name) and now_s - self._book.lines[keys[name]].touched_s > _TURN_S
+
+        half = len(self._rows) // 2
+        planned = plan(self._checkpoint, self._rows[:half], over)
+        if planned is None:
+            return
+        self._checkpoint, self._rows = planned.after, self._rows[half:]
+        self._book.forget(planned.calls, [keys[name] for name in planned.lines])
+        self._append(Entry(int(now_s * 1000), "checkpoint", "", _OWNER, (), note=planned.after.note()))
 
     def _collect(self) -> list[str]:
+        self._cut_if_long()
         answered, self._book.answered = self._book.answered, []
         return answered
 

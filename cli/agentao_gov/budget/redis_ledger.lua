@@ -25,9 +25,9 @@ if not now then
 end
 if now < high then now = high end
 
-local function append(kind, id, lines, post, note)
+local function append(kind, id, lines, post, note, owner)
   local names = #lines == 0 and '[]' or cjson.encode(lines)
-  local text = '[' .. int(now) .. ',"' .. kind .. '",' .. cjson.encode(id) .. ',' .. cjson.encode(a.owner) .. ','
+  local text = '[' .. int(now) .. ',"' .. kind .. '",' .. cjson.encode(id) .. ',' .. cjson.encode(owner or a.owner) .. ','
     .. names .. ',' .. int(post.used or 0) .. ',' .. int(post.reserved or 0) .. ',' .. int(post.estimated or 0) .. ','
     .. int(post.granted or 0) .. ',' .. int(post.cost or 0) .. ',' .. int(post.unpriced or 0) .. ','
     .. cjson.encode(note or '') .. ']'
@@ -143,7 +143,7 @@ local function hold(r, owner, lines, output)
   local post = {reserved = r.prompt + output}
   post_lines(names, post)
   local price = pp and int(pp) .. ' ' .. int(pc) or 'unpriced'
-  append('reserve', r.id, names, post, int(r.prompt) .. ' ' .. int(output) .. ' ' .. price)
+  append('reserve', r.id, names, post, int(r.prompt) .. ' ' .. int(output) .. ' ' .. price, owner)
   return {reservation = {id = r.id, prompt = r.prompt, output = output, windows = windows, state = 'reserved'}}
 end
 
@@ -356,6 +356,22 @@ function steps.grant()
 end
 
 function steps.look()
+  return {}
+end
+
+-- The oldest entries give way to a checkpoint that a process has added up; they, and it, have not changed since.
+function steps.cut()
+  local before = tonumber(redis.call('HGET', meta_key, 'cut') or 0)
+  if before ~= a.before then return {} end
+  redis.call('LTRIM', p .. 'journal', a.number - before, -1)
+  redis.call('SET', p .. 'checkpoint', a.checkpoint)
+  redis.call('HSET', meta_key, 'cut', int(a.number))
+  for _, id in ipairs(a.calls) do redis.call('DEL', call_key(id)) end
+  for _, name in ipairs(a.lines) do
+    redis.call('DEL', line_key(name))
+    redis.call('SREM', p .. 'lines', name)
+  end
+  append('checkpoint', '', {}, {}, a.note)
   return {}
 end
 

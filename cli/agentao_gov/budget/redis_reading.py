@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+from agentao_gov.budget.checkpoint import Checkpoint
 from agentao_gov.budget.line import LineKey, line_name
-from agentao_gov.budget.redis_keys import journal_rows, verify_records
+from agentao_gov.budget.redis_keys import journal_rows, read_checkpoint, verify_records
 from agentao_gov.budget.redis_session import RedisSession, guard
 from agentao_gov.budget.store import JournalRow, Verification
 from agentao_gov.budget.types import Balance, Scope, ScopeKind, ScopeLimit
@@ -49,7 +50,17 @@ class RedisReader:
 
     def journal(self) -> Iterable[JournalRow]:
         """See Store."""
-        return journal_rows(self._entries())
+        return journal_rows(self._entries(), self.checkpoint().number)
+
+    def checkpoint(self) -> Checkpoint:
+        """What stands for the entries that are no longer there."""
+        with guard():
+            return read_checkpoint(self._session.client.get(self._session.key_of("checkpoint")))
+
+    def oldest(self, count: int) -> list[str]:
+        """The first entries of the journal."""
+        with guard():
+            return _strings(self._session.client.lrange(self._session.key_of("journal"), 0, count - 1))
 
     def _entries(self) -> Iterator[str]:
         start = 0
@@ -65,11 +76,12 @@ class RedisReader:
         """See Store. Read between two looks at the journal's end, so that nothing moved meanwhile."""
         while True:
             before = self._session.call("look")["last"]
+            checkpoint = self.checkpoint()
             rows = list(self.journal())
             lines = self._lines()
             calls = self._calls()
             if self._session.call("look")["last"] == before:
-                return verify_records(iter(rows), lines, calls)
+                return verify_records(checkpoint, rows, lines, calls)
 
     def _calls(self) -> dict[str, dict[str, str]]:
         client, prefix = self._session.client, self._session.key_of("call:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 from collections.abc import Iterable, Sequence
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
+from agentao_gov.budget.checkpoint import over_by, plan
 from agentao_gov.budget.codec import decode_request, encode_request
 from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.journal import decode
 from agentao_gov.budget.line import within_window
 from agentao_gov.budget.owner import Owner, gone, this_process
 from agentao_gov.budget.queue import Ticket, fair_order
 from agentao_gov.budget.redis_keys import (
     balance_of,
     crossings_of,
+    journal_rows,
+    link,
     refused,
     reservation_of,
+    write_checkpoint,
 )
 from agentao_gov.budget.redis_reading import RedisReader
 from agentao_gov.budget.redis_session import RedisSession, WaitingCall, guard
@@ -34,6 +40,8 @@ __all__ = ["RedisStore"]
 
 #: How long one process may serve the queue before another may think that it died.
 _SERVING_MS = 2_000
+#: Entries of the journal let go of at a time: the server is busy with it for some milliseconds.
+_CUT_ENTRIES = 2_000
 
 _UNLOCK = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -60,6 +68,7 @@ class RedisStore:
         lease_s: float = 30.0,
         timeout_s: float = 2.0,
         mark: Path | None = None,
+        retain_s: float = 30 * 86_400.0,
     ) -> None:
         self.owner: Owner = this_process()
         self._session = RedisSession(url, name, self.owner.id, clock, timeout_s)
@@ -67,6 +76,7 @@ class RedisStore:
         self._reader = RedisReader(self._session)
         self._redis = self._session.client
         self._unlock = self._redis.register_script(_UNLOCK)
+        self._retain_ms = retain_s * 1000
         self._lease_ms = int(lease_s * 1000)
         self._answered = -1
         self._closed = False
@@ -231,14 +241,42 @@ class RedisStore:
         lost = [owner.id for text in owners.values() if gone(owner := Owner(**json.loads(text)), self.owner)]
         if lost:
             failpoints.reach("during_recovery")
-        self._beat(lost)
+        self._cut(self._beat(lost))
         self._session.keep_mark()
 
-    def _beat(self, lost: list[str]) -> None:
+    def _cut(self, now_ms: float) -> None:
+        """Replaces the oldest part of the journal by a checkpoint where it is older than is kept."""
+        if not self._old(self._reader.oldest(1), now_ms):
+            return
+        checkpoint = self._reader.checkpoint()
+        texts = self._reader.oldest(_CUT_ENTRIES)
+        times = self._old(texts, now_ms)
+        rows = list(journal_rows(texts[: len(times)], checkpoint.number))
+        planned = plan(checkpoint, rows, over_by(times[-1]), link)
+        if planned is not None:
+            self._session.call(
+                "cut",
+                before=planned.before,
+                number=planned.after.number,
+                checkpoint=write_checkpoint(planned.after),
+                calls=planned.calls,
+                lines=planned.lines,
+                note=planned.after.note(),
+            )
+
+    def _old(self, texts: list[str], now_ms: float) -> list[int]:
+        """Times of the leading entries that need not be kept."""
+        before_ms = now_ms - self._retain_ms
+        times = (decode(text).at_ms for _, text, _ in journal_rows(texts, 0))
+        return list(itertools.takewhile(lambda at_ms: at_ms < before_ms, times))
+
+    def _beat(self, lost: list[str]) -> float:
+        """Returns the server's time in milliseconds."""
         about = json.dumps(asdict(self.owner))
         answer = self._session.call("beat", about=about, gone=lost, lease_ms=self._lease_ms)
         if answer["freed"]:
             self._serve_if_waiting()
+        return float(answer["now"])
 
     def close(self) -> None:
         """See Store. Idempotent."""

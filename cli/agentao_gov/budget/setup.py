@@ -85,15 +85,15 @@ def ledger_path(deployment: ResolvedDeployment) -> Path:
 
 
 def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSettings) -> Store:
-    name = deployment.deployment.budget.store
+    name, retain_s = deployment.deployment.budget.store, deployment.deployment.budget.retain_journal_s
     if name == "memory":
         return MemoryStore(clock, settings)
     if name == "sqlite":
-        return SqliteStore(ledger_path(deployment), clock, settings)
+        return SqliteStore(ledger_path(deployment), clock, settings, retain_s=retain_s)
     if name.startswith(("redis://", "rediss://", "unix://")):
         mark = deployment.state_dir / "ledger.redis.mark"
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return RedisStore(name, settings, mark=mark)
+        return RedisStore(name, settings, mark=mark, retain_s=retain_s)
     raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
 
 

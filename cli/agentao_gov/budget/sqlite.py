@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,13 +18,15 @@ from agentao_gov.budget.line import Line, crossed, lower_warned, refusal, within
 from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.queue import Attempted
-from agentao_gov.budget.sqlite_cache import Cache, StoredCall
-from agentao_gov.budget.sqlite_calls import CallTable
+from agentao_gov.budget.sqlite_cache import Cache
+from agentao_gov.budget.sqlite_file import LedgerFile
+from agentao_gov.budget.sqlite_fold import FOLD_ENTRIES, cut, fold, plan_cut
 from agentao_gov.budget.sqlite_lines import LineTable
 from agentao_gov.budget.sqlite_owners import OwnerTable
 from agentao_gov.budget.sqlite_queue import WaitingTable
 from agentao_gov.budget.sqlite_reading import SqliteReader
-from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, patiently, store_error
+from agentao_gov.budget.sqlite_rows import StoredCall
+from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, store_error
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
 from agentao_gov.budget.states import Holding, Posting
@@ -44,8 +45,7 @@ from agentao_gov.errors import StoreError
 
 __all__ = ["SqliteStore"]
 
-#: How often the path is compared with the open file: often enough to stop within a call, rare enough to cost nothing.
-_LOOK_S = 0.05
+_log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -64,11 +64,14 @@ class SqliteStore:
         synchronous: Synchronous = "NORMAL",
         lock_wait_s: float = 5.0,
         lease_s: float = 30.0,
+        retain_s: float = 30 * 86_400.0,
     ) -> None:
         self.path = path
         self.clock = clock
         self.settings = settings or StoreSettings()
         self.lock_wait_s = lock_wait_s
+        #: How long entries of the journal are kept; a settled call older than that is in the balances alone.
+        self.retain_s = retain_s
         #: One thread in the file at a time; everything below is under it.
         self.lock = threading.Lock()
         self.cache = Cache()
@@ -79,16 +82,10 @@ class SqliteStore:
         self._queue = WaitingTable()
         self._reader = SqliteReader(self)
         self._closed = False
-        #: Held while the file is synced or closed; never together with a turn's work.
-        self._sync_lock = threading.Lock()
-        #: When the path is looked at again, on the monotonic clock.
-        self._look_again_s = 0.0
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
             self.connection = connect(path, synchronous, lock_wait_s)
-            self._syncing = connect(path, synchronous, lock_wait_s)
-            status = path.stat()
-            self._file = (status.st_dev, status.st_ino)
+            self.file = LedgerFile(path, synchronous, lock_wait_s)
             self.mark = Mark(path.with_name(path.name + ".mark"))
         except (sqlite3.Error, OSError) as error:
             raise store_error(path, error) from error
@@ -97,7 +94,7 @@ class SqliteStore:
             self.heartbeat()
         except BaseException:
             self.connection.close()
-            self._syncing.close()
+            self.file.sql.close()
             raise
 
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
@@ -112,18 +109,15 @@ class SqliteStore:
             if isinstance(answer, Refused) and not tx.answered:
                 # A refusal leaves no trace: whoever asks a thousand times fills nothing.
                 tx.discard()
-            return answer
+        self._fold_if_due()
+        return answer
 
     def _attempt(self, tx: Transaction, request: ReserveRequest) -> Reservation | Refused | Waiting:
-        lines, admission = self.lines.admission(tx, request)
-        if admission.answer is Answer.GRANTED:
-            try:
-                return self._hold(tx, request, self.owner.id, lines, admission.output_tokens)
-            except sqlite3.IntegrityError:
-                # The same id again; found only now because the first time is the usual case.
-                pass
         if (known := self._find(tx, request.id)) is not None:
             return known
+        lines, admission = self.lines.admission(tx, request)
+        if admission.answer is Answer.GRANTED:
+            return self._hold(tx, request, self._owner_id, lines, admission.output_tokens)
         line = list(lines.values())[admission.blocking[0]]
         if admission.answer is Answer.WAIT:
             self._queue.add(tx, request, self.owner.id)
@@ -153,10 +147,10 @@ class SqliteStore:
         price = self.settings.price(request.model)
         held = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=price)
         ids = tuple(lines)
-        CallTable.add(tx, request.id, StoredCall(ids, held, owner))
+        tx.cache.put(request.id, StoredCall(ids, held, owner))
         posting = Posting(ReservationState.RESERVED, reserved=held.held)
-        self.lines.post(tx, ids, posting)
-        self._journal(tx, "reserve", request.id, ids, posting, note=reserve_note(held))
+        tx.cache.post(tx.sql, ids, posting)
+        self._journal(tx, "reserve", request.id, ids, posting, owner, reserve_note(held))
         windows = tuple([line.key[2] for line in lines.values()])
         return Reservation(request.id, held.held_prompt, output, windows)
 
@@ -178,7 +172,7 @@ class SqliteStore:
             state = call.holding.state
             if state not in states.OPEN_STATES or output_tokens <= 0:
                 return 0
-            lines = self.lines.load(tx, call.lines)
+            lines = tx.cache.load(tx.sql, call.lines)
             more = extendable([line.level for line in lines.values()], output_tokens)
             if more:
                 self._post(tx, "extend", reservation_id, call, Posting(state, reserved=more))
@@ -191,7 +185,9 @@ class SqliteStore:
             call = self._call(tx, reservation_id)
             kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
             posting = states.settle(call.holding, prompt, completion, estimated)
-            return self._finish(tx, kind, reservation_id, call, posting)
+            settlement = self._finish(tx, kind, reservation_id, call, posting)
+        self._fold_if_due()
+        return settlement
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
         """See Store."""
@@ -211,7 +207,7 @@ class SqliteStore:
             if self._queue.remove(tx, reservation_id):
                 self._serve_waiting(tx)
                 return
-            call = CallTable.find(tx, reservation_id)
+            call = tx.cache.find(tx.sql, reservation_id)
             if call is not None and call.holding.state is ReservationState.RESERVED:
                 self._finish(tx, "release", reservation_id, call, states.release(call.holding))
 
@@ -228,9 +224,9 @@ class SqliteStore:
     def _post(
         self, tx: Transaction, kind: Kind, call_id: str, call: StoredCall, posting: Posting
     ) -> tuple[Crossing, ...]:
-        CallTable.move(tx, call_id, call, after(call.holding, posting, extends=kind == "extend"))
-        lines = self.lines.post(tx, call.lines, posting)
-        self._journal(tx, kind, call_id, call.lines, posting)
+        tx.cache.put(call_id, call._replace(holding=after(call.holding, posting, extends=kind == "extend")))
+        lines = tx.cache.post(tx.sql, call.lines, posting)
+        self._journal(tx, kind, call_id, call.lines, posting, self._owner_id)
         if not posting.used:
             return ()
         crossings = []
@@ -240,26 +236,26 @@ class SqliteStore:
                 self.lines.set_warned(tx, line_id, line)
         return tuple(crossings)
 
+    @staticmethod
     def _journal(
-        self, tx: Transaction, kind: Kind, call_id: str, ids: tuple[int, ...], posting: Posting, note: str = ""
+        tx: Transaction, kind: Kind, call_id: str, ids: tuple[int, ...], posting: Posting, owner: str, note: str = ""
     ) -> None:
         _, used, reserved, estimated, cost, unpriced = posting
         lines = tuple(map(str, ids))
-        tx.append(
-            Entry(tx.at_ms, kind, call_id, self._owner_id, lines, used, reserved, estimated, 0, cost, unpriced, note)
-        )
+        tx.append(Entry(tx.at_ms, kind, call_id, owner, lines, used, reserved, estimated, 0, cost, unpriced, note))
 
-    def _find(self, tx: Transaction, call_id: str) -> Reservation | None:
-        call = CallTable.find(tx, call_id)
+    @staticmethod
+    def _find(tx: Transaction, call_id: str) -> Reservation | None:
+        call = tx.cache.find(tx.sql, call_id)
         if call is None:
             return None
         held = call.holding
-        windows = tuple(line.key[2] for line in self.lines.load(tx, call.lines).values())
+        windows = tuple(line.key[2] for line in tx.cache.load(tx.sql, call.lines).values())
         return Reservation(call_id, held.held_prompt, held.held_output, windows, held.state)
 
     @staticmethod
     def _call(tx: Transaction, call_id: str) -> StoredCall:
-        call = CallTable.find(tx, call_id)
+        call = tx.cache.find(tx.sql, call_id)
         if call is None:
             raise ReservationLostError(f"There is no reservation {call_id}.")
         return call
@@ -298,23 +294,25 @@ class SqliteStore:
             self.mark.admit(ledger_id, tx.last)
 
     def heartbeat(self) -> None:
-        """See Store. Then syncs what was written, so that the mark may rely on it."""
+        """See Store. Then syncs what was written, so that the mark may rely on it, and lets go of what is old."""
         with self.lock:
-            # Once per beat nothing is taken from memory, so that the mark is compared with the file itself.
-            self.cache.forget()
+            # Once per beat the journal's end is looked at in the file itself, and compared with the mark.
+            self.cache.version = -1
         with Transaction(self) as tx:
             self._owners.beat(tx)
             for owner_id in self._owners.dead(tx):
                 failpoints.reach("during_recovery")
                 self._resolve(tx, owner_id)
-        with self._sync_lock:
+        self._fold()
+        with self.file.lock:
             if not self._closed:
-                self._sync()
+                self._cut()
+                self.file.sync(self.mark)
 
     def _resolve(self, tx: Transaction, owner_id: str) -> None:
         """What a dead owner had not sent is given back; what it had sent is charged its bound."""
         self._queue.remove_owner(tx, owner_id)
-        for call_id, call in CallTable.held_by(tx, owner_id).items():
+        for call_id, call in self._owners.held_by(tx, owner_id).items():
             held = call.holding
             if held.state is ReservationState.RESERVED:
                 self._finish(tx, "release", call_id, call, states.release(held))
@@ -325,36 +323,32 @@ class SqliteStore:
         if tx.cache.waiting:
             self._serve_waiting(tx)
 
-    def _sync(self) -> None:
-        """Moves the log into the file on a connection of its own, so that no turn waits for the disk meanwhile."""
+    # ── upkeep ────────────────────────────────────────────────────────────────────────────────────
 
-        def sync() -> tuple[int, int, int, int]:
-            (last,) = self._syncing.execute("SELECT max(number) FROM journal").fetchone()
-            return (last, *self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
-
+    def _fold_if_due(self) -> None:
+        if self.cache.last - self.cache.folded < FOLD_ENTRIES:
+            return
         try:
-            last, busy, pages, moved = patiently(sync, self.lock_wait_s)
+            self._fold()
+        except StoreError as error:
+            # The call itself is recorded; the next one meets the same failure and fails closed.
+            _log.warning("the ledger's tables could not be brought up to date: %s", error)
+
+    def _fold(self) -> None:
+        with Transaction(self, "fold") as tx:
+            if tx.last > tx.cache.folded:
+                fold(tx)
+
+    def _cut(self) -> None:
+        """Replaces the oldest part of the journal by a checkpoint where it is older than is kept."""
+        try:
+            planned = plan_cut(self.file.sql, (self.clock.time() - self.retain_s) * 1000)
+            if planned is not None:
+                with Transaction(self, "cut") as tx:
+                    cut(tx, planned, self._owner_id)
+            self.file.give_back()
         except sqlite3.Error as error:
             raise store_error(self.path, error) from error
-        if not busy and pages == moved:
-            self.mark.on_disk(last)
-
-    def check_file(self) -> None:
-        """Raises StoreError when the path no longer leads to the file that is open, or after a fork."""
-        if os.getpid() != self.owner.pid:
-            raise StoreError("The token ledger was opened before a fork.", hint="Open it in the child process.")
-        now_s = time.monotonic()
-        if now_s < self._look_again_s:
-            return
-        self._look_again_s = now_s + _LOOK_S
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise store_error(self.path, error) from error
-        if (status.st_dev, status.st_ino) != self._file:
-            raise StoreError(
-                f"The token ledger {self.path} was replaced while it was open.", hint="Restart to use the new file."
-            )
 
     # ── balances ──────────────────────────────────────────────────────────────────────────────────
 
@@ -363,9 +357,11 @@ class SqliteStore:
         with Transaction(self) as tx:
             line_id, line = self.lines.line(tx, scope)
             line.granted += tokens
+            tx.cache.changed_lines.add(line_id)
+            warned = line.warned
             lower_warned(line, self.settings.warn_at)
-            tx.sql.execute("UPDATE lines SET granted = granted + ? WHERE id = ?", (tokens, line_id))
-            self.lines.set_warned(tx, line_id, line)
+            if line.warned != warned:
+                self.lines.set_warned(tx, line_id, line)
             tx.append(Entry(tx.at_ms, "grant", "", self.owner.id, (str(line_id),), granted=tokens))
             if tx.cache.waiting:
                 self._serve_waiting(tx)
@@ -389,14 +385,16 @@ class SqliteStore:
 
     def close(self) -> None:
         """See Store. Idempotent."""
-        with self._sync_lock:
+        with self.file.lock:
             if self._closed:
                 return
             self._closed = True
             # A file that fails now is no reason not to close it: then a neighbour resolves what is left.
-            with contextlib.suppress(StoreError), Transaction(self) as tx:
-                self._resolve(tx, self.owner.id)
+            with contextlib.suppress(StoreError):
+                with Transaction(self) as tx:
+                    self._resolve(tx, self.owner.id)
+                self._fold()
             with self.lock:
-                self._syncing.close()
+                self.file.sql.close()
                 self.connection.close()
                 self.mark.close()

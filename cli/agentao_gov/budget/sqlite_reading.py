@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.budget.sqlite_schema import patiently, store_error
+from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.types import Balance, ScopeLimit
 
 if TYPE_CHECKING:
@@ -38,34 +39,13 @@ class SqliteReader:
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
         """See Store."""
-        store = self._store
-        with store.lock:
-            now_s = self._look()
-            try:
-                return store.lines.balances(store.connection, scopes, now_s)
-            except sqlite3.Error as error:
-                raise store_error(store.path, error) from error
+        with Transaction(self._store, write=False) as tx:
+            return self._store.lines.balances(tx, scopes)
 
     def all_balances(self, window: str | None) -> tuple[Balance, ...]:
         """See Store."""
-        store = self._store
-        with store.lock:
-            now_s = self._look()
-            try:
-                return store.lines.all_balances(store.connection, window, now_s)
-            except sqlite3.Error as error:
-                raise store_error(store.path, error) from error
-
-    def _look(self) -> float:
-        """The ledger's time, after the same checks as before writing."""
-        store = self._store
-        store.check_file()
-        try:
-            ((last, seen_ms),) = self._read("SELECT number, at_ms FROM journal ORDER BY number DESC LIMIT 1")
-        except (sqlite3.Error, ValueError) as error:
-            raise store_error(store.path, error) from error
-        store.mark.check(last)
-        return float(max(store.clock.time() * 1000, seen_ms) / 1000)
+        with Transaction(self._store, write=False) as tx:
+            return self._store.lines.all_balances(tx, window)
 
     def _read(self, statement: str) -> list[tuple[Any, ...]]:
         """Rows; waits where someone opens or closes the file."""

@@ -1,25 +1,27 @@
-"""One write transaction on a ledger file: lock, checks that the file is the right one, journal, commit, notice."""
+"""One transaction on a ledger file: lock, checks that the file is the right one, journal, commit, notice."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.journal import Entry
-from agentao_gov.budget.line import LineKey
-from agentao_gov.budget.sqlite_schema import begin_immediate, store_error
+from agentao_gov.budget.line import Line, LineKey
+from agentao_gov.budget.sqlite_schema import begin_immediate, patiently, store_error
+from agentao_gov.errors import StoreError
 
 if TYPE_CHECKING:
     from agentao_gov.budget.sqlite import SqliteStore
 
 __all__ = ["Transaction"]
 
-_HEAD = """
-SELECT number, hash, at_ms, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?)
-FROM journal ORDER BY number DESC LIMIT 1
+_STATE = """
+SELECT folded.number, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?) FROM folded
 """
+_NEWS = "SELECT number, at_ms, body, hash FROM journal WHERE number >= ? ORDER BY number"
 _APPEND = "INSERT INTO journal VALUES (?, ?, ?, ?)"
 
 
@@ -32,21 +34,26 @@ class Transaction:
         "_hash",
         "_name",
         "_store",
+        "_write",
         "_written_ms",
         "answered",
         "at_ms",
         "cache",
+        "folds",
         "last",
         "opened",
+        "restated",
         "sql",
     )
 
-    def __init__(self, store: SqliteStore, name: str = "", *, checked: bool = True) -> None:
+    def __init__(self, store: SqliteStore, name: str = "", *, checked: bool = True, write: bool = True) -> None:
         self._store = store
         #: False only before the mark has been admitted.
         self._checked = checked
         #: Names the failure points around the commit; empty where there are none.
         self._name = name
+        #: False: only looks, and holds up nobody.
+        self._write = write
         self.sql = store.connection
         self.cache = store.cache
         self._discarded = False
@@ -56,40 +63,71 @@ class Transaction:
         self._written_ms = 0
         #: Lines made in this transaction: remembered by the store only once it is committed.
         self.opened: dict[LineKey, int] = {}
+        #: Lines whose limit changed in this transaction, with the one before.
+        self.restated: list[tuple[Line, int | None]] = []
+        #: Whether the tables were brought up to the last entry.
+        self.folds = False
 
     def __enter__(self) -> Transaction:
         store = self._store
         store.lock.acquire()
         try:
-            store.check_file()
-            begin_immediate(self.sql, store.lock_wait_s)
+            store.file.check()
+            if self._write:
+                begin_immediate(self.sql, store.lock_wait_s)
+            else:
+                patiently(self._begin_reading, store.lock_wait_s)
             self._look()
             if self._checked:
                 store.mark.check(self.last)
         except BaseException as error:
             self._abandon()
-            if isinstance(error, sqlite3.Error | TypeError):
+            if isinstance(error, sqlite3.Error | TypeError | ValueError | KeyError):
                 raise store_error(store.path, error) from error
             raise
         return self
+
+    def _begin_reading(self) -> None:
+        self.sql.execute("BEGIN")
+        try:
+            # The first look at the file fixes the moment that is seen.
+            self.sql.execute("SELECT number FROM folded").fetchone()
+        except BaseException:
+            self.sql.execute("ROLLBACK")
+            raise
 
     def _look(self) -> None:
         """Finds the journal's end, from memory where nobody else has written since."""
         cache = self.cache
         (version,) = self.sql.execute("PRAGMA data_version").fetchone()
         if version != cache.version:
-            cache.forget()
-            row = self.sql.execute(_HEAD, (self._store.owner.id,)).fetchone()
-            cache.last, cache.hash, cache.at_ms, waiting, known = row
+            folded, waiting, known = self.sql.execute(_STATE, (self._store.owner.id,)).fetchone()
+            if cache.last < 0 or folded != cache.folded or not self._follow():
+                cache.begin(folded)
+                if not self._follow():
+                    raise StoreError(
+                        f"The token ledger {self._store.path} lacks entry {folded:,} of its journal.",
+                        hint="Run `agentao-gov budget verify`, and put a sound copy back.",
+                    )
             cache.waiting, cache.known_owner = bool(waiting), bool(known)
             cache.version = version
-        cache.trim()
         self.last, self._hash = cache.last, cache.hash
         #: The ledger's time: never earlier than the last entry's.
         self.at_ms = max(int(self._store.clock.time() * 1000), cache.at_ms)
 
+    def _follow(self) -> bool:
+        """Takes in what others wrote; False where the journal is not the one that was followed so far."""
+        cache = self.cache
+        rows = self.sql.execute(_NEWS, (cache.last,)).fetchall()
+        if not rows or rows[0][0] != cache.last or (cache.hash and rows[0][3] != cache.hash):
+            return False
+        for _, _, body, _ in rows[1:]:
+            cache.follow(self.sql, journal.decode(body))
+        cache.last, cache.at_ms, _, cache.hash = rows[-1]
+        return True
+
     def discard(self) -> None:
-        """Nothing of this transaction is to be kept."""
+        """Nothing of this transaction is to be kept. Only for one in which nothing was posted."""
         self._discarded = True
 
     def append(self, entry: Entry) -> None:
@@ -104,23 +142,16 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         store = self._store
-        if self._discarded and error is None:
-            self._abandon()
+        if error is None and self._discarded:
+            self._undo()
             return
         if error is not None:
             self._abandon()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | KeyError):
                 raise store_error(store.path, error) from error
             return
         try:
-            if self._name:
-                failpoints.reach(f"before_{self._name}_commit")
-            self.sql.execute("COMMIT")
-            self.cache.last, self.cache.hash = self.last, self._hash
-            self.cache.at_ms = max(self.cache.at_ms, self._written_ms)
-            store.mark.advance(self.last)
-            if self.opened:
-                store.lines.remember(self.opened)
+            self._commit()
         except BaseException as failure:
             self._abandon()
             if isinstance(failure, sqlite3.Error):
@@ -132,13 +163,39 @@ class Transaction:
         if self.answered:
             store.settings.notice(self.answered)
 
+    def _commit(self) -> None:
+        if self._name:
+            failpoints.reach(f"before_{self._name}_commit")
+        self.sql.execute("COMMIT")
+        cache = self.cache
+        cache.last, cache.hash = self.last, self._hash
+        cache.at_ms = max(cache.at_ms, self._written_ms)
+        if self._write:
+            self._store.mark.advance(self.last)
+        if self.opened:
+            self._store.lines.remember(self.opened)
+        if self.folds:
+            cache.fold()
+
+    def _undo(self) -> None:
+        """Takes back lines that were opened and limits that were restated, and keeps what was known before."""
+        cache = self.cache
+        for line_id in self.opened.values():
+            cache.lines.pop(line_id, None)
+            cache.changed_lines.discard(line_id)
+        for line, limit in reversed(self.restated):
+            line.limit = limit
+        # Whether anyone waits, and whether we are registered, may have been changed too.
+        cache.version = -1
+        self._rollback()
+
     def _abandon(self) -> None:
         self.cache.forget()
-        try:
+        self._rollback()
+
+    def _rollback(self) -> None:
+        # A file that is beyond even that led here by an error which the caller raises.
+        with contextlib.suppress(sqlite3.Error):
             if self.sql.in_transaction:
                 self.sql.execute("ROLLBACK")
-        except sqlite3.Error:
-            # The file is beyond even that; what led here is raised by the caller.
-            return
-        finally:
-            self._store.lock.release()
+        self._store.lock.release()

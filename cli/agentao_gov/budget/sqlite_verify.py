@@ -7,25 +7,23 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.book import reserve_note
-from agentao_gov.budget.journal import Replay, Totals
-from agentao_gov.budget.line import line_name
-from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, holding_of, line_of
+from agentao_gov.budget.journal import STATE_AFTER, Replay, Totals
+from agentao_gov.budget.line import Line, line_name
+from agentao_gov.budget.sqlite_cache import Cache
+from agentao_gov.budget.sqlite_fold import read_checkpoint
+from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, THOUSANDTHS, StoredCall, call_of, line_of
 from agentao_gov.budget.sqlite_schema import store_error
 from agentao_gov.budget.store import JournalRow, Verification
 
 __all__ = ["read_journal", "verify_file"]
 
-_STATE_AFTER = {
-    "reserve": "reserved",
-    "dispatch": "dispatched",
-    "settle": "settled",
-    "correct": "settled",
-    "charge": "charged_estimate",
-    "release": "released",
-}
+_ROWS = "SELECT number, body, hash FROM journal"
+#: What comes of a column that holds something else than it should.
+_UNREADABLE = (TypeError, ValueError, AttributeError, LookupError, OverflowError)
 #: Problems listed one by one; a broken file has thousands.
 _PROBLEMS_MAX = 50
 
@@ -37,12 +35,12 @@ def _snapshot(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as sql:
             sql.execute("BEGIN")
             yield sql
-    except sqlite3.Error as error:
+    except (sqlite3.Error, *_UNREADABLE) as error:
         raise store_error(path, error) from error
 
 
 def read_journal(path: Path) -> Iterator[JournalRow]:
-    """Every entry from the first."""
+    """Every entry that is kept, from the first."""
     with _snapshot(path) as sql:
         yield from sql.execute("SELECT number, body, hash FROM journal ORDER BY number")
 
@@ -51,21 +49,49 @@ def verify_file(path: Path) -> Verification:
     """Checks the file's structure, the journal's chain, and everything that is derived from the journal."""
     with _snapshot(path) as sql:
         problems = [f"file: {row[0]}" for row in sql.execute("PRAGMA integrity_check(10)") if row[0] != "ok"]
-        result = journal.replay(sql.execute("SELECT number, body, hash FROM journal ORDER BY number"))
+        checkpoint = read_checkpoint(sql)
+        result = journal.replay(sql.execute(f"{_ROWS} ORDER BY number"), base=checkpoint.replay())
         problems += result.problems
         problems += _times(sql)
-        lines = sql.execute(f"SELECT {LINE_COLUMNS} FROM lines ORDER BY id").fetchall()
+        if (changed := checkpoint.problem(result)) is not None:
+            problems.append(changed)
+        if sql.execute("SELECT value FROM meta WHERE name = 'ledger_id'").fetchone() != (result.ledger,):
+            problems.append("the ledger's identity is not the journal's")
+        now = Cache()
+        problems += _follow(sql, now)
+        lines = [
+            (row[0], now.lines.get(row[0]) or line_of(row))
+            for row in sql.execute(f"SELECT {LINE_COLUMNS} FROM lines ORDER BY id")
+        ]
         problems += _compare_lines(result, lines)
-        calls = 0
+        calls = len(now.calls)
+        for name, call in now.calls.items():
+            problems += _compare_call(result, name, call)
         for row in sql.execute(f"SELECT {CALL_COLUMNS}, id FROM calls"):
-            calls += 1
-            problems += _compare_call(result, row)
-        for call_id in sorted(result.calls):
-            problems.append(f"reservation {call_id} is in the journal only")
+            if row[-1] not in now.calls:
+                calls += 1
+                problems += _compare_row(result, row)
+        problems += [
+            f"reservation {name} is in the journal only" for name in sorted(result.calls) if name in result.notes
+        ]
     shown = problems[:_PROBLEMS_MAX]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     return Verification(result.entries, len(lines), calls, result.head.hex(), tuple(shown))
+
+
+def _follow(sql: sqlite3.Connection, now: Cache) -> Iterator[str]:
+    """What whoever opens the file adds to its tables: the entries since the last fold."""
+    (folded,) = sql.execute("SELECT number FROM folded").fetchone()
+    now.begin(folded)
+    rows = sql.execute(f"{_ROWS} WHERE number >= ? ORDER BY number", (folded,)).fetchall()
+    if not rows or rows[0][0] != folded:
+        yield f"journal: the tables stand at entry {folded}, which is missing"
+    for number, body, _ in rows[1:]:
+        try:
+            now.follow(sql, journal.decode(body))
+        except (ValueError, TypeError, KeyError) as error:
+            yield f"journal: entry {number} cannot be applied: {error}"
 
 
 def _times(sql: sqlite3.Connection) -> list[str]:
@@ -76,15 +102,16 @@ def _times(sql: sqlite3.Connection) -> list[str]:
     return [f"journal: entry {number} was moved in time" for (number,) in rows]
 
 
-def _compare_lines(result: Replay, rows: list[tuple[object, ...]]) -> list[str]:
+def _compare_lines(result: Replay, lines: list[tuple[int, Line]]) -> list[str]:
     problems = []
-    for row in rows:
-        line, reference = line_of(row), str(row[0])
-        name = line_name(line.key)
+    for line_id, line in lines:
+        reference, name = str(line_id), line_name(line.key)
         if result.names.pop(reference, None) != name:
             problems.append(f"line {reference} is called {name}, but not in the journal")
         if result.limits.get(reference) != str(line.limit):
             problems.append(f"limit of {name} is {line.limit}, the journal says {result.limits.get(reference)}")
+        if result.warned.get(reference, "0") != str(round(line.warned * THOUSANDTHS)):
+            problems.append(f"the soft threshold of {name} is {line.warned}, the journal says otherwise")
         stated = Totals(line.used, line.reserved, line.estimated, line.granted, line.cost, line.unpriced)
         summed = result.lines.get(reference, Totals())
         if stated != summed:
@@ -93,24 +120,33 @@ def _compare_lines(result: Replay, rows: list[tuple[object, ...]]) -> list[str]:
     return problems
 
 
-def _compare_call(result: Replay, row: tuple[object, ...]) -> Iterator[str]:
-    *columns, call_id = row
-    name = str(call_id)
+def _compare_row(result: Replay, row: tuple[Any, ...]) -> Iterator[str]:
+    name = str(row[-1])
     try:
-        holding = holding_of(tuple(columns))
+        call = call_of(row[:-1])
     except (ValueError, TypeError) as error:
         result.calls.pop(name, None)
         yield f"reservation {name} cannot be read: {error}"
         return
+    yield from _compare_call(result, name, call)
+
+
+def _compare_call(result: Replay, name: str, call: StoredCall) -> Iterator[str]:
     summed, last = result.calls.pop(name, None), result.steps.get(name)
+    if summed is not None and name not in result.notes:
+        # It began before the checkpoint and was corrected after it.
+        return
     if summed is None or last is None:
         yield f"reservation {name} is not in the journal"
         return
+    holding = call.holding
     stated = Totals(holding.used, holding.held, holding.estimated, 0, holding.cost, holding.unpriced)
     if stated != summed:
         yield f"reservation {name}: the journal adds up to {summed}, the reservation says {stated}"
-    if _STATE_AFTER[last.kind] != holding.state or ",".join(last.lines) != columns[0]:
-        yield f"reservation {name} is {holding.state} on lines {columns[0]}, the journal says otherwise"
-    noted = result.notes.get(name, "").split(" ")
+    if STATE_AFTER[last.kind] != holding.state or last.lines != tuple(map(str, call.lines)):
+        yield f"reservation {name} is {holding.state} on lines {call.lines}, the journal says otherwise"
+    noted = result.notes[name].split(" ")
     if noted[:1] + noted[2:] != (own := reserve_note(holding).split(" "))[:1] + own[2:]:
         yield f"reservation {name} has another prompt or price than the journal"
+    if (call.owner, holding.held_output) != (result.owners[name], result.outputs[name]):
+        yield f"reservation {name} has another owner or output than the journal"

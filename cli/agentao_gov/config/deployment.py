@@ -130,6 +130,12 @@ class Budget(Settings):
     on_store_failure: Literal["refuse", "allow"] = "refuse"
     #: A table of model prices that adds to the shipped one, relative to the deployment file.
     prices: Annotated[str, Field(min_length=1)] | None = None
+    # Less than two days would reach into windows that are open somewhere on earth.
+    retain_journal_s: Annotated[Duration, Field(ge=2 * 86400.0)] = Field(
+        default=30 * 86400.0,
+        alias="retain_journal",
+        description="How long single calls, turns, and the days of users and sessions stay in the ledger; at least 2d.",
+    )
 
 
 class Tenant(Settings):

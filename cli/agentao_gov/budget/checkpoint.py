@@ -1,0 +1,134 @@
+"""A checkpoint of the journal: what all entries up to a number add up to, so that they need not be kept for ever.
+
+The journal goes on from its hash, and names the checkpoint's digest in an entry of its own: neither can be changed
+without the other telling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
+
+from agentao_gov.budget.journal import GENESIS, Entry, Replay, Totals, chain, replay
+from agentao_gov.budget.store import JournalRow
+from agentao_gov.errors import StoreError
+
+__all__ = ["Checkpoint", "Cut", "over_by", "plan"]
+
+Over = Callable[[str], bool]
+Link = Callable[[bytes, str], bytes]
+
+_OPEN_STEPS = frozenset({"reserve", "dispatch"})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The sums of entries 1 to `number`, as text. Only what later entries may still build on is in it."""
+
+    #: The last entry it stands for; 0 for the one before all entries.
+    number: int = 0
+    #: That entry's hash.
+    hash: bytes = GENESIS
+    body: str = ""
+
+    @classmethod
+    def of(cls, sums: Replay) -> Checkpoint:
+        """Writes down what a replay came to."""
+        lines = [
+            [ref, sums.names.get(ref, ""), sums.limits.get(ref), sums.warned.get(ref), *astuple(totals)]
+            for ref, totals in sums.lines.items()
+        ]
+        calls = [
+            [name, sums.notes[name], sums.owners[name], sums.outputs[name], list(step), *astuple(sums.calls[name])]
+            for name, step in sums.steps.items()
+        ]
+        return cls(sums.entries, sums.head, json.dumps([sums.ledger, lines, calls], separators=(",", ":")))
+
+    def note(self) -> str:
+        """How the journal names this checkpoint."""
+        digest = hashlib.sha256(self.body.encode()).hexdigest()
+        return f"{self.number} {self.hash.hex()} {digest}"
+
+    def replay(self) -> Replay:
+        """Where a replay of the entries after it begins. Raises StoreError when the text cannot be read."""
+        sums = Replay(entries=self.number, head=self.hash)
+        if not self.body:
+            return sums
+        try:
+            sums.ledger, lines, calls = json.loads(self.body)
+            for ref, name, limit, warned, *totals in lines:
+                sums.lines[ref] = Totals(*totals)
+                if name:
+                    sums.names[ref] = name
+                if limit is not None:
+                    sums.limits[ref] = limit
+                if warned is not None:
+                    sums.warned[ref] = warned
+            for call_id, note, owner, output, step, *totals in calls:
+                step[4] = tuple(step[4])
+                sums.calls[call_id], sums.notes[call_id] = Totals(*totals), note
+                sums.owners[call_id], sums.outputs[call_id] = owner, output
+                sums.steps[call_id] = Entry(*step)
+        except (ValueError, TypeError, IndexError) as error:
+            raise StoreError(
+                f"The journal's checkpoint at entry {self.number:,} cannot be read: {error}.",
+                hint="Run `agentao-gov budget verify`, and put a sound copy back.",
+            ) from error
+        return sums
+
+    def problem(self, sums: Replay) -> str | None:
+        """What is wrong with this checkpoint, given a replay that began with it."""
+        if self.number == 0 or sums.checkpoint == self.note():
+            return None
+        return f"journal: the checkpoint at entry {self.number} is not the one that the journal names"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A piece of the journal that a checkpoint takes the place of, and what goes with it."""
+
+    #: Number of the checkpoint before.
+    before: int
+    after: Checkpoint
+    #: Reservations that ended in the piece.
+    calls: list[str]
+    #: References of lines that are over.
+    lines: list[str]
+
+
+def plan(checkpoint: Checkpoint, rows: Iterable[JournalRow], over: Over, link: Link = chain) -> Cut | None:
+    """Adds up `rows`, which follow the checkpoint; None where there are none, or where they are not sound.
+
+    `over` says of a line's name whether nothing can be posted to it any more. One that still holds tokens is kept.
+    """
+    sums = replay(rows, link, checkpoint.replay())
+    if sums.entries == checkpoint.number or sums.problems:
+        # What is not sound is not ours to hide: `budget verify` has to find it.
+        return None
+    ended = [name for name, step in sums.steps.items() if step.kind not in _OPEN_STEPS]
+    for name in ended:
+        for by_call in (sums.calls, sums.steps, sums.notes, sums.owners, sums.outputs):
+            by_call.pop(name, None)
+    held = {line for step in sums.steps.values() for line in step.lines}
+    lines = [ref for ref, name in sums.names.items() if ref not in held and over(name)]
+    for ref in [*lines, *sums.lines.keys() - sums.names.keys()]:
+        for by_line in (sums.lines, sums.names, sums.limits, sums.warned):
+            by_line.pop(ref, None)
+    return Cut(checkpoint.number, Checkpoint.of(sums), ended, lines)
+
+
+def over_by(at_ms: float) -> Over:
+    """Which lines were over days before that instant: turns, and days of users and sessions.
+
+    What tenants used in a day is kept for good.
+    """
+    # Two days, because a day ends up to 26 hours later somewhere else.
+    day = (datetime.fromtimestamp(at_ms / 1000, UTC).date() - timedelta(days=2)).isoformat()
+
+    def over(name: str) -> bool:
+        return name.startswith("turn:") or (not name.startswith("tenant:") and name.rpartition(" ")[2] < day)
+
+    return over

@@ -1,0 +1,76 @@
+"""The open ledger file: is it still the one at the path, is all of it on the disk, does it give back unused space."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+from agentao_gov.budget.mark import Mark
+from agentao_gov.budget.sqlite_schema import Synchronous, connect, patiently, store_error
+from agentao_gov.errors import StoreError
+
+__all__ = ["LedgerFile"]
+
+#: How often the path is compared with the open file: often enough to stop within a call, rare enough to cost nothing.
+_LOOK_S = 0.05
+#: Unused pages given back to the file system per look, so that nobody waits for long; and how many are kept.
+_FREED_PAGES = 256
+_SPARE_PAGES = 256
+
+
+class LedgerFile:
+    """A second connection to the file, for what may take time and must not be done on a turn's."""
+
+    def __init__(self, path: Path, synchronous: Synchronous, lock_wait_s: float) -> None:
+        self._path = path
+        self._lock_wait_s = lock_wait_s
+        self._pid = os.getpid()
+        #: One thread on the connection at a time.
+        self.lock = threading.Lock()
+        self.sql = connect(path, synchronous, lock_wait_s)
+        status = path.stat()
+        self._identity = (status.st_dev, status.st_ino)
+        #: When the path is looked at again, on the monotonic clock.
+        self._look_again_s = 0.0
+
+    def check(self) -> None:
+        """Raises StoreError when the path no longer leads to the file that is open, or after a fork."""
+        if os.getpid() != self._pid:
+            raise StoreError("The token ledger was opened before a fork.", hint="Open it in the child process.")
+        now_s = time.monotonic()
+        if now_s < self._look_again_s:
+            return
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise store_error(self._path, error) from error
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise StoreError(
+                f"The token ledger {self._path} was replaced while it was open.", hint="Restart to use the new file."
+            )
+        self._look_again_s = now_s + _LOOK_S
+
+    def sync(self, mark: Mark) -> None:
+        """Moves the log into the file, so that no turn waits for the disk meanwhile; the mark may rely on it then."""
+
+        def move() -> tuple[int, int, int, int]:
+            (last,) = self.sql.execute("SELECT max(number) FROM journal").fetchone()
+            return (last, *self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+
+        try:
+            last, busy, pages, moved = patiently(move, self._lock_wait_s)
+        except sqlite3.Error as error:
+            raise store_error(self._path, error) from error
+        if not busy and pages == moved:
+            mark.on_disk(last)
+
+    def give_back(self) -> None:
+        """Returns some unused pages to the file system: a file that once was large does not stay so."""
+        (unused,) = self.sql.execute("PRAGMA freelist_count").fetchone()
+        if unused > _SPARE_PAGES:
+            count = min(_FREED_PAGES, unused - _SPARE_PAGES)
+            # As a script: a plain statement is not run to its end, and frees one page.
+            patiently(lambda: self.sql.executescript(f"PRAGMA incremental_vacuum({count})"), self._lock_wait_s)
