@@ -24,6 +24,8 @@ _POINTS_MIN = 8
 WARM_UP_BYTES = 4 * 1024**2
 #: 50 KiB a turn are 7.3 MiB in so many turns, and so can be told from a warm-up.
 _TURNS_MIN = 150
+#: Something that most sessions leave behind needs no steps to be seen.
+_SURELY = 0.5
 #: Residuals nearly as smooth as a line leave no information; beyond this the factor would only be noise.
 _RHO_MAX = 0.9
 
@@ -132,8 +134,8 @@ def wave_floors(samples: Sequence[tuple[float, int]], rests: Sequence[tuple[floa
 def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4, kept: int = 0) -> WaveLeak:
     """A leak grows with most waves; a warm-up stops after the first one or two.
 
-    With three floors or more, the growth counts only where at least two of three steps after the first wave go up, and
-    where all of it is more than what may be `kept` without being lost.
+    With three floors or more, the growth counts where at least two of three steps after the first wave go up, and all
+    of it is more than what may be `kept` without being lost; or where it is one for every other session.
     With two (one load between two rests) it counts only beyond what is opened `once` and kept, or a tenth of the
     `sessions` that were played, where that is more.
     """
@@ -146,6 +148,9 @@ def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4, kept: 
     settled = list(floors[1:] if len(floors) > 3 else floors)
     steps = [after - before for before, after in itertools.pairwise(settled)]
     rising = sum(step > 0 for step in steps)
-    grows = rising * 3 >= len(steps) * 2 and floors[-1] - floors[0] > kept
-    leaked = settled[-1] - settled[0] if grows else 0
+    growth = floors[-1] - floors[0]
+    leaked = settled[-1] - settled[0] if rising * 3 >= len(steps) * 2 and growth > kept else 0
+    if sessions and growth > max(once, _SURELY * sessions):
+        # A rest too short to be quiet hides the steps, but not that most sessions have left something.
+        leaked = max(leaked, growth)
     return WaveLeak(tuple(floors), max(0, leaked))

@@ -96,7 +96,7 @@ class LoadTest:
         if options.shape == "soak" and not (options.thresholds or configured):
             self.thresholds += tuple(parse_threshold(text) for text in SOAK_DEFAULTS)
         if options.faults is not None:
-            load_faults(options.faults)
+            self._check_faults(options.faults)
         if options.baseline is not None:
             # Refused before the load, not after it.
             planned = plan_part(options, self._plan(_NOWHERE), None, Findings(0.0))
@@ -130,6 +130,15 @@ class LoadTest:
         findings = Findings(started_at=time.time(), refused=(error.message, error.exit_code))
         findings.checklist = {"status": "skipped", "reason": "the run could not begin"}
         return assemble(self.options, None, (), None, findings)
+
+    def _check_faults(self, path: Path) -> None:
+        """Raises ConfigError for a fault whose time cannot come."""
+        late = [fault for fault in load_faults(path) if fault.at_s >= self.options.duration_s]
+        if late and self.options.replay is None:
+            raise ConfigError(
+                f"--faults {path}: {late[0].kind} at {late[0].at_s:g} s lies beyond the load's {self.options.duration_s:g} s.",
+                hint="Make --duration longer.",
+            )
 
     def dry_run(self) -> DryRun:
         """The schedule, and what it should come to."""
@@ -255,7 +264,8 @@ class LoadTest:
         try:
             with driver:
                 if player is not None:
-                    player.start(lambda: driver.span(0)[0] or None)
+                    # Beside a victim the load is the second phase; the first one measures it alone.
+                    player.start(lambda: driver.span(0 if self.options.victim is None else 1)[0] or None)
                 execution.run()
             if target.pid is not None:
                 self._settle(series, findings)
@@ -263,7 +273,7 @@ class LoadTest:
             series.stop()
             if player is not None:
                 player.stop()
-                findings.faults = player.findings(execution.played[0].samples if execution.played else [], series.rows)
+                findings.faults = player.findings(execution.main.samples if execution.main else [], series.rows)
         findings.service_died = execution.service_died or (None if self.stop() else target.death())
         findings.generator_died = execution.generator_died
         findings.budget_overshoot = self._overshoot(target)

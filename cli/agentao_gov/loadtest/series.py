@@ -1,6 +1,6 @@
 """What the service's processes do while the load runs: a row twice a second, from /proc and from `/metrics`.
 
-The thread never raises: a service that cannot be read gives rows with holes, and a service that is gone is a finding
+The threads never raise: a service that cannot be read gives rows with holes, and a service that is gone is a finding
 of the run, not of this module.
 """
 
@@ -24,6 +24,8 @@ __all__ = ["ServerRow", "ServerSeries", "peaks_of"]
 
 _PERIOD_S = 0.5
 _METRICS_TIMEOUT_S = 2.0
+#: Older than this, what the service said of itself belongs to another moment.
+_METRICS_AGE_S = 1.0
 _SHARE_S = 5.0
 _SHARE_S_MAX = 0.1
 _PREFIX = "agentao_gov_"
@@ -80,7 +82,12 @@ class ServerSeries:
         self._port = _port_of(url)
         self._period_s = period_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="loadtest-series", daemon=True)
+        self._threads = [
+            threading.Thread(target=run, name=f"loadtest-{name}", daemon=True)
+            for name, run in (("series", self._run), ("metrics", self._follow))
+        ]
+        #: When `/metrics` was read last, and what it said; replaced by its own thread only.
+        self._metrics: tuple[float, dict[str, Any]] = (0.0, {})
         self._last_cpu: dict[str, tuple[float, float]] = {}
         #: When each process of the tree was read last, and its proportional memory; None: never.
         self._shares: dict[int, tuple[float, int | None]] = {}
@@ -89,18 +96,22 @@ class ServerSeries:
 
     def start(self) -> None:
         """Begins to sample."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; the last row is taken before."""
+        """Ends the threads; the last row is taken before."""
         self._stop.set()
-        self._thread.join(_METRICS_TIMEOUT_S + 3.0)
+        for thread in self._threads:
+            thread.join(_METRICS_TIMEOUT_S + 3.0)
 
     def look(self) -> ServerRow:
-        """One row, now."""
+        """One row, now. A service too busy to answer leaves its own counts out, and holds up nobody."""
         values: dict[str, Any] = {"at": time.time()}
         values |= self._processes()
-        values |= _read_metrics(self._url)
+        read_at, metrics = self._metrics
+        if time.monotonic() - read_at <= _METRICS_AGE_S:
+            values |= metrics
         return ServerRow(**values)
 
     def between(self, start: float, end: float) -> list[ServerRow]:
@@ -111,6 +122,15 @@ class ServerSeries:
         while True:
             begun = time.monotonic()
             self.rows.append(self.look())
+            if self._stop.wait(max(0.05, self._period_s - (time.monotonic() - begun))):
+                return
+
+    def _follow(self) -> None:
+        while True:
+            begun = time.monotonic()
+            values = _read_metrics(self._url)
+            if values:
+                self._metrics = (begun, values)
             if self._stop.wait(max(0.05, self._period_s - (time.monotonic() - begun))):
                 return
 
