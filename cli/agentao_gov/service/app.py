@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["create_app"]
 
+#: Path and header bytes of one request. A key, ids and a trace context need 2 KiB.
+HEADER_BYTES_MAX = 32 * 1024
+#: Of a path that is told back.
+_PATH_CHARS_MAX = 200
 #: Requests beside the turns that run and wait: bodies being read, lists, scrapes.
 SPARE_REQUESTS = 512
 
@@ -77,7 +81,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
-        return failure_of_error(NotFoundError(f"Nothing lives at {request.url.path}.")).response()
+        return failure_of_error(NotFoundError(f"Nothing lives at {request.url.path[:_PATH_CHARS_MAX]}.")).response()
     failure = Failure(
         status=error.status_code,
         code="method_not_allowed" if error.status_code == 405 else "invalid_request",
@@ -97,6 +101,10 @@ async def _bug(request: Request, error: Exception) -> Response:
     ).response()
 
 
+def _head_bytes(scope: Scope) -> int:
+    return len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in scope["headers"])
+
+
 class _Door:
     """Lets so many requests in at once. Probes and metrics always pass: they are how one sees that it is full."""
 
@@ -107,6 +115,11 @@ class _Door:
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # h11 has this limit for a head that comes in pieces; one that comes at once it lets pass.
+        if scope["type"] == "http" and _head_bytes(scope) > HEADER_BYTES_MAX:
+            message = f"The request's head is larger than the limit of {HEADER_BYTES_MAX:,} bytes."
+            await Failure(431, "too_large", "invalid_request_error", message).response()(scope, receive, send)
+            return
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return

@@ -10,6 +10,9 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from agentao_gov.errors import BadRequestError
+from agentao_gov.service.errors import failure_of_error
+
 __all__ = ["BoundedHeadProtocol"]
 
 
@@ -51,6 +54,15 @@ class BoundedHeadProtocol(H11Protocol):
         """It did."""
         self._is_read()
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused as everything else is: in JSON."""
+        body = failure_of_error(BadRequestError(msg)).response().body
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _await_head(self) -> None:
         if self.conn.their_state is not h11.IDLE or self.transport.is_closing():

@@ -15,14 +15,13 @@ from starlette.types import ASGIApp
 
 from agentao_gov.errors import ConfigError
 from agentao_gov.monitor.logs import log_event
+from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.descent import Descent, rung_times
 from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.protocol import BoundedHeadProtocol
 
 __all__ = ["GovServer", "bind", "raise_descriptor_limit", "serve"]
 
-#: Header bytes of one request. A key, ids and a trace context need 2 KiB; uvicorn's httptools has no limit.
-HEADER_BYTES_MAX = 32 * 1024
 #: Open connections that speak no request: a browser's spare ones, clients' pools.
 BACKLOG = 2048
 #: After the pool is gone answers in flight get this long to reach their clients.
