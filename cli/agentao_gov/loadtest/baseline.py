@@ -14,11 +14,12 @@ from typing import Any
 
 from agentao_gov.loadtest.thresholds import samples_needed
 
-__all__ = ["Comparison", "compare_percentile", "differences"]
+__all__ = ["CONFIDENCE", "RESAMPLES", "Comparison", "compare_percentile", "differences"]
 
-_RESAMPLES = 2_000
-#: One-sided: the chance of calling chance a regression, per measure.
-_ALPHA = 0.025
+RESAMPLES = 2_000
+#: Of the interval. A regression needs its lower end above 1, so that chance is called one in 2.5 % per measure.
+CONFIDENCE = 0.95
+_ALPHA = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,10 @@ def compare_percentile(
     rng = random.Random(f"bootstrap:{seed}:{name}")  # noqa: S311  repeatable, not secret
     ratios = sorted(
         _resampled(current, percentile, rng) / max(1e-9, _resampled(baseline, percentile, rng))
-        for _ in range(_RESAMPLES)
+        for _ in range(RESAMPLES)
     )
-    low = ratios[int(_ALPHA * _RESAMPLES)]
-    high = ratios[int((1 - _ALPHA) * _RESAMPLES) - 1]
+    low = ratios[int(_ALPHA * RESAMPLES)]
+    high = ratios[int((1 - _ALPHA) * RESAMPLES) - 1]
     before, after = _at(baseline, percentile), _at(current, percentile)
     assert before is not None
     assert after is not None

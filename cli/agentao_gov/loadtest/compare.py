@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
+from pydantic import ValidationError
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.loadtest.baseline import Comparison, compare_percentile, differences
+from agentao_gov.loadtest.baseline import CONFIDENCE, RESAMPLES, Comparison, compare_percentile, differences
+from agentao_gov.loadtest.document import SCHEMA, LoadTestReport
 
 __all__ = ["check_comparable", "compare_reports", "read_report"]
 
@@ -47,6 +49,8 @@ def compare_reports(
     return tuple(comparisons), {
         "differences": found,
         "allowance": allowance,
+        "confidence": CONFIDENCE,
+        "resamples": RESAMPLES,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "baseline_started_at": baseline.get("started_at"),
     }
@@ -65,13 +69,31 @@ def check_comparable(baseline: Mapping[str, Any], current: Mapping[str, Any], *,
 
 
 def read_report(path: Path) -> Mapping[str, Any]:
-    """A `report.json`. Raises ConfigError for anything else."""
+    """A `report.json`, or the one in a directory that `--report` made. Raises ConfigError for anything else."""
+    path = path / "report.json" if path.is_dir() else path
+    hint = "Take the report.json that --report wrote, or make a new one."
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}", hint="Take the report.json that --report wrote.") from None
-    if not isinstance(data, dict) or data.get("schema") != "agentao-gov/loadtest/1":
-        raise ConfigError(f"{path} is not a load-test report.", hint="Take the report.json that --report wrote.")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.", hint=hint) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}.", hint=hint) from None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        what = f"a report of {found!r}" if found else "no load-test report"
+        raise ConfigError(f"{path} is {what}; this version reads {SCHEMA!r}.", hint=hint)
+    try:
+        LoadTestReport.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{path} is not a whole report: {where}: {problem['msg']}.", hint=hint) from None
+    for series, encoded in data["histograms"].items():
+        try:
+            HdrHistogram.decode(encoded.encode())
+        # The library has a class of its own for each way to be wrong, below none but Exception.
+        except Exception as error:
+            raise ConfigError(f"{path}: its histogram of {series} cannot be read: {error}.", hint=hint) from None
     return data
 
 

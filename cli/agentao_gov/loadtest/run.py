@@ -133,10 +133,11 @@ class LoadTest:
 
     def _check_faults(self, path: Path) -> None:
         """Raises ConfigError for a fault whose time cannot come."""
-        late = [fault for fault in load_faults(path) if fault.at_s >= self.options.duration_s]
+        load_s = self.options.duration_s
+        late = [fault for fault in load_faults(path) if fault.at_s >= load_s]
         if late and self.options.replay is None:
             raise ConfigError(
-                f"--faults {path}: {late[0].kind} at {late[0].at_s:g} s lies beyond the load's {self.options.duration_s:g} s.",
+                f"--faults {path}: {late[0].kind} at {late[0].at_s:g} s lies beyond the load's {load_s:g} s.",
                 hint="Make --duration longer.",
             )
 

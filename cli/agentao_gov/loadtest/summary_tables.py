@@ -123,7 +123,7 @@ def _baseline_table(report: LoadTestReport) -> GateTable:
         ratio = "-" if item["ratio"] is None else f"{item['ratio']:.3f}"
         interval = "-" if item["low"] is None else f"{item['low']:.3f} to {item['high']:.3f}"
         rows.append((item["name"], show(item["baseline"]), show(item["current"]), ratio, interval, item["status"]))
-    columns = ("measure", "then", "now", "ratio", "95 % interval (bootstrap)", "")
+    columns = ("measure", "then", "now", "ratio", "95 % interval (bootstrap)", "result")
     return GateTable("Against the baseline", columns, tuple(rows))
 
 
