@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.config import Overrides, inspect_profile, load_profile
+from agentao_gov.config import Overrides, inspect_profile, load_deployment, load_profile
 from agentao_gov.errors import ConfigError
 
 
@@ -152,3 +152,21 @@ def test_a_secret_in_a_wrong_value_is_not_repeated(tmp_path: Path) -> None:
         load_profile(path)
 
     assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("mode", "share", "warned"), [
+    ("subprocess", "tenant", True),
+    ("subprocess", "process", True),
+    ("subprocess", "session", False),
+    ("in-process", "tenant", False),
+])  # fmt: skip
+def test_sharing_a_server_across_processes_is_a_warning(tmp_path: Path, mode: str, share: str, warned: bool) -> None:
+    """In subprocess mode each session starts its own: whoever planned memory for one server must know."""
+    file = tmp_path / "agentao-gov.toml"
+    file.write_text(f'[pool]\nmode = "{mode}"\n')
+    profile = _profile(tmp_path, f'[mcp.servers.s]\ncommand = "x"\nshare = "{share}"\n')
+
+    _, findings = inspect_profile(profile, deployment=load_deployment(str(file)))
+
+    told = [(found.level, found.line) for found in findings if found.key == "mcp.servers.s.share"]
+    assert told == ([("warning", 3)] if warned else [])

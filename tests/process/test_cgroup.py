@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.process import procfs
-from agentao_gov.process.cgroup import SessionCgroup, own_cgroup, sweep_cgroups
+from agentao_gov.process.cgroup import SessionCgroup, groups_can_be_made, own_cgroup, sweep_cgroups
 from agentao_gov.process.oslimits import OsLimits
 from tests.governor.harness import say
 from tests.process import zoo
@@ -103,3 +105,141 @@ def test_our_own_group_is_found_or_there_is_none() -> None:
     here = own_cgroup()
 
     assert here is None or str(os.getpid()) in Path(here / "cgroup.procs").read_text().split()
+
+
+class FakeTree:
+    """A v2 hierarchy of plain files, for what this machine's kernel may not offer: which controllers there are."""
+
+    def __init__(self, root: Path, *controllers: str) -> None:
+        self.root = root
+        self._controllers = controllers
+        (root / "cgroup.subtree_control").touch()
+
+    def mkdir(self, path: Path) -> None:
+        os.mkdir(path)  # noqa: PTH102 - the method of Path is this one
+        for name in ("cgroup.procs", "cgroup.kill"):
+            (path / name).touch()
+        if "memory" in self._controllers:
+            for name in ("memory.max", "memory.oom.group", "memory.events", "memory.peak"):
+                (path / name).touch()
+        if "pids" in self._controllers:
+            (path / "pids.max").touch()
+
+    def rmdir(self, path: Path) -> None:
+        for file in path.iterdir():  # the kernel's own files go with their group
+            file.unlink()
+        os.rmdir(path)  # noqa: PTH106
+
+    def write(self, path: Path, text: str) -> int:
+        if not path.exists():  # a controller that is not there cannot be set
+            raise FileNotFoundError(errno.ENOENT, "no such controller", str(path))
+        with path.open("w") as file:
+            return file.write(text)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeTree]:
+    """Puts a fake hierarchy in place of the machine's."""
+
+    def make(*controllers: str) -> FakeTree:
+        tree = FakeTree(tmp_path, *controllers)
+        monkeypatch.setattr("agentao_gov.process.cgroup.own_cgroup", lambda: tree.root)
+        monkeypatch.setattr(Path, "mkdir", lambda path, *_, **__: tree.mkdir(path))
+        monkeypatch.setattr(Path, "rmdir", lambda path: tree.rmdir(path))
+        monkeypatch.setattr(Path, "write_text", lambda path, text, *_, **__: tree.write(path, text))
+        groups_can_be_made.cache_clear()
+        return tree
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_can_be_made() -> Iterator[None]:
+    yield
+    groups_can_be_made.cache_clear()
+
+
+LIMITS = OsLimits(memory_bytes=512 << 20, processes=100)
+
+
+def test_a_delegated_memory_controller_gets_the_limit(fake: Callable[..., FakeTree]) -> None:
+    """The kernel then holds it without looking, and ends the whole group at once."""
+    fake("memory", "pids")
+
+    made = SessionCgroup.create(LIMITS)
+
+    assert made is not None
+    assert made.memory_bytes == 512 << 20
+    assert (made.path / "memory.max").read_text() == str(512 << 20)
+    assert (made.path / "memory.oom.group").read_text() == "1"
+    # Above what the warden allows: the warden names the limit, the kernel only stops what outruns it.
+    assert int((made.path / "pids.max").read_text()) > 100
+    assert (made.path.parent / "cgroup.subtree_control").read_text() == "+memory +pids"
+
+
+def test_without_the_controllers_the_group_only_holds_together(fake: Callable[..., FakeTree]) -> None:
+    """It says that it holds no memory, so the warden's own look goes on."""
+    fake()
+
+    made = SessionCgroup.create(LIMITS)
+
+    assert made is not None
+    assert made.memory_bytes == 0
+    assert made.struck() is None
+
+
+@pytest.mark.parametrize(
+    ("events", "peak", "struck"),
+    [
+        ("low 0\nhigh 0\nmax 9\noom 1\noom_kill 3\n", str(600 << 20), f"session_memory {600 << 20} {512 << 20}"),
+        ("oom_kill 1\n", "7", f"session_memory {512 << 20} {512 << 20}"),
+        ("low 0\nhigh 0\nmax 4\noom 0\noom_kill 0\n", str(512 << 20), None),
+        ("", "", None),
+        ("nonsense", "nonsense", None),
+    ],
+)
+def test_what_the_kernel_killed_for_is_named(
+    fake: Callable[..., FakeTree], events: str, peak: str, struck: str | None
+) -> None:
+    """`memory.events` says that the group was ended for its memory; the sentence names the setting."""
+    fake("memory", "pids")
+    made = SessionCgroup.create(LIMITS)
+    assert made is not None
+    (made.path / "memory.events").write_text(events)
+    (made.path / "memory.peak").write_text(peak)
+
+    assert made.struck() == struck
+    if struck is not None:
+        assert "[pool] session_memory = 512 MiB" in (LIMITS.explain_exit(-9, struck) or "")
+
+
+def test_ending_a_group_is_one_write(fake: Callable[..., FakeTree], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cgroup.kill` reaches whoever is in it, at once; then the directory goes."""
+    tree = fake()
+    made = SessionCgroup.create(LIMITS)
+    assert made is not None
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(Path, "write_text", lambda path, text: told.append((path.name, text)))
+
+    assert made.end()
+
+    assert told == [("cgroup.kill", "1")]
+    assert [path.name for path in tree.root.iterdir()] == ["cgroup.subtree_control"]
+
+
+def test_where_groups_cannot_be_made_or_killed_none_is_used(
+    fake: Callable[..., FakeTree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only hierarchy, as most containers have it, and a kernel before 5.14, which cannot kill a group."""
+    fake()
+    monkeypatch.setattr(Path, "mkdir", lambda path, *_, **__: os.mkdir(path))  # noqa: PTH102
+    too_old = SessionCgroup.create(LIMITS)
+
+    def refused(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    groups_can_be_made.cache_clear()
+    monkeypatch.setattr(Path, "mkdir", refused)
+
+    assert too_old is None
+    assert SessionCgroup.create(LIMITS) is None

@@ -87,6 +87,7 @@ def inspect_profile(
     profile, fitted = fit_tool_timeouts(profile, layers)
     findings += fitted
     findings += _window_findings(profile, layers)
+    findings += _share_findings(profile, layers, deployment)
     findings += recommendations(profile, layers, profile.model.name if profile.model else None)
     resolved = ResolvedProfile(profile, _sources(profile, layers), tuple(findings), path, _ranks(profile, layers))
     return resolved, tuple(findings)
@@ -187,6 +188,17 @@ def _window_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:
             f"{window:,} of {profile.model.name!r}; the summariser needs the rest"
         )
         yield finding(layers, "limits.max_context_tokens", text, error=True)
+
+
+def _share_findings(profile: Profile, layers: Layers, deployment: ResolvedDeployment | None) -> Iterator[Finding]:
+    """A server cannot be shared by sessions that live in processes of their own."""
+    if deployment is None or deployment.deployment.pool.mode != "subprocess":
+        return
+    for name, server in profile.mcp.servers.items():
+        if server.share != "session":
+            key = f"mcp.servers.{name}.share"
+            text = f'{server.share!r} has no effect with [pool] mode = "subprocess": each session starts its own server'
+            yield finding(layers, key, text, error=False)
 
 
 def _sources(profile: Profile, layers: Layers) -> dict[str, str]:
