@@ -285,6 +285,13 @@ class SqliteMachine(LedgerMachine):
         self.stores[which] = self.open()
         return True
 
+    @rule(which=st.integers(0, 1))
+    def fold(self, which: int) -> None:
+        """The tables are brought up to date at any moment, by anyone."""
+        store = self.stores[which]
+        assert isinstance(store, SqliteStore)
+        store._fold()
+
     def teardown(self) -> None:
         super().teardown()
         self.directory.cleanup()

@@ -93,6 +93,20 @@ def test_a_refusal_changes_no_balance(store: Store) -> None:
     assert store.verify().balances == 0
 
 
+def test_a_refusal_forgets_nothing_that_a_neighbour_spent(open_store: OpenStore) -> None:
+    """The first thing an opening does may be to refuse: the balance it goes by is everyone's."""
+    here, there = open_store(), open_store()
+    limits = scopes(turn=300)
+    there.reserve(call("c-1", limits))
+    there.charge("c-1", 195, 0)
+
+    refused = here.reserve(call("c-2", limits, prompt=246))
+
+    assert isinstance(refused, Refused)
+    assert [(b.used, b.reserved) for b in here.balances(limits)] == [(195, 0)] * 4
+    assert here.verify().ok
+
+
 def test_the_same_id_is_the_same_reservation(store: Store) -> None:
     """A repeated request holds nothing twice."""
     limits = scopes()

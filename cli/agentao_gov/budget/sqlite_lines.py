@@ -107,6 +107,7 @@ class LineTable:
                 "INSERT INTO lines (kind, key, timezone, window, limit_tokens) VALUES (?, ?, ?, ?, ?) RETURNING id",
                 (scope.kind, scope.key, timezone, window, limit),
             ).fetchone()
+            tx.created.append(row[0])
             tx.append(Entry(tx.at_ms, "line", str(row[0]), self._owner_id, (), note=line_name(key)))
             tx.append(Entry(tx.at_ms, "limit", str(row[0]), self._owner_id, (), note=str(limit)))
         tx.opened[key] = row[0]

@@ -39,6 +39,7 @@ class Transaction:
         "answered",
         "at_ms",
         "cache",
+        "created",
         "folds",
         "last",
         "opened",
@@ -61,8 +62,10 @@ class Transaction:
         self.answered: list[str] = []
         #: Time of the last entry written, 0 before the first.
         self._written_ms = 0
-        #: Lines made in this transaction: remembered by the store only once it is committed.
+        #: Lines found or made in this transaction: remembered by the store only once it is committed.
         self.opened: dict[LineKey, int] = {}
+        #: Those that were made.
+        self.created: list[int] = []
         #: Lines whose limit changed in this transaction, with the one before.
         self.restated: list[tuple[Line, int | None]] = []
         #: Whether the tables were brought up to the last entry.
@@ -180,7 +183,7 @@ class Transaction:
     def _undo(self) -> None:
         """Takes back lines that were opened and limits that were restated, and keeps what was known before."""
         cache = self.cache
-        for line_id in self.opened.values():
+        for line_id in self.created:
             cache.lines.pop(line_id, None)
             cache.changed_lines.discard(line_id)
         for line, limit in reversed(self.restated):
