@@ -38,7 +38,7 @@ from agentao_gov.simulator import start_simulator
 
 HERE = Path(__file__).resolve().parent
 _numbers = itertools.count(1)
-REGEX = {"name": "search_file_content", "args": {"pattern": "(a+)+$", "regex": True}}
+REGEX = {"name": "search_file_content", "args": {"pattern": "(a|aa)+$", "regex": True}}
 EAT = 'b = []\nwhile True: b.append(b"x" * (1 << 20))'
 FORK = "import os, time\nfor _ in range(2000):\n  if os.fork() == 0: time.sleep(30)"
 

@@ -11,9 +11,11 @@ import pytest
 from agentao_gov.clock import Deadline
 from agentao_gov.governor import Outcome
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
+from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
 from tests.governor.harness import say
 from tests.process.conftest import Subprocesses
+from tests.process.test_subprocess_host import PATIENT, SHELL, python, shell
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,32 @@ def test_limits_cross_the_wire() -> None:
     assert OsLimits.from_wire(limits.to_wire()) == limits
 
 
+def tool_text(host: SubprocessHost) -> str:
+    """What the model was told by its last tool."""
+    return next(str(m["content"]) for m in reversed(host.snapshot().messages) if m["role"] == "tool")
+
+
+def test_a_tool_that_writes_too_large_a_file_is_told_which_limit(subprocesses: Subprocesses) -> None:
+    """The command ends, the file stays at the limit, the model reads the setting's name, the turn goes on."""
+    host = subprocesses.open(tools=SHELL, limits=PATIENT)
+
+    report = subprocesses.ask(host, shell("exec head -c 3000000 /dev/zero > big"))
+
+    assert report.answer == "after"
+    assert "[pool] session_file_size = 1048576" in tool_text(host)
+    assert (host.spec.workdir / "big").stat().st_size == 1 << 20
+
+
+def test_a_tool_that_opens_too_many_files_is_told_so(subprocesses: Subprocesses) -> None:
+    """The system's own words; nobody else runs out of descriptors."""
+    host = subprocesses.open(tools=SHELL, limits=PATIENT)
+
+    report = subprocesses.ask(host, shell(python('import os\nwhile True: os.open("/dev/null", 0)')))
+
+    assert report.answer == "after"
+    assert "Too many open files" in tool_text(host)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_tool_that_used_its_processor_time_ends(
@@ -51,11 +79,35 @@ def test_a_tool_that_used_its_processor_time_ends(
     """A loop without end meets `session_cpu` long before its own time limit, and the turn goes on."""
     subprocesses.factory = make_factory(limits=OsLimits(cpu_s=3), ready=0)
     subprocesses.factory.prepare(Deadline.after(60))
-    tools = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
-    host = subprocesses.open(tools=tools, limits={"turn_timeout": 80, "tool_timeout": 80})
+    host = subprocesses.open(tools=SHELL, limits={"turn_timeout": 80, "tool_timeout": 80})
     loop = {"name": "run_shell_command", "args": {"command": "while :; do :; done", "timeout": 80}}
 
     report = subprocesses.ask(host, say(text="after", tool=loop))
 
     assert (report.outcome, report.answer) == (Outcome.ANSWERED, "after")
     assert report.tool_calls[0].outcome != "timeout"
+    assert "[pool] session_cpu = 3s" in tool_text(host)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_session_process_that_used_its_processor_time_is_replaced(
+    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
+) -> None:
+    """Its turn names the setting; the conversation goes on in a new process."""
+    subprocesses.factory = make_factory(limits=OsLimits(cpu_s=2), ready=0)
+    subprocesses.factory.prepare(Deadline.after(60))
+    host = subprocesses.open(tools={"allow": ["search_file_content"]}, limits={"turn_timeout": 80, "tool_timeout": 5})
+    (host.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
+    search = {"name": "search_file_content", "args": {"pattern": "(a|aa)+$", "regex": True}}
+    subprocesses.ask(host, say("remember 17", text="noted"))
+
+    for _ in range(8):  # patterns are bounded in time, so that one search does not use it up
+        report = subprocesses.ask(host, say(text="after", tool=search))
+        if report.outcome is not Outcome.ANSWERED:
+            break
+
+    assert report.outcome is Outcome.INTERNAL_ERROR
+    assert "[pool] session_cpu = 2s" in (report.detail or "")
+    assert subprocesses.ask(host, say(text="17")).answer == "17"
+    assert "noted" in [m["content"] for m in host.snapshot().messages]

@@ -23,6 +23,7 @@ from agentao.capabilities.shell import _HeadTailBuffer, _popen_target
 
 from agentao_gov.governor.toollog import current_record
 from agentao_gov.process import procfs
+from agentao_gov.process.oslimits import explain_tool_exit
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
 from agentao_gov.process.yielding import command_started
@@ -85,6 +86,9 @@ class _Command:
 
     def result(self, ended: str | None) -> ShellResult:
         """What agentao gets, once the process is gone."""
+        limit = explain_tool_exit(self.process.returncode or 0)
+        if limit is not None:
+            self.stderr.append(f"\n{limit}\n".encode())
         until = time.monotonic() + _DRAIN_S
         for reader in self._readers:
             reader.join(max(0.0, until - time.monotonic()))

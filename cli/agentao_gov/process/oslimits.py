@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import resource
+import signal
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OsLimits"]
+__all__ = ["OsLimits", "explain_tool_exit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,22 @@ class OsLimits:
                 used, cap = int(observed) >> 20, int(allowed) >> 20
                 return f"The session used {used} MiB, over [pool] session_memory = {cap} MiB."
             return f"The session ran {observed} processes, over [pool] {name} = {allowed}."
-        if code == -24:  # SIGXCPU
+        if code == -signal.SIGXCPU:
             return f"The session process used its processor time, [pool] session_cpu = {self.cpu_s}s."
-        if code == -25:  # SIGXFSZ
+        if code == -signal.SIGXFSZ:
             return f"The session process wrote a file over [pool] session_file_size = {self.file_bytes}."
         return None
+
+
+def explain_tool_exit(code: int) -> str | None:
+    """A sentence naming the limit that ended a tool's process in a session process, if one did.
+
+    `code` is negative for a signal, or a shell's 128 and more. The limits are this process's own: a tool inherits them.
+    """
+    signum = -code if code < 0 else code - 128
+    if signum == signal.SIGXCPU and (cpu_s := resource.getrlimit(resource.RLIMIT_CPU)[0]) != resource.RLIM_INFINITY:
+        return f"The command used its processor time, [pool] session_cpu = {cpu_s}s."
+    size = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if signum == signal.SIGXFSZ and size != resource.RLIM_INFINITY:
+        return f"The command wrote a file over [pool] session_file_size = {size}."
+    return None
