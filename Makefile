@@ -21,7 +21,7 @@ $(VENV)/.local: $(STAMP)
 	@touch $@
 
 demo: $(VENV)/.local ## a real governed run on the embedded model
-	$(BIN)/agentao-gov run --model embedded --profile qa --timeout 240s "In one sentence: why do agents need limits?"
+	$(BIN)/agentao-gov run --model embedded --profile qa "What is a budget?"
 
 test: $(STAMP) ## the tests a change must pass
 	$(BIN)/python -m pytest -m "not slow"

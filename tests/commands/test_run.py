@@ -12,6 +12,7 @@ import pytest
 
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.simulator import Simulator
+from agentao_gov.simulator.embedded import missing_local_extra
 from tests.commands.conftest import Cli
 
 _LOOP = '{"tool": {"name": "glob", "args": {"pattern": "*"}, "rounds": "endless", "vary": true}}'
@@ -246,3 +247,18 @@ def test_the_output_file_holds_the_answer_and_is_private(run: Cli, here: Path) -
     assert (here / "answer.txt").read_text() == "Yes.\n"
     assert (here / "answer.txt").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in here.iterdir()] == ["answer.txt"]
+
+
+@pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
+@pytest.mark.timeout(120)
+def test_a_governed_turn_on_a_real_model_is_answered_the_same_each_time(cli: Cli) -> None:
+    """The README's first command: a small real model, its sampling without chance, its prompt short."""
+    results = [cli("run", "--model", "embedded", "--json", "What is a budget?") for _ in range(2)]
+
+    for result in results:
+        assert result.code == 0, result
+        assert "money" in result.json["answer"]
+        assert 0 < result.json["usage"]["prompt_tokens"] < 400
+        assert 0 < result.json["usage"]["completion_tokens"] < 200
+        assert result.json["limits"]["max_output_tokens"]["value"] == 512
+    assert "loading" in results[0].err

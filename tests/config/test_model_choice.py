@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,27 @@ def test_a_profile_is_fitted_to_a_model_that_a_flag_chose(choice: ModelChoice) -
     assert fitted.profile.limits.max_context_tokens == 6553
     assert fitted.profile.limits.max_output_tokens == 2048
     assert "64,000 is above 6,553" in fitted.findings[-1].message
+
+
+def _small(kind: str = "embedded") -> ModelChoice:
+    return dataclasses.replace(_choice(8192, kind=kind, from_flag=True), name="SmolLM2-135M-Instruct")
+
+
+def test_a_model_that_ends_soon_or_never_gets_a_lower_output_cap() -> None:
+    """The table says so; a rambling answer of 2,048 tokens took minutes and was no answer."""
+    fitted = fit_to_model(load_profile("qa"), _small())
+
+    assert fitted.profile.limits.max_output_tokens == 512
+    assert "lowered to 512" in fitted.findings[-1].message
+
+
+def test_who_asks_for_another_output_cap_gets_it() -> None:
+    """A flag is stronger than the table."""
+    overrides = Overrides(sets=("limits.max_output_tokens=1000",))
+
+    fitted = fit_to_model(load_profile("qa", overrides=overrides), _small())
+
+    assert fitted.profile.limits.max_output_tokens == 1000
 
 
 def test_files_that_disagree_are_an_error() -> None:

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentao import Agentao
-from agentao.host import CancellationToken
-from agentao.mcp import InMemoryMCPRegistry
-from agentao.transport import SdkTransport
 
 from agentao_gov.errors import ConfigError, ModelError
 from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, start_embedded
@@ -57,31 +53,12 @@ def test_a_broken_model_file_is_reported_as_such(tmp_path: Path) -> None:
 
 
 @needs_extra
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_real_agent_gets_an_answer_with_usage(tmp_path: Path) -> None:
-    """A real model, a real agent; the first prompt takes 5 to 30 s to read."""
+def test_it_says_what_it_does_and_ends_with_its_owner() -> None:
+    """A progress line, and no process left behind."""
     stages: list[str] = []
     with start_embedded(on_progress=stages.append) as model:
-        agent = Agentao(
-            working_directory=tmp_path,
-            api_key="none",
-            base_url=model.base_url,
-            model=model.name,
-            transport=SdkTransport(confirm_tool=lambda *_: False),
-            enabled_tools=("glob",),
-            mcp_registry=InMemoryMCPRegistry(),
-            project_instructions="",
-            max_tokens=32,
-        )
-        answer = agent.chat("Say hello.", cancellation_token=CancellationToken())
-        usage = agent.llm.usage_snapshot()
-        agent.close()
         state = model.progress().state
 
-    assert answer
-    assert 0 < usage["completion_tokens"] <= 32
-    assert usage["prompt_tokens"] > 1000
     assert state == "idle"
     assert stages[-1] == "ready"
     assert not model.alive

@@ -159,6 +159,10 @@ def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfil
     A model chosen by a flag, and a local one, is fitted to with a warning; where the files disagree with each other
     it is a ConfigError, because somebody expects what cannot be had.
     """
+    return _fit_output(_fit_context(profile, model), model)
+
+
+def _fit_context(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:
     if model.context_window is None:
         return profile
     limits, cap = profile.profile.limits, context_cap(model.context_window)
@@ -167,15 +171,36 @@ def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfil
     key = "limits.max_context_tokens"
     said = f"{limits.max_context_tokens:,} is above {cap:,}, 80 % of the window of {model.context_window:,} of"
     source = profile.source(key)
-    if source.startswith(("flag", "--set", "environment")) or not (model.from_flag or model.kind != "remote"):
+    if _insisted(source) or not (model.from_flag or model.kind != "remote"):
         wrong = UsageError if source.startswith("flag") else ConfigError
         raise wrong(f"{key}: {said} {model.name!r} ({source}).", hint="Lower it, or choose a larger model.")
     # A quarter of the window for the answer leaves the prompt most of it.
     output = min(limits.max_output_tokens, max(1, model.context_window // 4))
-    fitted = limits.model_copy(update={"max_context_tokens": cap, "max_output_tokens": output})
     warning = Finding("warning", key, f"{said} {model.name!r}; lowered to {cap:,}", adjusted=True)
+    return _with_limits(profile, warning, max_context_tokens=cap, max_output_tokens=output)
+
+
+def _fit_output(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:
+    """Some models of the table end an answer by then or never; who states another cap gets it."""
+    known = known_model(model.name)
+    key = "limits.max_output_tokens"
+    if known is None or known.output_max is None or _insisted(profile.source(key)):
+        return profile
+    if profile.profile.limits.max_output_tokens <= known.output_max:
+        return profile
+    text = f"lowered to {known.output_max:,}, the most that is sensible for {model.name!r}"
+    warning = Finding("warning", key, text, adjusted=True)
+    return _with_limits(profile, warning, max_output_tokens=known.output_max)
+
+
+def _insisted(source: str) -> bool:
+    """Whether somebody said so for this very run."""
+    return source.startswith(("flag", "--set", "environment"))
+
+
+def _with_limits(profile: ResolvedProfile, warning: Finding, **limits: int) -> ResolvedProfile:
     return ResolvedProfile(
-        profile.profile.model_copy(update={"limits": fitted}),
+        profile.profile.model_copy(update={"limits": profile.profile.limits.model_copy(update=limits)}),
         profile.sources,
         (*profile.findings, warning),
         profile.path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 __all__ = ["KnownModel", "context_cap", "known_model"]
 
@@ -24,6 +25,8 @@ class KnownModel:
     window: int | None
     recommended_min: int
     recommended_max: int
+    #: The most that one answer may be; None: what the profile says.
+    output_max: int | None = None
 
 
 def context_cap(window: int) -> int:
@@ -41,4 +44,9 @@ def known_model(name: str) -> KnownModel | None:
 def _table() -> tuple[KnownModel, ...]:
     with (Path(__file__).parent / "models.toml").open("rb") as file:
         rows = tomllib.load(file)["models"]
-    return tuple(KnownModel(tuple(row["match"]), row["class"], row.get("window"), *row["recommended"]) for row in rows)
+    return tuple(_row(row) for row in rows)
+
+
+def _row(row: dict[str, Any]) -> KnownModel:
+    least, most = row["recommended"]
+    return KnownModel(tuple(row["match"]), row["class"], row.get("window"), least, most, row.get("output"))

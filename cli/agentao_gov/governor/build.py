@@ -54,6 +54,9 @@ WINDOW_SHARE = 0.8
 #: The MCP client's own limit comes this much after the guard's, which knows how to name a time-out.
 _MCP_BACKSTOP_S = 1.0
 _NOWHERE = "/nonexistent/agentao-gov"
+#: agentao's system prompt takes 2,350 tokens, which a small model on two cores reads for 15 s and cannot follow: it
+#: answered "Why not?" or went on for ever. With this one it answers the question, after a second.
+_BRIEF_PROMPT = "You are a helpful assistant. Answer the question directly, in one or two short sentences."
 
 
 @dataclass(slots=True)
@@ -165,6 +168,8 @@ def build_agent(
     parts = AgentParts(agent, model, transport, guard, shell, tree)
     transport.agent = agent
     agent._extract_context_hints = lambda: path_hints(agent.messages)  # type: ignore[method-assign]
+    if spec.model.kind == "embedded":
+        agent._build_system_prompt = lambda: _BRIEF_PROMPT  # type: ignore[method-assign]
     _join_shared(parts, spec, shared, deadline)
     _prune(parts, spec)
     if profile.tools.sub_agents:

@@ -66,4 +66,8 @@ def _watch(descriptor: int, over: asyncio.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to be tidied up; taking the interpreter apart would keep whoever waits for this end.
+    os._exit(code)

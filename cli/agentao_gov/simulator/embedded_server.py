@@ -11,7 +11,7 @@ import sys
 import threading
 from urllib.parse import urlsplit
 
-# A prompt is read in pieces of this size, each a step of the progress line; 2,048 would show none for 10 s.
+# A prompt is read in pieces of this size, each a step of the progress line; 2,048 would show none for seconds.
 BATCH_TOKENS = 256
 
 
@@ -46,9 +46,12 @@ def _parameters(xllamacpp: object, path: str, context_tokens: int) -> object:
     parameters.cors_origins = "http://127.0.0.1"
     parameters.warmup = False
     parameters.verbosity = 0
-    # A small model wanders at its default of 0.8.
-    parameters.sampling.temp = 0.2
+    # Where it runs: a container's share may be less than the machine's cores.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    # The same answer to the same question: at its default of 0.8 a small model wanders, and now and then never ends.
+    parameters.sampling.temp = 0.0
     parameters.sampling.seed = 42
+    parameters.sampling.penalty_repeat = 1.1
     return parameters
 
 

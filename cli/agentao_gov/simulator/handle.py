@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
 from agentao_gov.errors import InternalError
+from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
 from agentao_gov.simulator.script import Behaviour, Script, load_script
 from agentao_gov.simulator.truth import Truth
 
 __all__ = ["Simulator", "start_simulator"]
 
-#: Starting takes 0.3 s on an idle machine; a loaded CI machine gets a generous guard.
-START_S_MAX = 30.0
-STOP_S_MAX = 5.0
-
 ScriptSource = Script | Behaviour | dict[str, Any] | str | Path | None
 
 
-class Simulator:
+class Simulator(LocalProcess):
     """A running simulator. Use as a context manager or call `close()`; it also dies with its parent."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self._process = process
-        self.port = port
-
-    @property
-    def base_url(self) -> str:
-        """What an OpenAI client takes as its base URL."""
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
 
     def truth(self, *, requests: bool = True) -> Truth:
         """What it received and produced so far."""
@@ -77,26 +50,6 @@ class Simulator:
             raise TimeoutError(f"The simulator did not reach {wanted} within {timeout_s:g} s: {truth.total!r}")
         return truth
 
-    def close(self) -> None:
-        """Ends the process and waits for its end. May be called again."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(STOP_S_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def __enter__(self) -> Simulator:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         status, answer = self._send(method, path, body, 10.0)
         if status != 200:
@@ -121,26 +74,15 @@ def start_simulator(script: ScriptSource = None, *, seed: int | None = None, por
     loaded = load_script(script)
     if seed is not None:
         loaded = loaded.model_copy(update={"seed": seed})
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "agentao_gov.simulator", "--lifeline", "--port", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+    script_line = json.dumps(loaded.model_dump(mode="json", exclude_unset=True)).encode() + b"\n"
+    try:
+        process, bound = spawn(
+            "agentao_gov.simulator",
+            ["--lifeline", "--port", str(port)],
             # tiktoken would leave a copy of its table in the temporary directory.
-            env={**os.environ, "TIKTOKEN_CACHE_DIR": ""},
-            # A Ctrl-C at the terminal is for the turn, not for the model it talks to.
-            start_new_session=True,
+            env={"TIKTOKEN_CACHE_DIR": ""},
+            first_line=script_line,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(loaded.model_dump(mode="json", exclude_unset=True)).encode() + b"\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
-            errors.seek(0)
-            raise InternalError(f"The simulator did not start: {errors.read().decode(errors='replace').strip()}")
-    return Simulator(process, json.loads(line)["port"])
+    except ChildEndedError as error:
+        raise InternalError(f"The simulator did not start: {error}") from None
+    return Simulator(process, bound)
