@@ -6,6 +6,7 @@ command's own module are imported only when a command runs.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import signal
@@ -102,22 +103,26 @@ def _leave(code: int) -> None:
     if threading.current_thread() is threading.main_thread():
         # Everything is closed: who presses Ctrl-C again need not wait for the last threads.
         signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        _to_null()
+    _flush()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(_THREADS_GRACE_S)
             if thread.is_alive():
                 os._exit(code)
-    # The interpreter gives signals their default effect back before it is gone, which takes a while with agentao in
-    # it: an impatient second Ctrl-C would replace the code by a death of SIGINT.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(code)
+    # What was to be done at the end is done here. Taking the interpreter apart takes a while with agentao in it, and it
+    # gives signals their default effect back first: an impatient second Ctrl-C would replace the code by a death of
+    # SIGINT.
+    atexit._run_exitfuncs()
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _to_null()
 
 
 if __name__ == "__main__":

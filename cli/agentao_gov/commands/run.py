@@ -49,6 +49,10 @@ def command(
     The answer goes to standard output and everything else to standard error. Without PROMPT a piped standard input
     is the question; on a terminal a conversation begins (/limits /budget /report /save /quit).
     """
+    import gc
+
+    # Importing makes nothing but objects that stay; looking through them again and again takes a fifth of the start.
+    gc.disable()
     from agentao_gov.commands.run_setup import RunOptions, run
 
     flags = {
@@ -59,28 +63,31 @@ def command(
         "limits.turn_tokens": ("--turn-tokens", turn_tokens),
         "pool.mode": ("--mode", mode),
     }
-    return run(
-        RunOptions(
-            prompt=prompt,
-            profile=profile,
-            config=config,
-            tenant=tenant,
-            user=user,
-            session=session,
-            workdir=workdir,
-            model=model,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            gguf=gguf,
-            sets=tuple(sets or ()),
-            flags={key: pair for key, pair in flags.items() if pair[1] is not None},
-            daily_tokens=daily_tokens,
-            batch=batch,
-            jobs=jobs,
-            output=output,
-            json=json,
-            stream=not no_stream,
-            quiet=quiet,
-            verbose=verbose,
+    try:
+        return run(
+            RunOptions(
+                prompt=prompt,
+                profile=profile,
+                config=config,
+                tenant=tenant,
+                user=user,
+                session=session,
+                workdir=workdir,
+                model=model,
+                base_url=base_url,
+                api_key_env=api_key_env,
+                gguf=gguf,
+                sets=tuple(sets or ()),
+                flags={key: pair for key, pair in flags.items() if pair[1] is not None},
+                daily_tokens=daily_tokens,
+                batch=batch,
+                jobs=jobs,
+                output=output,
+                json=json,
+                stream=not no_stream,
+                quiet=quiet,
+                verbose=verbose,
+            )
         )
-    )
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import os
 import sys
@@ -141,6 +142,9 @@ def run(options: RunOptions) -> int:
         from agentao_gov.runtime import build_runtime
 
         with _asking(options) as asker, contextlib.closing(build_runtime(deployment, confirm=asker)) as runtime:
+            # What is there now stays: no collection need look at it again.
+            gc.freeze()
+            gc.enable()
             context = RunContext(options, deployment, profile, model, local, runtime.pool)
             return _dispatch(context, prompt, asker)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agentao_gov.governor import lean_sdk as _lean_sdk
 from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
 from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.governor.requests import (
@@ -17,6 +18,9 @@ from agentao_gov.governor.requests import (
     TurnEvent,
     TurnRequest,
 )
+
+# Before any module of the governor imports the SDK.
+_lean_sdk.install()
 
 if TYPE_CHECKING:
     from agentao_gov.governor.governor import Governor

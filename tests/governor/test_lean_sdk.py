@@ -1,0 +1,54 @@
+"""The SDK's types are loaded on demand, and are the SDK's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+_LOOK = """
+import json, sys
+{first}
+import openai
+loaded = len([name for name in sys.modules if name.startswith("openai.types")])
+from openai.types import Batch, CompletionUsage
+from openai.types.chat import ChatCompletionChunk, completion_create_params
+from openai.types.responses import Response
+import openai.types.responses.response
+client = openai.OpenAI(api_key="k")
+print(json.dumps({{
+    "loaded": loaded,
+    "same": Response is openai.types.responses.response.Response,
+    "whole": len(set(dir(openai.types)) & {{"Batch", "FileObject", "CompletionUsage", "VectorStore"}}),
+    "missing": hasattr(openai.types, "NoSuchType"),
+    "usage": CompletionUsage(prompt_tokens=1, completion_tokens=2, total_tokens=3).total_tokens,
+    "params": completion_create_params.__name__,
+    "resources": [type(client.responses).__name__, type(client.embeddings).__name__, type(client.batches).__name__],
+}}))
+"""
+
+
+def _look(first: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOK.format(first=first)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_types_are_loaded_on_demand_and_are_the_sdks_own() -> None:
+    """All that the SDK offers is there; most of it has not been imported."""
+    plain, lean = _look(""), _look("import agentao_gov.governor")
+
+    assert lean["loaded"] < plain["loaded"] / 3
+    del lean["loaded"], plain["loaded"]
+    assert lean == plain
+    assert lean["same"]
+    assert lean["whole"] == 4
+
+
+def test_an_sdk_that_is_there_already_is_left_alone() -> None:
+    """Who embeds the library may have imported it."""
+    found = _look("import openai, agentao_gov.governor")
+
+    assert found["loaded"] == _look("")["loaded"]
