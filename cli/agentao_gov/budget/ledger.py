@@ -12,7 +12,15 @@ from agentao_gov.budget.errors import CancelledWait, ReservationLostError
 from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Refusal, StoreFailureAllowed
 from agentao_gov.budget.heartbeat import Heartbeat
 from agentao_gov.budget.store import Refused, Settlement, Store, StoreSettings, Waiting
-from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, Scope, ScopeLimit
+from agentao_gov.budget.types import (
+    CALL_TOKENS_MAX,
+    LIMIT_TOKENS_MAX,
+    Balance,
+    Reservation,
+    ReserveRequest,
+    Scope,
+    ScopeLimit,
+)
 from agentao_gov.budget.waiting import WaitingRoom
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import (
@@ -21,6 +29,7 @@ from agentao_gov.errors import (
     ConfigError,
     StoreError,
     TurnTimeoutError,
+    UsageError,
 )
 
 __all__ = ["TokenLedger"]
@@ -143,20 +152,19 @@ class TokenLedger:
         self, reservation_id: str, prompt_tokens: int, completion_tokens: int, *, estimated_tokens: int = 0
     ) -> None:
         """See Ledger."""
+        prompt, completion = _believable(prompt_tokens), _believable(completion_tokens)
+        estimated = min(estimated_tokens, prompt + completion)
         self._end(
             "settle",
             reservation_id,
-            lambda: self._report(
-                self._store.settle(reservation_id, prompt_tokens, completion_tokens, estimated_tokens)
-            ),
+            lambda: self._report(self._store.settle(reservation_id, prompt, completion, estimated)),
         )
 
     def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
         """See Ledger."""
+        prompt, completion = _believable(prompt_tokens), _believable(completion_tokens)
         self._end(
-            "charge",
-            reservation_id,
-            lambda: self._report(self._store.charge(reservation_id, prompt_tokens, completion_tokens)),
+            "charge", reservation_id, lambda: self._report(self._store.charge(reservation_id, prompt, completion))
         )
 
     def release(self, reservation_id: str) -> None:
@@ -173,6 +181,8 @@ class TokenLedger:
         """Adds to the limit of today's window alone; those who wait may go on."""
         if scope.limit is None:
             raise ConfigError(f"{scope.scope} has no limit that a grant could add to.")
+        if not 0 < tokens <= LIMIT_TOKENS_MAX:
+            raise UsageError(f"A grant is 1 to {LIMIT_TOKENS_MAX:,} tokens, not {tokens:,}.")
         return self._store.grant(scope, tokens)
 
     def check(self) -> None:
@@ -299,6 +309,12 @@ class TokenLedger:
 def _check(request: ReserveRequest) -> None:
     if request.prompt_tokens < 0 or not 0 <= request.output_tokens_min <= request.output_tokens_max:
         raise ValueError(f"not a reservation: {request}")
+
+
+def _believable(tokens: int) -> int:
+    if tokens > CALL_TOKENS_MAX:
+        _log.warning("a call of %s tokens was reported; %s are counted", f"{tokens:,}", f"{CALL_TOKENS_MAX:,}")
+    return min(tokens, CALL_TOKENS_MAX)
 
 
 def _hint(refused: Refused) -> str:

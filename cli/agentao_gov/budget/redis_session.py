@@ -225,6 +225,6 @@ def guard() -> Iterator[None]:
         yield
     except redis.RedisError as error:
         raise StoreError(
-            f"The token ledger in Redis cannot be used: {type(error).__name__}: {error}.",
+            f"The token ledger in Redis cannot be used: {type(error).__name__}: {str(error).rstrip('.')}.",
             hint="Check that the server runs, is reachable and has memory left.",
         ) from error

@@ -11,10 +11,10 @@ from agentao_gov.budget.prices import PriceTable
 from agentao_gov.budget.redis_store import RedisStore
 from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.store import Store, StoreSettings
-from agentao_gov.budget.types import Scope, ScopeLimit
+from agentao_gov.budget.types import LIMIT_TOKENS_MAX, Scope, ScopeLimit
 from agentao_gov.budget.windows import zone
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.errors import ConfigError
+from agentao_gov.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment, ResolvedDeployment
@@ -36,15 +36,17 @@ def scope_limits(
     """The four scopes of a turn, in the ledger's fixed order: tenant, user, session, turn.
 
     User and session are named below their tenant, so that two tenants' `ann` never share a budget; their day is
-    the tenant's day. A tenant's own `daily_tokens` wins over the deployment's.
+    the tenant's day. A tenant's own `daily_tokens` wins over the deployment's. Raises UsageError for names that
+    could be taken for another's, or that cannot be written down.
     """
+    _check_names(tenant, user, session)
     config = _plain(deployment)
     timezone = tenant_timezone(deployment, tenant)
     return (
-        ScopeLimit(Scope("tenant", tenant), _tenant_limit(config, tenant), timezone),
-        ScopeLimit(Scope("user", f"{tenant}/{user}"), config.budget.user_daily_tokens, timezone),
-        ScopeLimit(Scope("session", f"{tenant}/{session}"), config.budget.session_daily_tokens, timezone),
-        ScopeLimit(Scope("turn", turn_id), turn_tokens, _TURN_TIMEZONE),
+        ScopeLimit(Scope("tenant", tenant), _bounded(_tenant_limit(config, tenant)), timezone),
+        ScopeLimit(Scope("user", f"{tenant}/{user}"), _bounded(config.budget.user_daily_tokens), timezone),
+        ScopeLimit(Scope("session", f"{tenant}/{session}"), _bounded(config.budget.session_daily_tokens), timezone),
+        ScopeLimit(Scope("turn", turn_id), _bounded(turn_tokens), _TURN_TIMEZONE),
     )
 
 
@@ -95,6 +97,21 @@ def _open_store(deployment: ResolvedDeployment, clock: Clock, settings: StoreSet
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return RedisStore(name, settings, mark=mark, retain_s=retain_s)
     raise ConfigError(f"There is no ledger store {name!r}.", hint="Use sqlite, memory or redis://HOST:PORT/DB.")
+
+
+def _check_names(tenant: str, user: str, session: str) -> None:
+    if "/" in tenant:
+        # Its user `c` would share a budget with the user `b/c` of tenant `a`.
+        raise UsageError(f"A tenant's name has no slash: {tenant!r}.")
+    for name in (tenant, user, session):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"A name is no valid text: {name!r}.", hint="Write it in UTF-8.") from error
+
+
+def _bounded(limit: int | None) -> int | None:
+    return None if limit is None else min(limit, LIMIT_TOKENS_MAX)
 
 
 def _tenant_limit(config: Deployment, tenant: str) -> int | None:

@@ -165,4 +165,4 @@ def store_error(path: Path, error: Exception) -> StoreError:
     """What a failure of the file means to the operator."""
     code = getattr(error, "sqlite_errorcode", None)
     hint = _HINTS.get(code & 0xFF) if isinstance(code, int) else None
-    return StoreError(f"The token ledger {path} cannot be used: {error}.", hint=hint)
+    return StoreError(f"The token ledger {path} cannot be used: {str(error).rstrip('.')}.", hint=hint)

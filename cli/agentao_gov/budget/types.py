@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from agentao_gov.clock import Deadline
 
 __all__ = [
+    "CALL_TOKENS_MAX",
+    "LIMIT_TOKENS_MAX",
     "Balance",
     "Ledger",
     "Reservation",
@@ -22,6 +24,11 @@ __all__ = [
     "ScopeKind",
     "ScopeLimit",
 ]
+
+#: The largest limit or grant that makes a difference. Sums of them stay exact in every store: Lua counts to 2^53.
+LIMIT_TOKENS_MAX = 10**15
+#: No model's call comes near; a provider that reports more has a fault, which must not break the ledger's sums.
+CALL_TOKENS_MAX = 10**9
 
 ScopeKind = Literal["tenant", "user", "session", "turn"]
 
