@@ -26,22 +26,24 @@ ENDS = {
 }
 
 
-def script(folder: Path, kinds: list[str], *, every_s: float, for_s: float) -> str:
+def script(folder: Path, kinds: list[str], *, first_s: float, every_s: float, for_s: float) -> str:
     path = folder / "faults.toml"
     path.write_text(
         "\n".join(
-            f'[[fault]]\nat = "{2 + number * every_s}s"\nfor = "{for_s}s"\nkind = "{kind}"'
+            f'[[fault]]\nat = "{first_s + number * every_s}s"\nfor = "{for_s}s"\nkind = "{kind}"'
             for number, kind in enumerate(kinds)
         )
     )
     return str(path)
 
 
-def played(folder: Path, kinds: list[str], *, every_s: float, for_s: float, pool: str = "") -> dict[str, Any]:
-    length_s = 2 + every_s * len(kinds) + 6
+def played(
+    folder: Path, kinds: list[str], *, first_s: float = 4, every_s: float, for_s: float, pool: str = ""
+) -> dict[str, Any]:
+    length_s = first_s + every_s * len(kinds) + 6
     run = start_run(
         folder, "--rate", "4", "--turns", "2", "--duration", f"{length_s}s", "--report", "report",
-        "--faults", script(folder, kinds, every_s=every_s, for_s=for_s), "--threshold", "answered_rate>=1%", pool=pool,
+        "--faults", script(folder, kinds, first_s=first_s, every_s=every_s, for_s=for_s), "--threshold", "answered_rate>=1%", pool=pool,
     )  # fmt: skip
     code, report, error = run.end()
     assert code in (0, 11), error
@@ -53,7 +55,7 @@ def played(folder: Path, kinds: list[str], *, every_s: float, for_s: float, pool
         assert fault["turns_met"] == sum(fault["outcomes"].values()) > 0
         assert fault["recovery_s"] is not None
         # Marked on the charts, and in the table that stands for them elsewhere.
-        assert f">{fault['kind']}</text>" in page
+        assert f"<title>{fault['kind']}</title>" in page
         assert fault["kind"].replace("_", "\\_") in text
     return {fault["kind"]: fault for fault in report["faults"]}
 
@@ -74,7 +76,9 @@ def test_each_fault_of_the_model_has_its_ends(tmp_path: Path) -> None:
 @pytest.mark.timeout(200)
 def test_a_killed_session_process_costs_its_own_turn(tmp_path: Path) -> None:
     """The turn ends as an internal error, its neighbours are answered."""
-    fault = played(tmp_path, ["kill_session"], every_s=12, for_s=2, pool='mode = "subprocess"')["kill_session"]
+    fault = played(tmp_path, ["kill_session"], first_s=10, every_s=10, for_s=2, pool='mode = "subprocess"')[
+        "kill_session"
+    ]
 
     assert fault["outcomes"].get("internal_error") == 1, fault
     assert fault["outcomes"].get("answered", 0) > 0

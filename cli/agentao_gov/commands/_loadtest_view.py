@@ -9,6 +9,7 @@ from typing import Any
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.dry_run import DryRun
 from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.summary_tables import show_ms, show_value
 from agentao_gov.loadtest.view import Live
 from agentao_gov.report.gate_terminal import GateScreen
 from agentao_gov.report.terminal import console, print_table
@@ -30,24 +31,49 @@ class TerminalView:
         self._screen.note(text)
 
     def live(self, look: Live) -> None:
-        """The figures."""
-        memory = "-" if look.memory_bytes is None else f"{look.memory_bytes / 1024**2:.0f} MiB"
-        late = "-" if look.lateness_p99_ms is None else f"{look.lateness_p99_ms:.1f} ms"
+        """The load, latencies, the service, each threshold as it stands, and the verdict so far."""
+        p50, p95, first = (show_ms(value) for value in look.latency_ms)
+        memory = "-" if look.memory_bytes is None else show_value(float(look.memory_bytes), "bytes")
+        service = [memory, _many(look.sessions, "sessions"), _many(look.processes, "processes below it")]
+        service += [] if look.cpu is None else [f"{look.cpu:.1f} cores"]
+        ends = f"{look.answered} answered, {look.failed} failed, {look.refused} refused, {look.in_flight} open"
         rows = [
-            ("load", f"{look.level:.1f} planned, {look.answered_per_s:.1f} turns/s answered", ""),
-            (
-                "turns",
-                f"{look.started} started, {look.answered} answered, {look.failed} not, {look.in_flight} open",
-                "",
-            ),
-            ("service", f"{memory}, {'-' if look.sessions is None else look.sessions} sessions", ""),
-            ("generator late", f"p99 {late}", "dim"),
+            ("load", f"{look.level:.1f} {look.level_unit} planned, {look.answered_per_s:.1f} turns/s answered", ""),
+            ("turns", f"{look.started} started: {ends}", ""),
+            ("latency", f"p50 {p50}, p95 {p95}; first token p95 {first}", ""),
+            ("service", ", ".join(filter(None, service)), ""),
+            ("generator", f"late by {show_ms(look.lateness_p99_ms)} at p99", "dim"),
         ]
-        styles = {"pass": "ok", "fail": "bad", "inconclusive": "warn"}
-        rows += [(expression, observed, styles[status]) for expression, observed, status in look.thresholds]
-        failing = [expression for expression, _, status in look.thresholds if status == "fail"]
-        rows.append(("verdict now", f"fails {', '.join(failing)}" if failing else "holds", "bad" if failing else "ok"))
-        self._screen.show(f"{look.label}  {look.at_s:.0f} of {look.duration_s:.0f} s", rows)
+        rows += [
+            (expression, f"{show_value(value, unit)}{_DOUBT if status == 'inconclusive' else ''}", _STYLES[status])
+            for expression, value, unit, status in look.thresholds
+        ]
+        rows.append(("verdict now", *_verdict_now(look)))
+        self._screen.show(f"{look.label}  {_progress(look.at_s, look.duration_s)}", rows)
+
+
+_STYLES = {"pass": "ok", "fail": "bad", "inconclusive": "warn"}
+_DOUBT = ", too few turns to tell"
+_BAR = 24
+
+
+def _verdict_now(look: Live) -> tuple[str, str]:
+    standing = {status: [e for e, *_, s in look.thresholds if s == status] for status in _STYLES}
+    if standing["fail"]:
+        return f"fails {', '.join(standing['fail'])}", "bad"
+    if standing["inconclusive"]:
+        return "holds so far, with too few turns to tell", "warn"
+    return "holds so far", "ok"
+
+
+def _progress(at_s: float, duration_s: float) -> str:
+    done = min(_BAR, int(_BAR * at_s / duration_s))
+    over = "; waiting for the last turns" if at_s > duration_s else ""
+    return f"{'█' * done}{'░' * (_BAR - done)}  {min(at_s, duration_s):.0f} of {duration_s:.0f} s{over}"
+
+
+def _many(count: int | None, what: str) -> str:
+    return "" if count is None else f"{count} {what}"
 
 
 def print_dry_run(dry: DryRun, *, as_json: bool) -> None:
@@ -92,4 +118,8 @@ def next_command(report: LoadTestReport, options: Options) -> str:
         return "the same again when this machine has less to do, or with --master from another one"
     if report.conclusion == "inconclusive":
         return "agentao-gov loadtest --duration … (longer: percentiles need samples)"
-    return "open report.html" if options.report_dir else "agentao-gov loadtest --report DIR … for the whole story"
+    return (
+        f"open {options.report_dir / 'report.html'}"
+        if options.report_dir
+        else "agentao-gov loadtest --report DIR … for the whole story"
+    )

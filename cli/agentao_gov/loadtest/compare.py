@@ -73,7 +73,7 @@ def read_report(path: Path) -> Mapping[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     hint = "Take the report.json that --report wrote, or make a new one."
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.", hint=hint) from None
     except ValueError as error:
@@ -94,7 +94,7 @@ def read_report(path: Path) -> Mapping[str, Any]:
         # The library has a class of its own for each way to be wrong, below none but Exception.
         except Exception as error:
             raise ConfigError(f"{path}: its histogram of {series} cannot be read: {error}.", hint=hint) from None
-    return data
+    return dict(data)
 
 
 def _values(report: Mapping[str, Any], series: str) -> Sequence[float]:

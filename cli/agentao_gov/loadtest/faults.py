@@ -54,7 +54,7 @@ _KILLS = ("kill_session", "kill_worker")
 _NOT_PLAYED = "not played: "
 _LEFTOVER_S = 5.0
 #: An idle session's process dies unnoticed; one with a turn in flight is worth waiting for.
-_AT_WORK_S_MAX = 3.0
+_AT_WORK_S_MAX = 5.0
 _REMAINS = ("fds", "children", "threads", "threads_abandoned")
 
 
@@ -167,7 +167,7 @@ class FaultPlayer:
             sessions = session_processes(tree_of(pid))
             model = self._target.simulator.port if self._target.simulator is not None else None
             busy = next((process for process in reversed(sessions) if talks_to(process, model)), None)
-            if busy is not None or not sessions or time.monotonic() > deadline or self._done.wait(0.02):
+            if busy is not None or time.monotonic() > deadline or self._done.wait(0.02):
                 return busy or next(reversed(sessions), None)
 
     def findings(self, samples: Sequence[TurnSample], rows: Sequence[ServerRow]) -> list[dict[str, Any]]:

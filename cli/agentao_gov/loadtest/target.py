@@ -205,7 +205,9 @@ def _start_serve(
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_REPLACED)}
-    return kept | {"AGENTAO_GOV_STATE": str(folder / "state"), _MODEL_KEY: "simulated"}
+    # tiktoken would leave a copy of its table in the temporary directory.
+    ours = {"AGENTAO_GOV_STATE": str(folder / "state"), _MODEL_KEY: "simulated", "TIKTOKEN_CACHE_DIR": ""}
+    return kept | ours
 
 
 def _derived(

@@ -25,12 +25,18 @@ class Live:
     failed: int
     refused: int
     in_flight: int
-    #: Planned level now: turns per second or sessions.
+    #: Planned level now, in turns per second or sessions.
     level: float
+    level_unit: str
     answered_per_s: float
-    #: Threshold expressions with what they stand at: (expression, observed, status).
-    thresholds: tuple[tuple[str, str, str], ...]
+    #: Turn p50 and p95, first token p95; None without a turn.
+    latency_ms: tuple[float | None, float | None, float | None]
+    #: What can be told before the end: (expression, observed, unit, status).
+    thresholds: tuple[tuple[str, float | None, str, str], ...]
+    #: Of the service: its process tree's memory, processes below it, cores in use.
     memory_bytes: int | None
+    processes: int | None
+    cpu: float | None
     sessions: int | None
     lateness_p99_ms: float | None
 

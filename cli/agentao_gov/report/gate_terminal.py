@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from agentao_gov.report.gate import GateReport, printable
+from agentao_gov.report.gate import GateCase, GateReport, printable
 from agentao_gov.report.terminal import STYLES, console, print_table
 
 __all__ = ["GateScreen", "print_gate"]
@@ -77,22 +77,25 @@ def _block(title: str, rows: Sequence[Row]) -> Group:
     return Group(*lines)
 
 
+def _finding(case: GateCase) -> str:
+    """What was seen; beside what was expected where that says more than the title and the case is not green."""
+    told = case.status in ("pass", "skip") or case.expected in ("", case.title)
+    return printable(case.observed if told else f"{case.observed}; expected {case.expected}")
+
+
 def print_gate(report: GateReport, stream: TextIO, *, next_command: str = "") -> None:
-    """The end screen: the verdict, the cases, the facts, what to do next."""
+    """The end screen: the cases, the facts, then the verdict and what to do next, where the eye is when it scrolls."""
     out = console(stream)
+    rows = [(case.status, printable(case.title), _finding(case)) for case in report.cases]
+    print_table(out, ("", "what", "observed"), rows)
+    out.print()
+    print_table(out, ("", ""), [(printable(name), printable(value)) for name, value in report.facts])
+    for note in report.notes:
+        # What the verdict itself says need not be said twice.
+        if note not in report.headline:
+            out.print(Text(printable(note), style=STYLES["dim"]))
+    out.print()
     style = STYLES[_STATUS_STYLES[report.conclusion]]
     out.print(Text.assemble((report.conclusion.upper(), style), "  ", printable(report.headline)))
-    out.print()
-    rows = [
-        (case.status, printable(case.title), printable(case.expected), printable(case.observed))
-        for case in report.cases
-    ]
-    print_table(out, ("", "what", "expected", "observed"), rows)
-    if report.facts:
-        out.print()
-        print_table(out, ("", ""), [(printable(name), printable(value)) for name, value in report.facts])
-    for note in report.notes:
-        out.print(Text(printable(note), style=STYLES["dim"]))
     if next_command:
-        out.print()
         out.print(Text.assemble(("next: ", STYLES["dim"]), next_command))

@@ -46,12 +46,16 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def print_table(out: Console, headers: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """A table: aligned columns without boxes; tab-separated lines where nobody looks at a terminal."""
+    """A table: aligned columns without boxes; tab-separated lines where nobody looks at a terminal.
+
+    Empty headers are left out.
+    """
     if not out.file.isatty():
-        for row in (headers, *rows):
+        for row in (headers, *rows) if any(headers) else rows:
             out.file.write("\t".join(str(cell).replace("\n", " ") for cell in row) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style=STYLES["dim"], title=title or None, title_justify="left")
+    table.show_header = any(headers)
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
