@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool.types import SessionInfo
-from agentao_gov.process.census import KINDS, take_census
+from agentao_gov.process.census import KINDS, Census, Member, take_census
 
 __all__ = ["Measurement", "Measurer", "quantile"]
 
@@ -38,6 +39,8 @@ class Measurement:
     cpu_s: float
     #: Memory of each resident session: its own process trees, and its share of what this process grew by.
     session_bytes: Mapping[SessionKey, int] = field(default_factory=dict)
+    #: Its processes by kind: kinds it has none of are left out.
+    session_processes: Mapping[SessionKey, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -92,10 +95,14 @@ class Measurer:
             children=counts,
             children_rss_bytes=sizes,
             cpu_s=cpu.user + cpu.system,
-            session_bytes=self._per_session(rss, resident),
+            session_bytes=self._per_session(rss, resident, census),
+            session_processes={
+                info.key: Counter(member.kind for pid in info.process_ids for member in census.tree(pid))
+                for info in resident
+            },
         )
 
-    def _per_session(self, rss_bytes: int, sessions: Sequence[SessionInfo]) -> dict[SessionKey, int]:
+    def _per_session(self, rss_bytes: int, sessions: Sequence[SessionInfo], census: Census) -> dict[SessionKey, int]:
         """Trees are exact; in one address space nobody can tell whose a page is, so growth is shared out evenly."""
         in_process = sum(1 for info in sessions if info.mode != "subprocess")
         growth = max(0, rss_bytes - self.baseline_bytes)
@@ -103,7 +110,7 @@ class Measurer:
         shared_roots = _shared_roots(sessions)
         return {
             info.key: (0 if info.mode == "subprocess" else share)
-            + sum(_tree_bytes(pid) // shared_roots[pid] for pid in info.process_ids)
+            + sum(sum(map(_weight, census.tree(pid))) // shared_roots[pid] for pid in info.process_ids)
             for info in sessions
         }
 
@@ -130,19 +137,11 @@ def _rss(pid: int) -> int:
         return 0
 
 
-def _tree_bytes(pid: int) -> int:
-    """Memory of a process and its descendants; 0 once it is gone. Session processes share their zygote's pages."""
+def _weight(member: Member) -> int:
+    """What a process adds: a fork's resident memory counts every page it shares, 120 MB of which 18 are its own."""
+    if not member.forked:
+        return member.rss_bytes
     try:
-        root = psutil.Process(pid)
-        members = [root, *root.children(recursive=True)]
+        return int(psutil.Process(member.pid).memory_full_info().pss)
     except psutil.Error:
         return 0
-    total = 0
-    for process in members:
-        try:
-            # A fork's resident memory counts every page it shares: 120 MB of which 18 are its own.
-            forked = process.name().startswith("gov-")
-            total += process.memory_full_info().pss if forked else process.memory_info().rss
-        except psutil.Error:
-            continue
-    return total

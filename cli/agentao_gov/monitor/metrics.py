@@ -204,6 +204,13 @@ class _StateCollector(Collector):
             memory.add_metric([label], quantile(sizes, q))
         yield memory
         yield _gauge("session_memory_bytes_sum", "Memory of all resident sessions.", sum(sizes))
+        held = [sum(kinds.values()) for kinds in m.session_processes.values()]
+        processes = GaugeMetricFamily(
+            PREFIX + "session_processes", "Processes of resident sessions.", labels=["quantile"]
+        )
+        for label, q in (("0.5", 0.5), ("0.95", 0.95), ("1", 1.0)):
+            processes.add_metric([label], quantile(held, q))
+        yield processes
         yield _gauge("process_memory_bytes", "Resident memory of this process.", m.rss_bytes)
         yield _gauge("mcp_processes", "MCP server processes.", m.mcp_processes)
         children = GaugeMetricFamily(PREFIX + "child_processes", "Child processes by kind.", labels=["kind"])

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -159,6 +159,12 @@ class Monitor:
         with self._lock:
             last: Measurement | None = self._last.measurement if self._last else None
         return last.session_bytes.get(key) if last else None
+
+    def session_processes(self, key: SessionKey) -> Mapping[str, int] | None:
+        """Processes of one session by kind, at the last look."""
+        with self._lock:
+            last: Measurement | None = self._last.measurement if self._last else None
+        return last.session_processes.get(key) if last else None
 
 
 def _tell(alert: Alert) -> None:

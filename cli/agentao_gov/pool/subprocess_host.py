@@ -30,6 +30,7 @@ from agentao_gov.pool.subprocess_ledger import LedgerDesk
 from agentao_gov.pool.subprocess_report import TurnWitness
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.tags import TAG_VARIABLE
+from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.tree import SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 from agentao_gov.worker import wire
@@ -43,6 +44,8 @@ _REPORT_S = 0.15
 #: From the death of a process to the warden's last word about it.
 _LAST_WORDS_S = 1.0
 _KILL_S = 1.0
+#: No process has killed more than there can be: what it says about itself is a stranger's word.
+_PIDS_MAX = 1 << 22
 _CANCELS = {
     "shutdown": (Outcome.SHUTDOWN, "The service is shutting down."),
     "client_gone": (Outcome.CANCELLED, "The client went away."),
@@ -180,8 +183,9 @@ class SubprocessHost:
             return
         # The kill needs some of the time too.
         within_s = max(0.0, min(deadline.remaining_s(), 3600.0) - 0.3)
-        with contextlib.suppress(WireClosed, WireError, TimeoutError):
-            live.peer.call(wire.CLOSE, {"within_s": within_s * 0.8}).result(within_s)
+        with contextlib.suppress(WireClosed, WireError, TimeoutError, KeyError, TypeError, ValueError):
+            closed = live.peer.call(wire.CLOSE, {"within_s": within_s * 0.8}).result(within_s)
+            ORPHANS_KILLED.add(min(max(0, int(closed["orphans_killed"])), _PIDS_MAX))
         live.peer.close()
         live.gone.wait(min(0.5, within_s))
         self._bury(live)

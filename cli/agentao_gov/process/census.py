@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import psutil
@@ -12,7 +12,7 @@ import psutil
 from agentao_gov.process import procfs
 from agentao_gov.process.tags import KIND_VARIABLE, Kind
 
-__all__ = ["KINDS", "Census", "take_census"]
+__all__ = ["KINDS", "Census", "Member", "take_census"]
 
 KINDS: tuple[Kind, ...] = ("mcp", "shell", "session", "other")
 #: What our own processes call themselves: a forked one cannot show a variable set after its start. Only the process
@@ -27,12 +27,35 @@ _OWN_NAMES: dict[str, Kind] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One child process. Bytes; `forked`: it shares most of its resident pages with the zygote."""
+
+    pid: int
+    ppid: int
+    kind: Kind
+    rss_bytes: int
+    forked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Census:
     """Child processes now, by kind. Bytes; `pss` shares common pages out fairly and is 0 unless it was asked for."""
 
     counts: Mapping[Kind, int]
     rss_bytes: Mapping[Kind, int]
     pss_bytes: Mapping[Kind, int] = field(default_factory=dict)
+    members: Mapping[int, Member] = field(default_factory=dict)
+
+    def tree(self, root: int) -> Iterator[Member]:
+        """A child process and all below it; nothing once it is gone."""
+        children: dict[int, list[Member]] = {}
+        for member in self.members.values():
+            children.setdefault(member.ppid, []).append(member)
+        frontier = [self.members[root]] if root in self.members else []
+        while frontier:
+            member = frontier.pop()
+            yield member
+            frontier += children.get(member.pid, ())
 
     @property
     def total(self) -> int:
@@ -66,16 +89,20 @@ def take_census(pid: int | None = None, *, pss: bool = False) -> Census:
     except psutil.Error:
         return Census(counts, rss, shares)
     kinds: dict[int, Kind] = {root.pid: "other"}
+    members: dict[int, Member] = {}
     for process in everyone:  # parents come before their children
         try:
-            kind = kinds[process.pid] = _kind(process, kinds.get(process.ppid(), "other"))
+            parent = process.ppid()
+            kind = kinds[process.pid] = _kind(process, kinds.get(parent, "other"))
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
             resident = process.memory_info().rss
             share = process.memory_full_info().pss if pss else 0
+            forked = process.name() in _OWN_NAMES
         except psutil.Error:
             continue
         counts[kind] += 1
         rss[kind] += resident
         shares[kind] += share
-    return Census(counts, rss, shares)
+        members[process.pid] = Member(process.pid, parent, kind, resident, forked)
+    return Census(counts, rss, shares, members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,6 +22,7 @@ from agentao_gov.service.status import history_json, session_json, status_json
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:
+    from agentao_gov.pool.types import SessionInfo
     from agentao_gov.service.gateway import Gateway
 
 __all__ = ["Endpoints"]
@@ -46,6 +47,10 @@ class Endpoints:
     def _key(self, request: Request) -> SessionKey:
         tenant = self._tenant(request)
         return SessionKey(tenant, require_session_id(request.path_params["session_id"]))
+
+    def _session_json(self, info: SessionInfo) -> dict[str, Any]:
+        monitor = self._gateway.monitor
+        return session_json(info, monitor.session_bytes(info.key), monitor.session_processes(info.key))
 
     async def _body(self, request: Request) -> bytes:
         limit = self._gateway.deployment.server.max_body_bytes
@@ -116,7 +121,7 @@ class Endpoints:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
         tenant = self._tenant(request)
         total, found = await asyncio.to_thread(self._gateway.pool.listing, tenant)
-        rows = [session_json(info, self._gateway.monitor.session_bytes(info.key)) for info in found]
+        rows = [self._session_json(info) for info in found]
         answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
         rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
         # All workers see the same disk.
@@ -135,7 +140,7 @@ class Endpoints:
                     return JSONResponse(told)
         if info is None:
             info = await asyncio.to_thread(self._gateway.session, key)
-        return JSONResponse(session_json(info, self._gateway.monitor.session_bytes(key)))
+        return JSONResponse(self._session_json(info))
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/sessions/{id}`: memory, archive and working directory."""

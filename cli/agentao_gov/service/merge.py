@@ -69,6 +69,7 @@ def merge_status(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[
     merged["busy"] = sum(status["busy"] for status in every)
     for name in ("queue", "tenants", "processes"):
         merged[name] = _add([status[name] for status in every])
+    merged["processes"]["per_session"] = _largest([status["processes"]["per_session"] for status in every])
     merged["pool"] = _add([{k: v for k, v in status["pool"].items() if k != "wait_ms"} for status in every])
     merged["pool"]["sessions"]["hibernated"] = own["pool"]["sessions"].get("hibernated", 0)
     merged["pool"]["wait_ms"] = _largest([status["pool"]["wait_ms"] for status in every])

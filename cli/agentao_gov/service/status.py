@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from agentao_gov.monitor.alerts import Alert
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import RUNGS
 from agentao_gov.monitor.observed import Observed
+from agentao_gov.process.tally import ORPHANS_KILLED
 
 if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
@@ -124,8 +126,11 @@ def _turns(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
 
 def _processes(seen: Observed) -> dict[str, Any]:
     m = seen.measurement
+    held = [sum(kinds.values()) for kinds in m.session_processes.values()]
     return {
         "children": dict(m.children),
+        "per_session": {"p50": int(quantile(held, 0.5)), "max": int(quantile(held, 1.0))},
+        "orphans_killed": ORPHANS_KILLED.total,
         "mcp": m.mcp_processes,
         "open_fds": m.open_fds,
         "threads": m.threads,
@@ -184,8 +189,10 @@ def _capacity(gateway: Gateway) -> dict[str, Any] | None:
     }
 
 
-def session_json(info: SessionInfo, memory_bytes: int | None) -> dict[str, Any]:
-    """One session for its owner."""
+def session_json(
+    info: SessionInfo, memory_bytes: int | None, processes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """One session for its owner. `processes`: its own by kind; None: not measured yet."""
     return {
         "id": info.key.session,
         "object": "session",
@@ -200,6 +207,7 @@ def session_json(info: SessionInfo, memory_bytes: int | None) -> dict[str, Any]:
         "turn_id": info.turn_id,
         "waiting": info.waiting,
         "memory_bytes": memory_bytes,
+        "processes": None if processes is None else dict(processes),
         "usage": {
             "turns": info.usage.turns,
             "prompt_tokens": info.usage.prompt_tokens,

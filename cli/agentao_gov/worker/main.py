@@ -36,6 +36,7 @@ from agentao_gov.governor.requests import Conversation, SessionSpec, TextEvent, 
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.yielding import let_tools_yield
 from agentao_gov.worker import wire
 from agentao_gov.worker.ledger import WireLedger
@@ -227,7 +228,8 @@ class Worker:
     def _close(self, params: Mapping[str, Any]) -> dict[str, Any]:
         if self._agent is not None:
             self._agent.session.close(Deadline.after(params["within_s"]))
-        return {}
+        # What did not leave by itself, from servers' helpers to stuck turns' shells: the owner's metrics count it.
+        return {"orphans_killed": ORPHANS_KILLED.total}
 
     def _session(self) -> GovernedSession:
         if self._agent is None:
