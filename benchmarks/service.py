@@ -3,12 +3,14 @@
     python benchmarks/service.py [--seconds 8] [--sessions 1 8 64] [--messages 0 200]
 
 Both services run in a process of their own, on the same simulated model (a third process, no latency), asked by the
-same client (a fourth). Subjects take turns for each setting. Writes service.json beside this file, prints the table.
+same client (a fourth). Subjects take turns for each setting; then 64 turns of a second each run side by side in the
+governed service. Writes service.json and the tables of service.md beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import http.client
 import json
 import os
@@ -32,6 +34,10 @@ from agentao_gov.governor.requests import Conversation, SessionKey
 from agentao_gov.pool.archive import SessionArchive, SessionHead
 from agentao_gov.pool.types import SessionUsage
 from agentao_gov.simulator import start_simulator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.tables import machine, refresh, table
 
 HERE = Path(__file__).parent
 MESSAGE = 'What is four times four?\n@sim {"text": "Sixteen."}'
@@ -183,12 +189,45 @@ def drive(port: int, sessions: int, seconds: float) -> tuple[int, float, list[fl
     return len(latencies), time.perf_counter() - began, latencies
 
 
+def cpu_s(process: psutil.Process) -> float:
+    """User and system time of a process, in seconds."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def side_by_side(base_url: str, port: int, turns: int = 64) -> dict[str, Any]:
+    """How long so many turns of one second each take together, and the CPU the service spends on them."""
+    slow = 'What is four times four?\n@sim {"text": "Sixteen.", "first_token": "1s"}'
+    with tempfile.TemporaryDirectory(prefix="bench-service-") as folder:
+        process = start("governed", Path(folder), base_url, turns, 0, port)
+        try:
+            served = psutil.Process(process.pid)
+            drive(port, turns, 0.1)
+            before = cpu_s(served)
+            with concurrent.futures.ThreadPoolExecutor(turns) as pool:
+                list(pool.map(lambda n: n, range(turns)))
+                began = time.perf_counter()
+                paths = [f"/v1/sessions/s{n}/turns" for n in range(turns)]
+                answers = list(pool.map(lambda path: ask(port, path, {"message": slow}), paths))
+                took_s = time.perf_counter() - began
+            assert {status for status, _ in answers} == {200}
+            return {"turns": turns, "wall_s": round(took_s, 2), "service_cpu_s": round(cpu_s(served) - before, 2)}
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
 def measure(subject: str, base_url: str, sessions: int, messages: int, seconds: float, port: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-service-") as folder:
         process = start(subject, Path(folder), base_url, sessions, messages, port)
         try:
+            served = psutil.Process(process.pid)
+            drive(port, sessions, 0.5)
+            before = cpu_s(served)
             turns, took_s, latencies = drive(port, sessions, seconds)
-            rss = psutil.Process(process.pid).memory_info().rss
+            # The warm-up turns of this drive are in it too.
+            cpu_ms = (cpu_s(served) - before) / (turns + WARM_TURNS * sessions) * 1000
+            rss = served.memory_info().rss
         finally:
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGINT)
@@ -205,6 +244,7 @@ def measure(subject: str, base_url: str, sessions: int, messages: int, seconds: 
         "turns_per_s": round(turns / took_s, 1),
         "p50_ms": round(statistics.median(ordered) * 1000, 1),
         "p99_ms": round(ordered[int(len(ordered) * 0.99)] * 1000, 1),
+        "cpu_ms": round(cpu_ms, 2),
         "rss_mib": round(rss / 2**20, 1),
         "turns": turns,
     }
@@ -221,6 +261,7 @@ def main() -> None:
         bare_main(int(arguments.bare[0]), arguments.bare[1], int(arguments.bare[2]))
         return
     rows = []
+    load = os.getloadavg()[0]
     with start_simulator() as simulator:
         port = 18_400
         for messages in arguments.messages:
@@ -230,24 +271,41 @@ def main() -> None:
                     row = measure(subject, simulator.base_url, sessions, messages, arguments.seconds, port)
                     rows.append(row)
                     print(row, flush=True)
+        together = side_by_side(simulator.base_url, port + 1)
+        print(together, flush=True)
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load": load,
         "python": platform.python_version(),
         "agentao": version("agentao"),
         "openai": version("openai"),
         "seconds": arguments.seconds,
     }
-    (HERE / "service.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
-    print("\n| messages | sessions | bare turns/s | governed turns/s | factor | bare p50 | governed p50 |")
-    print("|---|---|---|---|---|---|---|")
-    for bare, governed in zip(rows[::2], rows[1::2], strict=True):
+    result = {"environment": environment, "rows": rows, "side_by_side": together}
+    (HERE / "service.json").write_text(json.dumps(result, indent=1) + "\n")
+    refresh(HERE / "service.md", sections(result))
+
+
+def sections(result: dict[str, Any]) -> dict[str, str]:
+    """The tables of `service.md`."""
+    lines = []
+    pairs = list(zip(result["rows"][::2], result["rows"][1::2], strict=True))
+    for bare, governed in pairs:
         factor = governed["turns_per_s"] / bare["turns_per_s"]
-        print(
-            f"| {bare['messages']} | {bare['sessions']} | {bare['turns_per_s']} | {governed['turns_per_s']} | "
-            f"{factor:.1f} | {bare['p50_ms']} ms | {governed['p50_ms']} ms |"
-        )
+        both = [f"{subject[name]:.1f} ms" for name in ("p50_ms", "cpu_ms") for subject in (bare, governed)]
+        rates = (bare["turns_per_s"], governed["turns_per_s"], f"{factor:.1f}")
+        lines.append([bare["messages"], bare["sessions"], *rates, *both])
+    heads = ("messages", "sessions", "bare turns/s", "governed turns/s", "factor", "bare p50", "governed p50",
+             "bare CPU a turn", "governed CPU a turn")  # fmt: skip
+    together = result["side_by_side"]
+    return {
+        "machine": f"{machine(result['environment'])} {result['environment']['seconds']:g} s a setting.",
+        "turns": table(heads, lines),
+        "together": f"{together['turns']} turns of one second each, asked at once, were all answered after "
+        f"{together['wall_s']} s; the service spent {together['service_cpu_s']} s of CPU on them.",
+    }
 
 
 if __name__ == "__main__":
