@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.loadtest.assemble import assemble
+from agentao_gov.loadtest.conservation import imbalances
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
@@ -88,3 +89,19 @@ def test_a_generator_that_died_leaves_unfinished_turns_and_whole_books(judged: J
 
     assert report.imbalances == []
     assert (report.turns.attempted, report.turns.unfinished) == (81, 1)
+
+
+def test_what_comes_after_the_books_are_closed_is_not_booked_again(tmp_path: Path) -> None:
+    """A generator that is being ended says how its last turns went, which count as unfinished by then."""
+    path = tmp_path / "samples.jsonl"
+    path.write_text(begin(1) + "\n")
+    file = SampleFile(path)
+    file.poll()
+    file.phase(0).close(1.0)
+
+    with path.open("a") as late:
+        late.write(f"{end(1)}\n{begin(2)}\n{end(2)}\n")
+    file.poll()
+
+    record = file.phase(0)
+    assert ([s.outcome for s in record.samples], record.started, imbalances(record)) == (["unfinished"], 1, [])

@@ -8,7 +8,6 @@ measures R, a saturated one X, and bisection around N* settles it. Pure: the cal
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,8 +26,8 @@ PROBES_MAX = 10
 UNKNOWN = "unknown"
 #: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
 _SATURATED = 0.9
-#: ... and is at that ceiling for sure below this share.
-_FLAT = 0.75
+#: How finely the knee is fitted.
+_KNEE_STEP = 1.01
 #: Two loads that give each session the same turns, but for noise.
 _AGREE = 0.04
 #: The model is slower under load when a turn's share of it takes longer by this factor's inverse.
@@ -129,6 +128,8 @@ class CapacitySearch:
         self.probes: list[ProbeResult] = []
         #: Probes in which the generator gave in: they say nothing about the service.
         self.spoilt: list[ProbeResult] = []
+        #: The knee that was fitted last, and to how many probes.
+        self._knee: tuple[int, float] | None = None
 
     def record(self, probe: ProbeResult) -> None:
         """Takes a probe's result. Where the generator gave in, the search stays below that load."""
@@ -166,10 +167,24 @@ class CapacitySearch:
         alone_s = self._alone_s()
         if alone_s is None or not any(self._efficiency(probe) < _SATURATED for probe in self.probes):
             return None
-        # The mean of what was clearly at the ceiling; the maximum would collect the luck of every probe.
-        flat = [p.turns_per_s for p in self.probes if p.turns_per_s > 0 and self._efficiency(p) < _FLAT]
-        ceiling = statistics.fmean(flat) if flat else max(probe.turns_per_s for probe in self.probes)
-        return ceiling * alone_s
+        if self._knee is None or self._knee[0] != len(self.probes):
+            self._knee = (len(self.probes), self._fit(alone_s))
+        return self._knee[1]
+
+    def _fit(self, alone_s: float) -> float:
+        """The knee K for which min(load, K) sessions at work, alone_s a turn, come closest to all rates that were seen.
+
+        Least squares of logarithms, over every probe: the mean of the saturated ones would hang on the overhead of a
+        long queue, and the best of them collects the luck of each.
+        """
+        seen = [(probe.load, probe.turns_per_s * alone_s) for probe in self.probes if probe.turns_per_s > 0]
+        if not seen:
+            return 1.0
+        steps = math.ceil(math.log(max(load for load, _ in seen)) / math.log(_KNEE_STEP))
+        return min(
+            (_KNEE_STEP**step for step in range(steps + 1)),
+            key=lambda knee: sum(math.log(busy / min(load, knee)) ** 2 for load, busy in seen),
+        )
 
     def _efficiency(self, probe: ProbeResult) -> float:
         """Turns per second against what as many sessions would get if none waited for another."""

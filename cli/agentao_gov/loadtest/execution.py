@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agentao_gov.loadtest.arrivals import level_at, segments
-from agentao_gov.loadtest.capacity import CapacityResult, CapacitySearch, ProbeResult, Resources
+from agentao_gov.loadtest.arrivals import segments
+from agentao_gov.loadtest.capacity import PROBES_MAX, CapacityResult, CapacitySearch, ProbeResult, Resources
 from agentao_gov.loadtest.driver import GeneratorDied, LoadDriver
+from agentao_gov.loadtest.live import live_look
 from agentao_gov.loadtest.measure import generator_figures, measure, steady_rate
 from agentao_gov.loadtest.options import (
     CEILING,
@@ -22,12 +23,16 @@ from agentao_gov.loadtest.options import (
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, estimate
 from agentao_gov.loadtest.recording import PhaseRecord
 from agentao_gov.loadtest.samples import Status, TurnSample
-from agentao_gov.loadtest.series import ServerRow, ServerSeries
+from agentao_gov.loadtest.series import ServerSeries
 from agentao_gov.loadtest.target import Target
-from agentao_gov.loadtest.thresholds import Distribution, Observation, Threshold, evaluate
-from agentao_gov.loadtest.view import Live, Stop, View
+from agentao_gov.loadtest.thresholds import Observation, Threshold, evaluate, samples_needed
+from agentao_gov.loadtest.view import Stop, View
 
 __all__ = ["Execution", "Played"]
+
+#: A certifying probe plans for this many times the turns it needs, and leaves room for its drain and its deletions.
+_CERTIFY_ROOM = 1.3
+_CERTIFY_MARGIN_S = 3.0
 
 
 @dataclass(slots=True)
@@ -89,9 +94,10 @@ class Execution:
         if not self.played:
             return None
         if self.capacity is not None and self.capacity.low:
-            held = next((p for p in self.played if p.phase.label == probe_label(self.capacity.low)), None)
-            if held is not None:
-                return held
+            label = probe_label(self.capacity.low)
+            held = [p for p in self.played if p.phase.label in (label, f"{label}, longer")]
+            if held:
+                return max(held, key=lambda played: len(played.samples))
         return self.played[-1]
 
     def _play(self, phase: Phase) -> Played:
@@ -103,7 +109,7 @@ class Execution:
         self.played.append(placed)
 
         def tick(record: PhaseRecord, at_s: float) -> None:
-            self.view.live(self._look(phase, record, at_s))
+            self.view.live(live_look(phase, record, at_s, self.thresholds, self.series.rows))
 
         try:
             self.driver.run_phase(phase, on_tick=tick, should_stop=self._should_stop)
@@ -147,25 +153,52 @@ class Execution:
         # Beyond max_sessions too: that it is what gives way is seen only where it does.
         ceiling = self.options.users or max(CEILING, 2 * (self.limits.get("max_sessions") or 0))
         search = CapacitySearch(ceiling=ceiling)
-        spent_s = 0.0
         try:
-            while (load := search.next_load()) is not None and not self._should_stop():
-                if spent_s + probe_s(self.options) > self.options.duration_s:
-                    self.view.note("the time for the search is used up")
-                    break
-                played = self._play(probe_phase(self.options, load, self.target.tenants))
-                spent_s += played.end_epoch - played.start_epoch
-                if self._should_stop():
-                    break
-                probe = self._probe(load, played)
-                search.record(probe)
-                if self._bound_reached() is not None:
-                    # Nothing more is started: further probes would be empty.
-                    break
-                word = "holds" if search.holds(probe) else "too much"
-                self.view.note(f"{load} busy sessions: {probe.turns_per_s:.1f} turns/s, {word}")
+            while (load := search.next_load()) is not None and self._time_for(probe_s(self.options)):
+                self._record(search, load, probe_phase(self.options, load, self.target.tenants))
+            if (phase := self._certifying(search)) is not None:
+                self._record(search, search.low, phase)
         finally:
             self.capacity = search.result()
+
+    def _time_for(self, seconds: float) -> bool:
+        """Whether another probe of this length may begin. A reached bound starts no turns: a probe would be empty."""
+        if self._should_stop() or self._bound_reached() is not None:
+            return False
+        if self._spent_s() + seconds > self.options.duration_s:
+            self.view.note("the time for the search is used up")
+            return False
+        return True
+
+    def _spent_s(self) -> float:
+        return sum(played.end_epoch - played.start_epoch for played in self.played)
+
+    def _record(self, search: CapacitySearch, load: int, phase: Phase) -> None:
+        played = self._play(phase)
+        if self._should_stop():
+            return
+        probe = self._probe(load, played)
+        search.record(probe)
+        word = "holds" if search.holds(probe) else "too much"
+        if probe.generator_bound is not None:
+            word = f"the load generator gave in: {probe.generator_bound}"
+        self.view.note(f"{load} busy sessions: {probe.turns_per_s:.1f} turns/s, {word}")
+
+    def _certifying(self, search: CapacitySearch) -> Phase | None:
+        """A longer probe of the load that was found, with turns enough for every percentile; None: none is needed.
+
+        Few turns end in a short probe of few sessions: without it a low capacity would always be inconclusive.
+        """
+        held = next((probe for probe in search.probes if probe.load == search.low), None)
+        left_s = self.options.duration_s - self._spent_s() - _CERTIFY_MARGIN_S
+        if held is None or held.turns_per_s <= 0 or len(search.probes) + len(search.spoilt) >= PROBES_MAX:
+            return None
+        needed = max((samples_needed(t.percentile) for t in self.thresholds if t.percentile is not None), default=0)
+        duration_s = min(left_s, _CERTIFY_ROOM * needed / held.turns_per_s)
+        if held.good >= needed or duration_s < probe_s(self.options) or self._should_stop():
+            return None
+        phase = probe_phase(self.options, search.low, self.target.tenants, duration_s=duration_s)
+        return phase.model_copy(update={"label": f"{phase.label}, longer"})
 
     def _probe(self, load: int, played: Played) -> ProbeResult:
         duration_s = played.phase.duration_s
@@ -224,41 +257,6 @@ class Execution:
             service_cpu=cpu[len(cpu) // 2] if cpu else None,
             generator_cpu=generator_cpu,
             model_ms=sum(model) / len(model) if model else None,
-        )
-
-    # -- the live look ---------------------------------------------------------------------------------------------
-
-    def _look(self, phase: Phase, record: PhaseRecord, at_s: float) -> Live:
-        recent = record.samples[-2000:]
-        answered = sum(s.status is Status.ANSWERED for s in recent)
-        scale = len(record.samples) / len(recent) if recent else 0.0
-        slow = sorted(s.latency_us / 1000 for s in recent if s.status in (Status.ANSWERED, Status.TIMED_OUT))
-        first = sorted(s.first_token_us / 1000 for s in recent if s.first_token_us is not None)
-        seen = Observation({"turn": Distribution(tuple(slow)), "first_token": Distribution(tuple(first))}, {})
-        lines = []
-        for threshold in self.thresholds:
-            if threshold.series in ("turn", "first_token"):
-                result = evaluate(threshold, seen)
-                text = "-" if result.observed is None else f"{result.observed:.0f} ms"
-                lines.append((threshold.expression, text, result.status))
-        late = sorted(s.late_us for s in recent)
-        row: ServerRow | None = self.series.rows[-1] if self.series.rows else None
-        return Live(
-            label=phase.label,
-            at_s=max(0.0, at_s),
-            duration_s=phase.duration_s,
-            started=record.started,
-            answered=round(answered * scale),
-            failed=len(record.samples) - round(answered * scale),
-            refused=sum(s.retry_after_s is not None for s in recent),
-            in_flight=len(record.open),
-            level=sum(level_at(stream.segments, at_s) for stream in phase.streams),
-            answered_per_s=sum(s.ended_s > at_s - 5 and s.status is Status.ANSWERED for s in recent)
-            / max(1, min(5, at_s)),
-            thresholds=tuple(lines),
-            memory_bytes=row.memory_bytes if row else None,
-            sessions=row.resident if row else None,
-            lateness_p99_ms=late[int(0.99 * (len(late) - 1))] / 1000 if late else None,
         )
 
 

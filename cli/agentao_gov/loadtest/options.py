@@ -284,9 +284,9 @@ def probe_s(options: Options) -> float:
     return max(_PROBE_S_MIN, _PROBE_SHARE * options.duration_s / PROBES_MAX)
 
 
-def probe_phase(options: Options, load: int, tenants: tuple[str, ...]) -> Phase:
-    """One probe of a capacity search: a constant number of busy sessions."""
-    duration_s = probe_s(options)
+def probe_phase(options: Options, load: int, tenants: tuple[str, ...], *, duration_s: float | None = None) -> Phase:
+    """One probe of a capacity search: a constant number of busy sessions. Default length: that of its probes."""
+    duration_s = duration_s or probe_s(options)
     stream = Stream(
         loop="closed",
         segments=segments("constant", load, duration_s),

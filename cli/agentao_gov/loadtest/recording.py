@@ -30,6 +30,8 @@ class PhaseRecord:
     strays: int = 0
     #: Turns without an end although every worker said it had finished.
     lost: int = 0
+    #: Set once the books are closed: what comes later (a generator that is ended says its last) is not booked again.
+    closed: bool = False
 
     @property
     def started(self) -> int:
@@ -42,6 +44,7 @@ class PhaseRecord:
         `complete`: it was not; every worker has finished, and no turn may be without an end.
         """
         self.lost = len(self.open) if complete else 0
+        self.closed = True
         for begin in self.open.values():
             elapsed_us = max(0, int((at_s - begin.sent_s) * 1e6))
             waited_us = max(0, int((begin.sent_s - begin.intended_s) * 1e6))
@@ -103,6 +106,8 @@ class SampleFile:
 
     def _take(self, line: str) -> None:
         record = parse_line(line)
+        if isinstance(record, TurnSample | Begin) and self.phase(record.phase).closed:
+            return
         if isinstance(record, TurnSample):
             phase = self.phase(record.phase)
             if phase.open.pop(record.id, None) is None:
