@@ -38,13 +38,12 @@ def script(folder: Path, kinds: list[str], *, first_s: float, every_s: float, fo
 
 
 def played(
-    folder: Path, kinds: list[str], *, first_s: float = 4, every_s: float, for_s: float, pool: str = ""
+    folder: Path, kinds: list[str], *flags: str, first_s: float = 4, every_s: float, for_s: float, pool: str = ""
 ) -> dict[str, Any]:
     length_s = first_s + every_s * len(kinds) + 6
-    run = start_run(
-        folder, "--rate", "4", "--turns", "2", "--duration", f"{length_s}s", "--report", "report",
-        "--faults", script(folder, kinds, first_s=first_s, every_s=every_s, for_s=for_s), "--threshold", "answered_rate>=1%", pool=pool,
-    )  # fmt: skip
+    faults = script(folder, kinds, first_s=first_s, every_s=every_s, for_s=for_s)
+    load = ("--rate", "4", "--turns", "2", "--duration", f"{length_s}s", "--threshold", "answered_rate>=1%")
+    run = start_run(folder, *load, "--faults", faults, "--report", "report", *flags, pool=pool)
     code, report, error = run.end()
     assert code in (0, 11), error
     jsonschema.validate(report, schema())
@@ -76,7 +75,9 @@ def test_each_fault_of_the_model_has_its_ends(tmp_path: Path) -> None:
 @pytest.mark.timeout(200)
 def test_a_killed_session_process_costs_its_own_turn(tmp_path: Path) -> None:
     """The turn ends as an internal error, its neighbours are answered."""
-    fault = played(tmp_path, ["kill_session"], first_s=10, every_s=10, for_s=2, pool='mode = "subprocess"')[
+    # A model that takes its time: there is always a turn to be killed.
+    slow = ("--first-token", "1500ms")
+    fault = played(tmp_path, ["kill_session"], *slow, first_s=10, every_s=10, for_s=2, pool='mode = "subprocess"')[
         "kill_session"
     ]
 
