@@ -8,6 +8,13 @@ second and `agentao-gov --help` must not.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # what `signal` wraps; there already, where that would take a while
+import sys
+
+if sys.argv[0].endswith("agentao-gov") and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    # The program itself: Ctrl-C while it is being loaded ends it without a word; `main` takes over from there.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            # Put there while the program was loaded, by the package itself.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run_command(args)
     if argv is not None:
         # Called by a program, whose threads are its own.

@@ -160,6 +160,7 @@ def test_a_tenant_is_held_to_its_profiles(run: Cli, here: Path) -> None:
         (["--set", "nonsense", "hi"], 2, "KEY=VALUE"),
         (["--workdir", "nope", "hi"], 3, "'nope' does not exist"),
         (["--api-key-env", "NO_SUCH_KEY", "hi"], 3, "NO_SUCH_KEY"),
+        (["--session", "s", "--batch", "lines.jsonl"], 2, "--session has no effect with --batch"),
         (["--output", "nope/answer.txt", "hi"], 2, "'nope/answer.txt' cannot be written"),
         (["--output", ".", "hi"], 2, "cannot be written"),
         (["what is \udcff"], 2, "not UTF-8"),

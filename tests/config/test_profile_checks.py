@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.config import Overrides, inspect_profile, load_deployment, load_profile
+from agentao_gov.config.load_deployment import inspect_deployment
+from agentao_gov.config.model_check import looks_like_a_key
+from agentao_gov.config.tool_names import BUILT_IN
 from agentao_gov.errors import ConfigError
 
 
@@ -170,3 +173,72 @@ def test_sharing_a_server_across_processes_is_a_warning(tmp_path: Path, mode: st
 
     told = [(found.level, found.line) for found in findings if found.key == "mcp.servers.s.share"]
     assert told == ([("warning", 3)] if warned else [])
+
+
+def test_a_misspelt_tool_is_a_warning_that_names_the_right_one(tmp_path: Path) -> None:
+    """It may be a custom tool of whoever embeds the library; most likely it is a slip."""
+    text = '[tools]\nallow = ["read_fil", "my_own"]\n[limits.tool_timeouts]\nrun_shel_command = "5s"\nmcp_x_y = "1s"\n'
+    path = _profile(tmp_path, text)
+
+    _, findings = inspect_profile(path)
+
+    told = {(f.key, f.line, f.message.partition(";")[2].strip()) for f in findings if "no built-in tool" in f.message}
+    assert ("tools.allow", 2, "did you mean 'read_file'?") in told
+    assert ("limits.tool_timeouts.run_shel_command", 4, "did you mean 'run_shell_command'?") in told
+    assert len(told) == 3
+    assert all(f.level == "warning" and f.file == path for f in findings)
+
+
+def test_the_known_tools_are_agentaos(tmp_path: Path) -> None:
+    """Another version of agentao may have other names."""
+    from agentao import Agentao
+    from agentao.tools.web import WebFetchTool, WebSearchTool
+
+    agent = Agentao(working_directory=tmp_path, api_key="k", base_url="http://127.0.0.1:9/v1", model="m")
+    names = {*agent.tools.tools, WebFetchTool().name, WebSearchTool().name}
+    agent.close()
+
+    assert set(BUILT_IN) == names
+
+
+def test_a_lowered_time_out_is_told_with_its_place(tmp_path: Path) -> None:
+    """A profile that extends another with a shorter turn: the warning says whose line was lowered."""
+    (tmp_path / "base.toml").write_text('[limits]\ntool_timeout = "80s"\n')
+    path = _profile(tmp_path, 'extends = "base.toml"\n[limits]\nturn_timeout = "60s"\ntool_timeout = "50s"\n')
+    short = Overrides(flags={"limits.turn_timeout": ("--timeout", "10s")})
+
+    lowered = [f for f in load_profile(path, overrides=short).findings if f.adjusted]
+
+    assert [(f.key, f.file, f.line) for f in lowered] == [("limits.tool_timeout", path, 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('[model]\nbase_url = "ftp://x/v1"\n', 2, "is not an http(s) address"),
+        ('[model]\nbase_url = "localhost:8000"\n', 2, "is not an http(s) address"),
+        ('[model]\nname = "m"\nbase_url = "http://me:hunter2@:99999/v1"\n', 3, "is not an http(s) address"),
+        ('[model]\napi_key_env = "sk-proj-hunter2hunter2hunter2"\n', 2, "not the name of an environment variable"),
+        ('[model]\napi_key_env = "AIzaSyHunter2hunter2hunter2hunter2"\n', 2, "not the name of an environment"),
+        ('[model]\napi_key_env = "my key hunter2"\n', 2, "not the name of an environment variable"),
+        ('[model]\nname = " "\n', 2, "must not be empty"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["profile", "deployment"])
+def test_a_model_that_cannot_be_is_an_error_and_its_key_is_not_repeated(
+    tmp_path: Path, kind: str, text: str, line: int, message: str
+) -> None:
+    """What `run` would stumble over, and what must not stand in a CI log."""
+    path = _profile(tmp_path, text)
+
+    _, findings = inspect_profile(path) if kind == "profile" else inspect_deployment(path, environ={})
+
+    errors = [finding for finding in findings if finding.level == "error"]
+    assert [(error.line, message in error.message) for error in errors] == [(line, True)]
+    assert "unter2" not in str(errors[0])
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "my_openai_key", "KEY2", "AZURE_OPENAI_KEY_EASTUS2_PRODUCTION_01"])
+def test_the_name_of_a_variable_is_no_key(name: str) -> None:
+    """Long names and small letters are allowed."""
+    assert not looks_like_a_key(name)

@@ -193,6 +193,34 @@ class Failing(Tool):
         raise RuntimeError("it broke")
 
 
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("read_file", {"file_path": "no-such-file.txt"}),
+        ("list_directory", {"directory_path": "no-such-directory"}),
+        ("glob", {"pattern": "*", "directory": "no-such-directory"}),
+        ("search_file_content", {"pattern": "x", "directory": "no-such-directory"}),
+    ],
+)
+def test_a_tool_that_says_it_failed_is_an_error(
+    harness: Harness, workdir: Path, tool: str, arguments: dict[str, str]
+) -> None:
+    """agentao's tools return their failures as text, and its events call that `ok`."""
+    report = harness.run(call(tool, **arguments), tools=READ)
+
+    assert outcomes(report) == [(tool, "error")]
+    assert report.outcome == Outcome.ANSWERED
+
+
+def test_a_file_that_begins_with_the_word_error_is_read_all_the_same(harness: Harness, workdir: Path) -> None:
+    """The tool's own words count, never the file's."""
+    (workdir / "log.txt").write_text("Error: disk full\nError reading file: no\n")
+
+    report = harness.run(call("read_file", file_path="log.txt"), tools=READ)
+
+    assert outcomes(report) == [("read_file", "ok")]
+
+
 def test_a_tool_that_raises_is_an_error_and_the_model_goes_on(harness: Harness) -> None:
     """Custom tools are filtered by the allow-list like built-in ones."""
     session = harness.open(custom=[Failing()], tools={"allow": ["failing"]})

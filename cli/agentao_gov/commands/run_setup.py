@@ -193,6 +193,10 @@ def _prompt(options: RunOptions) -> str | None:
     if options.batch is not None:
         if options.prompt is not None:
             raise UsageError("Give a PROMPT or --batch, not both.")
+        if options.session is not None:
+            raise UsageError(
+                "--session has no effect with --batch.", hint='Name the session in the lines: {"prompt", "session"}.'
+            )
         return None
     if options.prompt is not None:
         text = options.prompt

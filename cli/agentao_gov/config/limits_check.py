@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import RANK_DEFAULT, RANK_SET, Layers
@@ -33,7 +34,7 @@ def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[F
         clamped.append(key)
         if rank > RANK_DEFAULT:
             text = f"lowered from {format_duration(seconds)} to the turn_timeout of {format_duration(turn_s)}"
-            findings.append(Finding("warning", key, text, adjusted=True))
+            findings.append(replace(finding(layers, key, text, error=False), adjusted=True))
     return (_with_ceiling(profile, turn_s) if clamped else profile), findings
 
 

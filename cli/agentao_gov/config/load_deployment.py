@@ -11,6 +11,7 @@ from agentao_gov.config.deployment import Deployment
 from agentao_gov.config.findings import Finding, raise_errors
 from agentao_gov.config.keys import flatten
 from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides
+from agentao_gov.config.model_check import model_findings
 from agentao_gov.config.resolved import ResolvedDeployment
 from agentao_gov.config.sections import layers_for
 from agentao_gov.config.toml_text import read_toml
@@ -68,6 +69,7 @@ def inspect_deployment(
     if deployment is None:
         return None, tuple(findings)
     findings += [*_impossible(deployment, layers), *_unwise(deployment, layers)]
+    findings += model_findings(deployment.model, layers)
     sources = {key: layers.source(key) for key, _ in flatten(deployment.model_dump(by_alias=True))}
     state = environ.get(STATE_VARIABLE)
     if state:

@@ -12,12 +12,14 @@ from agentao_gov.config.findings import Finding, raise_errors
 from agentao_gov.config.keys import flatten
 from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides
 from agentao_gov.config.limits_check import fit_tool_timeouts
+from agentao_gov.config.model_check import model_findings
 from agentao_gov.config.model_table import context_cap, known_model
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.recommend import recommendations
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
 from agentao_gov.config.sections import layers_for
 from agentao_gov.config.toml_text import key_line, read_toml
+from agentao_gov.config.tool_names import tool_name_findings
 from agentao_gov.config.validate import build, finding
 from agentao_gov.errors import ConfigError, UnknownProfileError
 from agentao_gov.resources import shipped
@@ -88,6 +90,8 @@ def inspect_profile(
     findings += fitted
     findings += _window_findings(profile, layers)
     findings += _share_findings(profile, layers, deployment)
+    findings += model_findings(profile.model, layers)
+    findings += tool_name_findings(profile, layers)
     findings += recommendations(profile, layers, profile.model.name if profile.model else None)
     resolved = ResolvedProfile(profile, _sources(profile, layers), tuple(findings), path, _ranks(profile, layers))
     return resolved, tuple(findings)

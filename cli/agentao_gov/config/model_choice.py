@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from agentao_gov.config.findings import Finding
+from agentao_gov.config.model_check import URL_FORM, is_http_url, looks_like_a_key, shown_url
 from agentao_gov.config.model_table import context_cap, known_model
 from agentao_gov.config.profile import ModelSettings
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
@@ -120,7 +120,7 @@ def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mappin
     if variable is not None:
         if key := environ.get(variable):
             return SecretStr(key)
-        if not variable.isidentifier():
+        if looks_like_a_key(variable):
             # Most likely the key itself: it must not be repeated into a terminal's history or a CI log.
             raise ConfigError(
                 f"api_key_env is not the name of an environment variable ({source}).",
@@ -139,16 +139,11 @@ def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mappin
 
 
 def _valid_url(url: str, source: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port_ok = parts.port is None or parts.port > 0
-    except ValueError:
-        port_ok, parts = False, urlsplit("")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_ok:
+    if not is_http_url(url):
         wrong = UsageError if source.startswith("flag") else ConfigError
         raise wrong(
-            f"The model's base_url {url!r} is not an http(s) address ({source}).",
-            hint="It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1.",
+            f"The model's base_url {shown_url(url)!r} is not an http(s) address ({source}).",
+            hint=URL_FORM,
         )
     return url.rstrip("/")
 

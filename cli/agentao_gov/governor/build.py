@@ -234,9 +234,9 @@ def _admit(tool: Any) -> None:
     agentao asks the tool, whose answer is a property of its class, so this one instance gets a class that says yes.
     """
     if not tool.is_read_only:
-        tool.__class__ = type(
-            f"Admitted{type(tool).__name__}", (type(tool),), {"is_read_only": True, "requires_confirmation": False}
-        )
+        kind = type(tool)
+        says = {"is_read_only": True, "requires_confirmation": False, "__module__": kind.__module__}
+        tool.__class__ = type(f"Admitted{kind.__name__}", (kind,), says)
 
 
 def _check_mcp(parts: AgentParts) -> None:

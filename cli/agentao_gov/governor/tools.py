@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -26,12 +27,22 @@ from agentao.tools.base import AsyncToolBase
 from agentao_gov.governor.toollog import current_record
 from agentao_gov.process.yielding import tool_begins
 
-__all__ = ["ToolGuard", "ToolTimeoutError"]
+__all__ = ["ToolGuard", "ToolTimeoutError", "says_failure"]
 
 #: What a timed-out tool gets to come back with what it has, while the turn still has time: a shell's processes must be
 #: found and its output drained.
 _TIMED_OUT_GRACE_S = 1.5
 _GUARDED = "_agentao_gov_guarded"
+
+
+#: How agentao 0.5.17's own tools begin a result that is a failure: they return it, and its events say `ok`. None of
+#: them begins a good result so (a file comes after "File:", a command's output after "STDOUT:").
+_FAILURE = re.compile(r"Error(:| [a-z]+ing )|MCP (tool|auth|connection) error")
+
+
+def says_failure(tool: Any, result: Any) -> bool:
+    """Whether a result is one of agentao's own tools telling the model that it failed."""
+    return type(tool).__module__.startswith("agentao.") and isinstance(result, str) and bool(_FAILURE.match(result))
 
 
 class ToolTimeoutError(TimeoutError):
@@ -126,7 +137,10 @@ class ToolGuard:
             thread.start()
             wake.wait(limit_s)
             if done.is_set():
-                return _unpack(box)
+                result = _unpack(box)
+                if record is not None and record.outcome is None and says_failure(tool, result):
+                    record.outcome = "error"
+                return result
             timed_out = not outer.is_cancelled
             child.cancel("tool-timeout" if timed_out else outer.reason)
             if not done.wait(max(self._grace_s, _TIMED_OUT_GRACE_S) if timed_out else self._grace_s):
