@@ -38,9 +38,14 @@ def _details(case: GateCase) -> list[str]:
     lines = [f"<details><summary>{_text(case.title)}</summary>", ""]
     lines += [f"- {_text(line)}" for line in case.evidence]
     if case.remedy:
-        # Four spaces make a code block that no fence inside the text can end.
-        lines += ["", *(f"    {line}" for line in printable(case.remedy, one_line=False).splitlines())]
+        lines += ["", *_code(printable(case.remedy, one_line=False))]
     return [*lines, "", "</details>", ""]
+
+
+def _code(text: str) -> list[str]:
+    """A block that nothing inside can end. Not by indentation: after a list that goes on with the list."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [f"{fence}toml", *text.splitlines(), fence]
 
 
 def _table(table: GateTable) -> list[str]:
