@@ -6,7 +6,9 @@ Two scenes. *Instant*: a stub that answers at once; 500 sessions with a turn a s
 its own error, and how late it sends is its own doing. *Stall*: 200 requests a second for 10 s, and for two seconds in
 the middle nothing is answered; the true p90 from the intended starts is 1,033 ms, whoever waits in line or not.
 Plain Locust is `FastHttpUser` with `constant_pacing`, its figures are its own (`--json`); wrk has one thread and as
-many connections as fit; neither knows intended starts. Writes loadgen.json beside this file and prints a table.
+many connections as fit; neither knows intended starts. *Peak*: as many requests a second as each can send.
+
+Writes loadgen.json beside this file, and the tables of loadgen.md between its two markers.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.run import LoadTest
 from agentao_gov.loadtest.view import SilentView, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 BODY = json.dumps({"message": "hello", "profile": "qa", "user": "u"})
 
 PLAIN_LOCUST = f"""
@@ -83,7 +87,10 @@ def ours(url: str, *, rate: float, users: int, seconds: float, turns: int) -> di
     )  # fmt: skip
     test = LoadTest(options, SilentView(), Stop())
     test.prepare()
-    report = test.run()
+    return _row(test.run(), seconds)
+
+
+def _row(report: LoadTestReport, seconds: float) -> dict[str, Any]:
     late = report.generator["lateness_ms"]
     return {
         "requests": report.turns.attempted,
@@ -172,35 +179,77 @@ def _duration_ms(text: str) -> float:
     raise ValueError(text)
 
 
+def peak(url: str, seconds: float) -> dict[str, Any]:
+    """`agentao-gov loadtest` without pauses: sessions that ask again as soon as they were answered."""
+    options = Options(
+        target=url, checklist=False, mix={"qa": 1.0}, users=50, duration_s=seconds, turns_per_session=1000,
+        think_scale=0.0, thresholds=("turn_p95<30s",), max_turns=1_000_000, max_tokens=10**9, spawn_rate=500.0,
+    )  # fmt: skip
+    test = LoadTest(options, SilentView(), Stop())
+    test.prepare()
+    return _row(test.run(), seconds)
+
+
+def instant(seconds: float) -> dict[str, Any]:
+    """500 sessions with a turn a second each: what is reported is the tool's own error."""
+    rows = {}
+    with stub() as url:
+        rows["agentao-gov"] = ours(url, rate=500, users=500, seconds=seconds, turns=max(1, int(seconds)))
+    with stub() as url:
+        rows["locust users"] = plain_locust(url, users=500, seconds=seconds, pacing_s=1.0)
+    with stub() as url:
+        rows["wrk"] = wrk(url, connections=50, seconds=seconds)
+    return rows
+
+
+def stall(seconds: float) -> dict[str, Any]:
+    """200 requests a second and two seconds of silence; the tools without a rate get few connections, as is usual."""
+    settings = {"stall_at_s": 0.4 * seconds, "stall_for_s": 2.0}
+    rows = {}
+    with stub(**settings) as url:
+        rows["agentao-gov"] = ours(url, rate=200, users=200, seconds=seconds, turns=1)
+    with stub(**settings) as url:
+        rows["locust users"] = plain_locust(url, users=20, seconds=seconds, pacing_s=0.1)
+    with stub(**settings) as url:
+        rows["wrk"] = wrk(url, connections=10, seconds=seconds)
+    return rows
+
+
+def fastest(seconds: float) -> dict[str, Any]:
+    """As many as each can: 50 connections, no pause. The stub is one Python process, and may be what is full."""
+    rows = {}
+    with stub() as url:
+        rows["agentao-gov"] = peak(url, seconds)
+    with stub() as url:
+        rows["locust users"] = plain_locust(url, users=50, seconds=seconds, pacing_s=0.0)
+    with stub() as url:
+        rows["wrk"] = wrk(url, connections=50, seconds=seconds)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10.0)
     seconds = parser.parse_args().seconds
-    stall = {"stall_at_s": 0.4 * seconds, "stall_for_s": 2.0}
-    scenes: dict[str, dict[str, Any]] = {"instant": {}, "stall": {}}
-    for name, settings in (("instant", {}), ("stall", stall)):
-        users = 500 if name == "instant" else 200
-        turns = int(seconds) if name == "instant" else 1
-        with stub(**settings) as url:
-            scenes[name]["agentao-gov"] = ours(url, rate=users, users=users, seconds=seconds, turns=turns)
-        with stub(**settings) as url:
-            # The stall hides best from few users that are each quick, which is how a rate is usually made.
-            few = {"users": 500, "pacing_s": 1.0} if name == "instant" else {"users": 20, "pacing_s": 0.1}
-            scenes[name]["locust users"] = plain_locust(url, seconds=seconds, **few)
-        with stub(**settings) as url:
-            # Without a rate of its own, wrk is given the stall with few connections, as people use it.
-            scenes[name]["wrk"] = wrk(url, connections=50 if name == "instant" else 10, seconds=seconds)
+    load_before = [round(x, 2) for x in os.getloadavg()]
+    scenes = {"instant": instant(seconds), "stall": stall(seconds), "peak": fastest(seconds)}
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{os.cpu_count()} × {platform.machine()}, Linux {platform.release()}",
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_average_before": load_before,
         "versions": {name: version(name) for name in ("agentao-gov", "locust", "gevent", "geventhttpclient")},
+        "python": platform.python_version(),
         "seconds": seconds,
         "true_p90_of_the_stall_ms": _true_p90_ms(seconds),
         "scenes": scenes,
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    _show(result)
+    tables = _tables(result)
+    page = Path(__file__).with_suffix(".md")
+    head, _, rest = page.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    page.write_text(f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}")
+    print(tables)
 
 
 def _true_p90_ms(seconds: float) -> float:
@@ -210,23 +259,29 @@ def _true_p90_ms(seconds: float) -> float:
     return round(waits[int(0.9 * len(waits)) - 1] * 1000, 1)
 
 
-def _show(result: dict[str, Any]) -> None:
-    print(f"{result['date']}, {result['machine']}, load {result['load_average']}, {result['versions']}")
+def _tables(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [
+        f"**Run.** {result['date']}, {result['machine']}, Python {result['python']}, {versions}; "
+        f"{result['seconds']:g} s a cell; load average before: {', '.join(map(str, result['load_average_before']))}.",
+    ]
     for scene, tools in result["scenes"].items():
-        extra = f" (true p90 {result['true_p90_of_the_stall_ms']} ms)" if scene == "stall" else ""
-        print(f"\n{scene}{extra}")
-        print(f"{'':>14} " + " ".join(f"{head:>9}" for head in ("requests", "per s", "p50", "p90", "p99", "late p99")))
+        extra = f" (true p90 {result['true_p90_of_the_stall_ms']:,.0f} ms)" if scene == "stall" else ""
+        lines += [
+            "",
+            f"*{scene.capitalize()}*{extra}",
+            "",
+            "| | requests | a second | p50 | p90 | p99 | sent late p50 | sent late p99 | its own word |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
         for tool, row in tools.items():
-            if row is not None:
-                cells = [
-                    row["requests"],
-                    row["per_s"],
-                    row["p50_ms"],
-                    row["p90_ms"],
-                    row["p99_ms"],
-                    row["sent_late_p99_ms"],
-                ]
-                print(f"{tool:>14} " + " ".join(f"{'-' if c is None else c:>9}" for c in cells) + f"  {row['judged']}")
+            if row is None:
+                lines.append(f"| {tool} | not installed | | | | | | | |")
+                continue
+            times = [row[f"{name}_ms"] for name in ("p50", "p90", "p99", "sent_late_p50", "sent_late_p99")]
+            cells = " | ".join("–" if value is None else f"{value:,.1f} ms" for value in times)
+            lines.append(f"| {tool} | {row['requests']:,} | {row['per_s']:,.0f} | {cells} | {row['judged']} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
