@@ -51,6 +51,7 @@ from agentao_gov.pool.events import SessionOpened
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.pool_published import PublishedPool
+from benchmarks.tables import machine, refresh, table
 
 HERE = Path(__file__).parent
 HANG_S = 60.0
@@ -72,6 +73,8 @@ class NullHost:
 
     def snapshot(self) -> Conversation:
         return Conversation()
+
+    def rest(self) -> None: ...
 
     def close(self, deadline: Deadline | None = None) -> None: ...
 
@@ -248,9 +251,20 @@ def talk(messages: int, size: int = 200) -> Conversation:
     return Conversation(messages=[{"role": roles[n % 2], "content": f"{n}. {text}"} for n in range(messages)])
 
 
-def archive_sessions(archive: SessionArchive, count: int, conversation: Conversation) -> None:
+def prose(messages: int, size: int, seed: int) -> Conversation:
+    """A conversation of words drawn as in English, Zipf's way: it compresses to 0.39, and no two are alike."""
+    pick = random.Random(seed)
+    words = ["".join(pick.choices("etaoinshrdlucmfwypvbgk", k=pick.randint(2, 9))) for _ in range(3_000)]
+    weights = [1 / (rank + 2) for rank in range(len(words))]
+    roles = ("user", "assistant")
+    texts = (" ".join(pick.choices(words, weights, k=size // 4))[:size] for _ in range(messages))
+    return Conversation(messages=[{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)])
+
+
+def archive_sessions(archive: SessionArchive, count: int, *conversations: Conversation) -> None:
     """Puts sessions on disk as if they had been evicted."""
     for n in range(count):
+        conversation = conversations[n % len(conversations)]
         key = key_of(n)
         held = archive.hold(key, Deadline.after(HANG_S))
         assert held is not None
@@ -296,37 +310,54 @@ def time_rehydration(root: Path, messages: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure_memory(sessions: int, messages: int) -> dict[str, Any]:
-    """USS of a process with so many real sessions in memory, and without."""
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
-        archive_sessions(SessionArchive(root / "sessions"), sessions + 1, talk(messages, 2000))
-        pool = make_pool(root, governor_hosts(), max_sessions=sessions + 1)
-        pool.lease(order(sessions)).result(HANG_S).release()
-        gc.collect()
-        process = psutil.Process()
-        before = process.memory_full_info().uss
-        for n in range(sessions):
-            pool.lease(order(n)).result(HANG_S).release()
-        gc.collect()
-        after = process.memory_full_info().uss
-        threads = threading.active_count()
-        assert pool.stats().resident == sessions + 1
-        pool.close()
+def measure_memory(sessions: int, messages: int, root: Path) -> dict[str, Any]:
+    """Memory of a process with so many real sessions, when all have come, and a moment later, when they rest."""
+    pool = make_pool(root, governor_hosts(), max_sessions=sessions + 1)
+    pool.lease(order(sessions)).result(HANG_S).release()
+    process = psutil.Process()
+    before = settled(process)
+    for n in range(sessions):
+        pool.lease(order(n)).result(HANG_S).release()
+    come = process.memory_info().rss
+    after = settled(process)
+    rss = process.memory_info().rss
+    threads = threading.active_count()
+    assert pool.stats().resident == sessions + 1
+    pool.close()
     mib = 1024 * 1024
     return {
         "sessions": sessions,
         "messages": messages,
+        "first_mib": round(before / mib, 1),
+        "come_rss_mib": round(come / mib, 1),
         "process_mib": round(after / mib, 1),
+        "process_rss_mib": round(rss / mib, 1),
+        "process_rss_mb": round(rss / 1e6, 1),
         "per_session_kib": round((after - before) / sessions / 1024, 1),
         "threads": threads,
     }
 
 
+def settled(process: psutil.Process) -> int:
+    """USS once it has stood still for two seconds: tables are loaded, and sessions rest."""
+    before, same = 0, 0
+    for _ in range(60):
+        time.sleep(0.5)
+        now = process.memory_full_info().uss
+        same = same + 1 if abs(now - before) < 1 << 18 else 0
+        before = now
+        if same == 4:
+            break
+    return before
+
+
 def in_child(sessions: int, messages: int) -> dict[str, Any]:
-    """A figure from a process of its own."""
-    command = [sys.executable, __file__, "--memory", str(sessions), str(messages)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    """A figure from a process of its own, which finds the sessions on disk."""
+    with tempfile.TemporaryDirectory() as place:
+        talks = [prose(messages, 2000, seed) for seed in range(20)]
+        archive_sessions(SessionArchive(Path(place) / "sessions"), sessions + 1, *talks)
+        command = [sys.executable, __file__, "--memory", str(sessions), str(messages), place]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -365,17 +396,59 @@ def run(quick: bool) -> dict[str, Any]:
     return result
 
 
+def sections(result: dict[str, Any]) -> dict[str, str]:
+    """The tables of `pool.md`."""
+
+    def pair(figures: dict[str, float], high: str = "p99") -> str:
+        return f"{figures['p50']:,.0f} / {figures[high]:,.0f}"
+
+    acquire = [
+        [f"{core['known']:,}", pair(core["acquire_us"]), pair(pool["acquire_us"]), pair(pool["release_us"]),
+         pair(published["acquire_us"])]
+        for core, pool, published in zip(result["core"], result["pool"], result["published"], strict=True)
+    ]  # fmt: skip
+    back = [
+        [row["messages"], *(f"{row[name]['p50']:.1f} / {row[name]['p95']:.1f}" for name in ("whole_ms", "save_ms"))]
+        for row in result["rehydration"]
+    ]
+    memory = [
+        [row["sessions"], "100 messages of 2 KB" if row["messages"] else "none", f"{row['come_rss_mib']:.0f} MiB",
+         f"{row['process_rss_mib']:.0f} MiB ({row['process_rss_mb']:.0f} MB)", f"{row['process_mib']:.0f} MiB",
+         f"{row['per_session_kib']:.0f} KiB"]
+        for row in result["memory"]
+    ]  # fmt: skip
+    others = result["others_while_a_close_hangs_us"]
+    heads = ("known sessions", "decision alone p50 / p99", "acquire p50 / p99", "release p50 / p99",
+             "published `get` p50 / p99")  # fmt: skip
+    first = result["memory"][0]["first_mib"]
+    return {
+        "machine": machine(result["environment"]),
+        "acquire": table(heads, acquire),
+        "others": f"a lease takes {others['p50'] / 1000:.1f} ms (p50) and {others['p99'] / 1000:.1f} ms (p99)",
+        "rehydration": table(
+            ("messages of 200 characters", "arrival to lease p50 / p95", "save after a turn p50 / p95"), back
+        ),
+        "memory": table(
+            ("sessions in memory", "history", "RSS when all have come", "RSS at rest", "USS at rest", "a session, USS"),
+            memory,
+        ),
+        "first": f"With one session the process holds {first:.0f} MiB (USS)",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller, for a look")
-    parser.add_argument("--memory", nargs=2, type=int, metavar=("SESSIONS", "MESSAGES"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=3, metavar=("SESSIONS", "MESSAGES", "ROOT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
-        print(json.dumps(measure_memory(*arguments.memory)))
+        sessions, messages, root = arguments.memory
+        print(json.dumps(measure_memory(int(sessions), int(messages), Path(root))))
         return
     result = run(arguments.quick)
     if not arguments.quick:
         (HERE / "pool.json").write_text(json.dumps(result, indent=1) + "\n")
+        refresh(HERE / "pool.md", sections(result))
     print(json.dumps(result, indent=1))
 
 
