@@ -56,12 +56,27 @@ def test_all_items_hold_but_the_sabotaged_one_which_its_remedy_mends(house: Hous
 
 PRODUCT: list[tuple[str, ItemId, str]] = [
     ("cap_not_enforced", "session_caps", "gets 429 tenant_session_limit"),
+    ("cap_off_by_one", "session_caps", "gets 429 tenant_session_limit"),
+    ("cap_when_whole", "session_caps", "by whichever door"),
+    ("cap_for_each_worker", "session_caps", "--workers 2"),
+    ("refusal_without_hint", "session_caps", "say when to come back"),
+    ("refuses_everyone", "session_caps", "gets 429 tenant_session_limit"),
     ("budget_not_reserved", "daily_token_budget", "tokens at the model at most"),
-    ("timeout_returns_early", "turn_timeout", "its connection is closed"),
+    ("budget_for_each_worker", "daily_token_budget", "tokens at the model at most"),
+    ("budget_ends_early", "daily_token_budget", "budget can be used"),
+    ("refusal_forgets_midnight", "daily_token_budget", "carries the window's end"),
+    ("timeout_returns_early", "turn_timeout", "connections to the model are closed"),
+    ("timeout_returns_early", "turn_timeout", "every turn's thread is back"),
     ("cap_counts_late", "max_iterations", "exactly 25 calls"),
+    ("no_last_call", "max_iterations", "one last call without tools"),
     ("servers_left_behind", "pool_limits", "left with it"),
-    ("drain_cancels", "graceful_shutdown", "the turn in flight is answered"),
+    ("sessions_forget", "pool_limits", "goes on with its context"),
+    ("idle_from_the_start", "pool_limits", "count from the end of a turn"),
+    ("drain_cancels", "graceful_shutdown", "the turns in flight are answered"),
+    ("second_signal_ignored", "graceful_shutdown", "a second signal ends the drain"),
     ("metric_is_the_setting", "monitoring", "MCP processes are true"),
+    ("alert_sticks", "monitoring", "clears"),
+    ("ledger_always_fine", "monitoring", "the alert on ledger fires"),
 ]
 
 

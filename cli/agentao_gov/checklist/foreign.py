@@ -100,7 +100,7 @@ def _serves(target: Foreign) -> Check | None:
 
 
 _UNSERVED = Remedy(
-    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile)"
+    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile); a plain turn must end within a minute"
 )
 
 
@@ -235,7 +235,7 @@ def _monitoring(target: Foreign, item: Item) -> list[Check] | str:
         note = f"Its own name for it goes into the configuration: [checklist] metrics.{name}"
         text = "it is there" if there else "it is missing"
         checks.append(verdict(there, f"/metrics has {names[name]}", text, (), Remedy(note=note)))
-    if (before := metrics.get(names["sessions"])) is not None:
+    if (before := metrics.get(names["sessions"])) is not None and target.first.status == 200:
         checks.append(_follows(target, names["sessions"], before))
     said, true = metrics.get(names["process_memory_bytes"]), _resident_bytes(target.client)
     if said is not None and true is not None:
