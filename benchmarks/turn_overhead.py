@@ -4,7 +4,8 @@
 
 Variants take turns (A B C A B C ...), so that drift of the machine meets all of them. The model runs in its own process
 with zero latency; CPU is this process's user + system time. Memory is measured in a child process a variant, USS after
-one turn a session and a collection. Writes turn_overhead.json beside this file and prints the tables.
+one turn a session and a collection. Start-up is the installed program, run as a user runs it. Writes
+turn_overhead.json beside this file, and the tables and the reading of turn_overhead.md between their markers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import logging
 import os
 import platform
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +41,10 @@ from agentao_gov.governor import Conversation, Governor, SessionKey, SessionSpec
 from agentao_gov.simulator import start_simulator
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.tables import machine, refresh, table  # noqa: E402
+
 ANSWER = {"text": "Forty-two."}
 TOOL_LOOP = {"text": "Done.", "tool": {"name": "glob", "args": {"pattern": "*{round}"}, "vary": True, "rounds": 3}}
 TOOLS = ["read_file", "glob", "search_file_content", "list_directory"]
@@ -195,17 +202,85 @@ def memory(base_url: str, counts: list[int]) -> dict[str, Any]:
     return found
 
 
-def tables(result: dict[str, Any]) -> str:
-    lines = ["| turn | variant | wall, ms (median) | p90 | CPU, ms |", "|---|---|---|---|---|"]
-    for scenario, variants in result["overhead"].items():
-        for variant, line in variants.items():
-            figures = f"{line['wall_ms_median']} | {line['wall_ms_p90']} | {line['cpu_ms_median']}"
-            lines.append(f"| {scenario.replace('_', ' ')} | {variant.replace('_', ' ')} | {figures} |")
-    lines += ["", "| live sessions | variant | KiB each, opened | KiB each, after one turn |", "|---|---|---|---|"]
-    for count, variants in result["memory_kib"].items():
-        for variant, line in variants.items():
-            lines.append(f"| {count} | {variant.replace('_', ' ')} | {line['opened']} | {line['after_turn']} |")
-    return "\n".join(lines)
+def start_up(rounds: int, state: Path) -> dict[str, Any]:
+    """Wall time to the first byte of output and to the end, and CPU of the program with its children. Seconds."""
+    program = [sys.executable, "-m", "agentao_gov.main"]
+    commands = {"--help": ["--help"], "first simulated answer": ["run", "-q", "--model", "simulated", "hello"]}
+    found: dict[str, Any] = {}
+    for name, arguments in commands.items():
+        samples = [_started(program + arguments, state) for _ in range(rounds + 1)][1:]  # the first reads the disk
+        found[name] = {
+            key: {"median": round(statistics.median(values), 3), "all": [round(value, 3) for value in values]}
+            for key, values in zip(("first_byte_s", "end_s", "cpu_s"), zip(*samples, strict=True), strict=True)
+        }
+    return found
+
+
+def _started(command: list[str], state: Path) -> tuple[float, float, float]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    environment = {**os.environ, "AGENTAO_GOV_STATE": str(state)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        first = time.perf_counter() - began
+        process.stdout.read()
+    ended = time.perf_counter() - began
+    assert process.returncode == 0, command
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return first, ended, cpu
+
+
+def sections(result: dict[str, Any]) -> dict[str, str]:
+    """The parts of the `.md` that a run refreshes."""
+    turns = [
+        (scenario.replace("_", " "), variant.replace("_", " "), *map(line.get, ("wall_ms_median", "wall_ms_p90")),
+         line["cpu_ms_median"])
+        for scenario, variants in result["overhead"].items()
+        for variant, line in variants.items()
+    ]  # fmt: skip
+    sessions = [
+        (count, variant.replace("_", " "), line["opened"], line["after_turn"])
+        for count, variants in result["memory_kib"].items()
+        for variant, line in variants.items()
+    ]
+    starts = [
+        (name, *(line[key]["median"] for key in ("first_byte_s", "end_s", "cpu_s")))
+        for name, line in result["start_up"].items()
+    ]
+    return {
+        "machine": machine(result["environment"]),
+        "turns": table(("turn", "variant", "wall, ms (median)", "p90", "CPU, ms"), turns),
+        "memory": table(("live sessions", "variant", "KiB each, opened", "KiB each, after one turn"), sessions),
+        "start": table(("command", "first byte, s", "end, s", "CPU with its children, s"), starts),
+        "reading": reading(result),
+    }
+
+
+def reading(result: dict[str, Any]) -> str:
+    """What the figures say, in the figures of this run."""
+    cpu = {
+        scenario: {variant: line["cpu_ms_median"] for variant, line in variants.items()}
+        for scenario, variants in result["overhead"].items()
+    }
+    none, many = cpu["0_messages"], cpu["200_messages"]
+    each = max(line["governed"]["after_turn"] for line in result["memory_kib"].values())
+    bare = max(line["bare"]["after_turn"] for line in result["memory_kib"].values())
+    return (
+        f"With no history a governed turn takes {none['governed']} ms of CPU, a bare one {none['bare_without_log']} ms "
+        f"without agentao's log and {none['bare']} ms with it; with 200 messages {many['governed']} ms against "
+        f"{many['bare_without_log']} and {many['bare']} ms. A live session takes {each:.0f} KiB at most instead of "
+        f"{bare:.0f}."
+    )
+
+
+def compact(result: dict[str, Any]) -> str:
+    """JSON for people: each list of samples on one line."""
+    text = json.dumps(result, indent=1)
+    return re.sub(
+        r"\[[-0-9.,\s]+\]", lambda found: "[" + ", ".join(found[0][1:-1].replace(",", " ").split()) + "]", text
+    )
 
 
 def main() -> None:
@@ -224,17 +299,21 @@ def main() -> None:
         result = {
             "environment": {
                 "python": platform.python_version(),
-                "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}",
+                "machine": f"{platform.machine()}, {platform.system()}",
+                "cores": os.cpu_count(),
                 **{name: version(name) for name in ("agentao", "openai", "agentao-gov")},
-                "load_before": [round(value, 2) for value in os.getloadavg()],
+                "load": round(os.getloadavg()[0], 2),
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
             },
+            "start_up": start_up(3 if options.quick else 9, Path(directory) / "state"),
             "overhead": overhead(simulator.base_url, rounds, Path(directory) / "sessions"),
             "memory_kib": memory(simulator.base_url, counts),
         }
-    print(tables(result))
+    parts = sections(result)
+    print("\n\n".join(parts.values()))
     if not options.quick:
-        (HERE / "turn_overhead.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (HERE / "turn_overhead.json").write_text(compact(result) + "\n", encoding="utf-8")
+        refresh(HERE / "turn_overhead.md", parts)
 
 
 if __name__ == "__main__":
