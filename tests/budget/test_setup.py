@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import MemoryStore, PriceTable, Scope, SqliteStore, limit_of, open_ledger, scope_limits, usd
+from agentao_gov.clock import Deadline
 from agentao_gov.config import Deployment, ResolvedDeployment
 from agentao_gov.errors import ConfigError
+from tests.budget.calls import call
 
 
 def resolved(tmp_path: Path, **sections: object) -> ResolvedDeployment:
@@ -118,3 +120,22 @@ def test_a_wrong_price_table_is_an_error(tmp_path: Path, text: str) -> None:
 def test_dollars_are_written_as_people_read_them(pico: int, text: str) -> None:
     """Four digits below a dollar, because a call costs less than a cent."""
     assert usd(pico) == text
+
+
+def test_a_store_that_is_back_is_used_where_the_operator_went_on_without(tmp_path: Path) -> None:
+    """Unrecorded until then, exact from then on."""
+    deployment = resolved(tmp_path, budget={"on_store_failure": "allow"})
+    place = tmp_path / "state" / "ledger.db"
+    place.mkdir(parents=True)
+    ledger = open_ledger(deployment)
+    limits = scope_limits(deployment, "acme", "ann", "s", "t", 10_000)
+    ledger.reserve(call("lost", limits), deadline=Deadline.after(5))
+    ledger.settle("lost", 50, 50)
+    place.rmdir()
+
+    ledger.store.heartbeat()
+    ledger.reserve(call("kept", limits), deadline=Deadline.after(5))
+    ledger.settle("kept", 60, 10)
+
+    assert [balance.used for balance in ledger.balances(limits)] == [70] * 4
+    ledger.close()

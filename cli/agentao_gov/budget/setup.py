@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from agentao_gov.budget.late import LateStore
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable
@@ -14,7 +15,7 @@ from agentao_gov.budget.store import Store, StoreSettings
 from agentao_gov.budget.types import LIMIT_TOKENS_MAX, Scope, ScopeLimit
 from agentao_gov.budget.windows import zone
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.errors import ConfigError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment, ResolvedDeployment
@@ -70,14 +71,21 @@ def tenant_timezone(deployment: ResolvedDeployment | Deployment, tenant: str) ->
 def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> TokenLedger:
     """Opens the ledger that the deployment names; creates it where there is none.
 
-    Raises ConfigError for an unknown zone or store, StoreError when it cannot be used. Blocks for file access.
+    Raises ConfigError for an unknown zone or store, StoreError when it cannot be used (with `on_store_failure =
+    "allow"` each later use does). Blocks for file access.
     """
     budget = deployment.deployment.budget
     for name in {budget.timezone, *(t.timezone for t in deployment.deployment.tenants.values() if t.timezone)}:
         zone(name)
     own = deployment.base_dir / Path(budget.prices).expanduser() if budget.prices else None
     settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)), price=PriceTable.load(own).price)
-    store = _open_store(deployment, clock, settings)
+    try:
+        store = _open_store(deployment, clock, settings)
+    except StoreError as error:
+        if budget.on_store_failure != "allow":
+            raise
+        # Each call is let through with a line in the log; what comes later is recorded once the store is back.
+        store = LateStore(error, lambda: _open_store(deployment, clock, settings))
     return TokenLedger(store, clock, settings=settings, on_store_failure=budget.on_store_failure)
 
 

@@ -35,6 +35,7 @@ from agentao_gov.report.terminal import console, warn
 from agentao_gov.simulator.local import LocalModel, running_model
 
 if TYPE_CHECKING:
+    from agentao_gov.budget import BudgetEvent
     from agentao_gov.pool import AgentPool, TurnOrder
 
 __all__ = ["RunContext", "RunOptions", "run"]
@@ -142,6 +143,7 @@ def run(options: RunOptions) -> int:
         from agentao_gov.runtime import build_runtime
 
         with _asking(options) as asker, contextlib.closing(build_runtime(deployment, confirm=asker)) as runtime:
+            runtime.ledger.subscribe(_tell_unrecorded)
             # What is there now stays: no collection need look at it again.
             gc.freeze()
             gc.enable()
@@ -231,6 +233,15 @@ def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> 
             hint=f"It may use: {', '.join(allowed) or 'none'}.",
         )
     return resolved
+
+
+def _tell_unrecorded(event: BudgetEvent) -> None:
+    """Says each time that a step went past the ledger, as the operator chose."""
+    from agentao_gov.budget.events import StoreFailureAllowed
+    from agentao_gov.report.terminal import warn
+
+    if isinstance(event, StoreFailureAllowed):
+        warn(f"{event.operation} let through unrecorded (on_store_failure = allow): {event.error}")
 
 
 def _deployment(options: RunOptions) -> ResolvedDeployment:

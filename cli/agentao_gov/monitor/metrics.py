@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agentao_gov.budget.events import BudgetEvent, StoreFailureAllowed
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.monitor.labels import LabelSet
@@ -74,6 +75,12 @@ class Metrics:
         self._budget_refusals = Counter(
             PREFIX + "budget_refusals", "Turns a token budget refused.", ["scope", "reason"], registry=r
         )
+        self._unrecorded = Counter(
+            PREFIX + "ledger_unrecorded",
+            'Steps let through without a record, by `on_store_failure = "allow"`.',
+            ["operation"],
+            registry=r,
+        )
         self._rejections = Counter(PREFIX + "rejections", "Requests that were refused.", ["reason"], registry=r)
         self._close = Histogram(
             PREFIX + "close_duration_seconds", "Closing a session's agent.", buckets=_CLOSE_BUCKETS, registry=r
@@ -93,6 +100,11 @@ class Metrics:
             self.rejected(event.code)
         elif isinstance(event, SessionClosed):
             self._close.observe(event.duration_s)
+
+    def on_budget_event(self, event: BudgetEvent) -> None:
+        """A budget observer: counts what went past the ledger."""
+        if isinstance(event, StoreFailureAllowed):
+            self._unrecorded.labels(event.operation).inc()
 
     def rejected(self, reason: str) -> None:
         """Counts a request that was refused; `reason` is an error code, a closed list."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from agentao_gov.budget import scope_limits
+from agentao_gov.budget import TokenLedger, scope_limits
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.config import (
     ModelChoice,
@@ -127,6 +127,8 @@ def build_service(
         log_pool_event(event)
 
     pool.subscribe(on_pool_event)
+    if isinstance(ledger, TokenLedger):
+        ledger.subscribe(metrics.on_budget_event)
     gateway = Gateway(
         pool=pool,
         deployment=config,
