@@ -22,6 +22,8 @@ __all__ = ["NO_PEERS", "PeerAnswer", "Peers", "from_peer", "listen_for_peers"]
 
 #: A worker that does not answer within this time is on its way down or hung; the answer is made without it.
 _ASK_S = 2.0
+#: Between looks for workers that are still starting.
+_LOOK_S = 0.1
 
 
 def from_peer(request: Request) -> bool:
@@ -98,6 +100,15 @@ class Peers:
         headers = {"Authorization": request.headers.get("authorization", "")}
         asked = [asyncio.to_thread(self._ask, worker, request.method, request.url.path, headers) for worker in others]
         return [answer for answer in await asyncio.gather(*asked) if answer is not None]
+
+    async def await_all(self) -> None:
+        """Returns once every other worker has answered."""
+        missing = [worker for worker in range(self.workers) if worker != self.worker]
+        while missing:
+            answers = [await asyncio.to_thread(self._ask, worker, "GET", "/healthz", {}) for worker in missing]
+            missing = [worker for worker, answer in zip(missing, answers, strict=True) if answer is None]
+            if missing:
+                await asyncio.sleep(_LOOK_S)
 
     def _ask(self, worker: int, method: str, path: str, headers: dict[str, str]) -> PeerAnswer | None:
         connection = _Connection(self.directory, _path(self.directory, worker).name)

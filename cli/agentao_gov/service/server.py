@@ -24,6 +24,8 @@ __all__ = ["GovServer", "bind", "raise_descriptor_limit", "serve"]
 
 #: Open connections that speak no request: a browser's spare ones, clients' pools.
 BACKLOG = 2048
+#: Why a service with several workers is not ready yet.
+_STARTING = "other workers are starting"
 #: After the pool is gone answers in flight get this long to reach their clients.
 _ANSWERS_S = 2
 
@@ -85,12 +87,26 @@ class GovServer(uvicorn.Server):
         descent = Descent(self._gateway, rung_times(self._gateway.deployment))
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, descent.signalled, signum)
-        walking = loop.create_task(self._descend(descent), name="shutdown ladder")
+        tasks = [
+            loop.create_task(self._descend(descent), name="shutdown ladder"),
+            loop.create_task(self._meet_peers(), name="other workers"),
+        ]
         try:
             yield
         finally:
-            walking.cancel()
+            for task in tasks:
+                task.cancel()
             self.exit_code = descent.exit_code
+
+    async def _meet_peers(self) -> None:
+        """Not ready before all workers are: what one of them tells of the whole would lack the others.
+
+        Once only: a worker that dies later is started again, and the others serve meanwhile.
+        """
+        if self._gateway.peers.workers > 1:
+            self._gateway.unready.add(_STARTING)
+            await self._gateway.peers.await_all()
+            self._gateway.unready.discard(_STARTING)
 
     async def _descend(self, descent: Descent) -> None:
         try:
