@@ -39,6 +39,10 @@ class Settings:
     limit: int | None = None
     overflow: str = "queue"
     tokens: int = 3
+    #: Events leave in writes of so many bytes, each a packet of its own; None: whole.
+    fragment: int | None = None
+    #: Before the first text: a comment, an empty delta, `\\r\\n` as the line's end, and a text with a long character.
+    quirks: bool = False
     leak_bytes: bool = False
     leak_fds: bool = False
     leak_children: bool = False
@@ -55,6 +59,9 @@ class State:
     sessions: set[str] = field(default_factory=set)
     hoard: list[Any] = field(default_factory=list)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    #: Wall time at which the first text of each session was written, and how late the event loop ran, in ms.
+    first_text: dict[str, float] = field(default_factory=dict)
+    lags_ms: list[float] = field(default_factory=list)
 
 
 async def handle(state: State, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,7 +87,7 @@ async def respond(state: State, writer: asyncio.StreamWriter, method: str, path:
         text = "".join(f'agentao_gov_sessions{{state="{name}"}} {n}\n' for name, n in counts.items())
         send(writer, 200, text.encode(), "text/plain")
     elif path == "/truth":
-        send(writer, 200, json.dumps({"turns": state.turns, "answered": state.answered}).encode())
+        send(writer, 200, json.dumps(truth(state)).encode())
     elif method == "DELETE":
         state.sessions.discard(path.split("/")[3])
         send(writer, 204, b"")
@@ -148,8 +155,7 @@ async def answer(state: State, writer: asyncio.StreamWriter, session: str, body:
         if s.first_token_s:
             await writer.drain()
             await asyncio.sleep(s.first_token_s)
-        for _ in range(s.tokens):
-            chunk(writer, b'event: text\ndata: {"delta":"word "}\n\n')
+        await texts(state, writer, session)
         left = s.service_s - (time.monotonic() - start)
         if left > 0:
             await writer.drain()
@@ -168,6 +174,41 @@ async def answer(state: State, writer: asyncio.StreamWriter, session: str, body:
         state.busy -= 1
 
 
+async def texts(state: State, writer: asyncio.StreamWriter, session: str) -> None:
+    s = state.settings
+    end = b"\r\n" if s.quirks else b"\n"
+    if s.quirks:
+        await event(s, writer, b": still there" + 2 * end + b"event: text" + end + b'data: {"delta":""}' + 2 * end)
+    word = "w\u00f6rd \U0001f642 ".encode() if s.quirks else b"word "
+    for number in range(s.tokens):
+        await event(s, writer, b"event: text" + end + b'data: {"delta":"' + word + b'"}' + 2 * end)
+        if number == 0:
+            state.first_text[session] = time.time()
+
+
+async def event(s: Settings, writer: asyncio.StreamWriter, data: bytes) -> None:
+    size = s.fragment or len(data)
+    for at in range(0, len(data), size):
+        chunk(writer, data[at : at + size])
+        if s.fragment:
+            # One write, one packet: the socket has TCP_NODELAY, and the loop turns before the next.
+            await writer.drain()
+            await asyncio.sleep(0)
+
+
+async def watch(state: State) -> None:
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(0.02)
+        state.lags_ms.append((time.monotonic() - before - 0.02) * 1000)
+
+
+def truth(state: State) -> dict[str, Any]:
+    lags = sorted(state.lags_ms) or [0.0]
+    lag_ms = {name: lags[int(share * (len(lags) - 1))] for name, share in (("p50", 0.5), ("p99", 0.99))}
+    return {"turns": state.turns, "answered": state.answered, "lag_ms": lag_ms, "first_text": state.first_text}
+
+
 def chunk(writer: asyncio.StreamWriter, data: bytes, *, raw: bool = False) -> None:
     writer.write(data if raw else b"%x\r\n%s\r\n" % (len(data), data))
 
@@ -181,9 +222,11 @@ async def main() -> None:
     settings = Settings(**json.loads(sys.argv[1]))
     state = State(settings, asyncio.Semaphore(settings.limit) if settings.limit else None)
     server = await asyncio.start_server(lambda r, w: handle(state, r, w), "127.0.0.1", settings.port, backlog=2048)
+    watching = asyncio.create_task(watch(state))
     print(server.sockets[0].getsockname()[1], flush=True)
     # Ends with its parent, so that a test that dies leaves nothing.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    watching.cancel()
     for child in state.children:
         child.kill()
     os._exit(0)

@@ -12,6 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 from agentao_gov.loadtest.document import schema
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Case:
     #: What the test does once turns are being sent.
     meanwhile: Callable[[subprocess.Popen[bytes], subprocess.Popen[bytes]], None] | None = None
     outcome: str | None = None
+    #: Bad configuration: refused before anything starts; standard output then holds an error object.
+    refused: bool = False
 
 
 def _signal(signum: int) -> Callable[..., None]:
@@ -65,6 +68,11 @@ CASES = {
     "all 429": Case({"behaviour": "429"}, QUICK, 1, "fail", outcome="queue_full"),
     "service dies": Case({}, ["--rate", "30", "--duration", "6s"], 1, "fail", _kill_service, "connection_error"),
     "locust dies": Case({"service_s": 0.2}, LONG, 11, "inconclusive", _kill_locust),
+    # More than one process can send: it says so itself.
+    "generator-bound": Case(
+        {}, ["--rate", "8000", "--duration", "0.5s", "--threshold", "turn_p95<30s"], 11, "inconclusive"
+    ),
+    "bad configuration": Case({}, ["--config", "/nonexistent/agentao-gov.toml"], 3, "fail", refused=True),
     "SIGINT": Case({"service_s": 0.2}, LONG, 130, "interrupted", _signal(signal.SIGINT)),
     "SIGTERM": Case({"service_s": 0.2}, LONG, 143, "interrupted", _signal(signal.SIGTERM)),
 }
@@ -152,10 +160,14 @@ def test_an_ending_has_its_exit_code_and_its_reports(ended: dict[str, Ended], na
     case, end = CASES[name], ended[name]
 
     assert end.code == case.code, end.stderr
-    report = json.loads(end.stdout)
-    assert report == json.loads((end.folder / "report.json").read_text())
+    said = json.loads(end.stdout)
+    report = json.loads((end.folder / "report.json").read_text())
+    if case.refused:
+        assert set(said["error"]) == {"code", "message", "hint"}
+    else:
+        assert said == report
     jsonschema.validate(report, schema())
-    assert report["conclusion"] == case.conclusion
+    assert (report["conclusion"], report["exit_code"], report["imbalances"]) == (case.conclusion, case.code, [])
     assert (report["verdict"] == "pass") == (case.code == 0)
     turns = report["turns"]
     ends = sum(turns[key] for key in ("answered", "failed", "timed_out", "cancelled", "unfinished"))
@@ -164,6 +176,12 @@ def test_an_ending_has_its_exit_code_and_its_reports(ended: dict[str, Ended], na
         assert turns["by_outcome"].get(case.outcome, 0) > 0
     _same_numbers(report, end.folder)
     assert end.left == []
+
+
+def test_there_are_twelve_endings() -> None:
+    """One of them a pass; with the others the gate stays shut."""
+    assert len(CASES) == 12
+    assert [name for name, case in CASES.items() if case.code == 0] == ["pass"]
 
 
 def _same_numbers(report: dict[str, Any], folder: Path) -> None:
@@ -175,9 +193,16 @@ def _same_numbers(report: dict[str, Any], folder: Path) -> None:
     html, text = (folder / "report.html").read_text(), (folder / "summary.md").read_text()
     xml = ET.parse(folder / "junit.xml").getroot()
     properties = {p.get("name"): p.get("value") for p in xml.iter("property")}
+    wrong = [
+        case for case in xml.iter("testcase") if case.find("failure") is not None or case.find("error") is not None
+    ]
 
     assert books in html
     assert books in text
+    assert properties["conclusion"] == report["conclusion"]
+    # A CI system that only looks at JUnit must see what the exit code says.
+    assert bool(wrong) == (report["verdict"] != "pass")
+    assert all(escape(reason) in html for reason in report["reasons"])
     assert (properties["attempted"], properties["answered"]) == (str(turns["attempted"]), str(turns["answered"]))
     statuses = {case.get("name"): [child.tag for child in case] for case in xml.iter("testcase")}
     for threshold in report["thresholds"]:

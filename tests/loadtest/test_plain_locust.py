@@ -1,4 +1,4 @@
-"""`locust -f loadtests/locustfile.py` works by itself against a running service, and with a page beside a planned run."""
+"""`locust -f loadtests/locustfile.py` works by itself against a running service, and as a page beside a plan."""
 
 from __future__ import annotations
 

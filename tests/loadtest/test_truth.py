@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,13 @@ def samples_of(folder: Path) -> list[TurnSample]:
     return [record for line in lines if isinstance(record := parse_line(line), TurnSample)]
 
 
+def skip_where_late(report: LoadTestReport) -> None:
+    """A generator that could not keep its schedule says so, and its times prove nothing."""
+    if report.generator["bound"] is not None:
+        assert report.exit_code == 11
+        pytest.skip(f"this machine is too busy: {report.generator['bound']}")
+
+
 def test_a_stall_of_two_seconds_shows_in_the_corrected_percentiles(stub: Starter, load: Load) -> None:
     """At 200/s for 10 s: p90 within 10 % of 1.03 s and the planned load offered; closed-loop tools report 26 ms.
 
@@ -44,8 +53,10 @@ def test_a_stall_of_two_seconds_shows_in_the_corrected_percentiles(stub: Starter
 
 def test_500_sessions_at_500_turns_a_second_are_timed_to_the_millisecond(stub: Starter, load: Load) -> None:
     """Against an instant service: p50 within 2 ms and p99 within 10 ms, or the run says it cannot tell."""
+    service = stub()
+
     report = load(
-        stub().url,
+        service.url,
         rate=500.0,
         users=500,
         duration_s=6.0,
@@ -58,8 +69,11 @@ def test_500_sessions_at_500_turns_a_second_are_timed_to_the_millisecond(stub: S
     assert turn.p50 is not None
     assert turn.p99 is not None
     if report.conclusion == "pass":
-        assert turn.p50 <= 2.5
-        assert turn.p99 <= 12.0
+        # The stub's own part is not the generator's error: its event loop is as late as the machine is busy.
+        with urllib.request.urlopen(f"{service.url}/truth") as answer:
+            lag_ms = json.load(answer)["lag_ms"]
+        assert turn.p50 <= 2.0 + lag_ms["p50"]
+        assert turn.p99 <= 10.0 + lag_ms["p99"]
     else:
         assert report.exit_code == 11
         assert "load generator was the bottleneck" in " ".join(report.reasons)
@@ -81,6 +95,7 @@ def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> Non
         )
         truth = simulator.truth()
 
+    skip_where_late(report)
     epoch = float(report.plan["start_epoch"])
     written = {re.search(r"session (\d+) turn", r.question)[1]: r.first_byte_at for r in truth.requests}  # type: ignore[index]
     read_late_ms = [
@@ -91,3 +106,31 @@ def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> Non
     assert len(read_late_ms) == truth.total.answered >= 200
     # On top of the 3 ms only what the generator itself measured as the lag of a busy machine.
     assert 0 <= statistics.median(read_late_ms) <= 3 + report.generator["loop_lag_ms"]["p99"]
+
+
+@pytest.mark.parametrize("fragment", [7, 1000])
+def test_first_tokens_are_true_however_the_stream_is_cut(
+    fragment: int, stub: Starter, load: Load, tmp_path: Path
+) -> None:
+    """Over a real socket in writes of 7 bytes: comments, `\\r\\n`, an empty delta and a split character come first.
+
+    100 streams at once; the stub tells when it wrote the last byte of the first text, and the median is 3 ms after it.
+    """
+    service = stub(fragment=fragment, first_token_s=0.2, service_s=1.0, quirks=True)
+
+    report = load(
+        service.url, rate=100.0, duration_s=3.0, turns_per_session=1, report_dir=tmp_path, thresholds=["error_rate<1%"]
+    )
+
+    skip_where_late(report)
+    with urllib.request.urlopen(f"{service.url}/truth") as answer:
+        truth = json.load(answer)
+    epoch = float(report.plan["start_epoch"])
+    late_ms = [
+        (epoch + s.sent_s + s.first_token_us / 1e6 - truth["first_text"][s.session]) * 1000
+        for s in samples_of(tmp_path)
+        if s.first_token_us is not None
+    ]
+    assert report.turns.by_outcome == {"answered": len(late_ms)}
+    assert len(late_ms) >= 200
+    assert -0.5 <= statistics.median(late_ms) <= 3 + report.generator["loop_lag_ms"]["p99"] + truth["lag_ms"]["p99"]
