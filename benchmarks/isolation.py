@@ -1,107 +1,46 @@
 """What a session in a process of its own costs, beside the same session in this process and agentao's own ACPManager.
 
-    python benchmarks/isolation.py [--write] [--sessions 1,10,50]
+    python benchmarks/isolation.py
 
-The model is the simulated one in its own process, answering at once. Method and results: `isolation.md`.
+Writes `isolation.json` and the tables of `isolation.md`, which also tells the method. The model is the simulated one in
+its own process, answering at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import SecretStr
 
-from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
-from agentao_gov.clock import SYSTEM_CLOCK, Deadline
-from agentao_gov.config import ModelChoice
-from agentao_gov.config.profile import Profile
-from agentao_gov.config.resolved import ResolvedProfile
-from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TurnRequest
-from agentao_gov.governor.governor import Governor
-from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
+from agentao_gov.clock import Deadline
+from agentao_gov.governor import Outcome
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.simulator import start_simulator
 
 HERE = Path(__file__).resolve().parent
-_numbers = itertools.count(1)
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.isolation_bench import Bench, ask, cpu_s, middle, pss_mib, say, timed_ms  # noqa: E402
+from benchmarks.isolation_tables import sections  # noqa: E402
+from benchmarks.tables import refresh  # noqa: E402
+
 REGEX = {"name": "search_file_content", "args": {"pattern": "(a|aa)+$", "regex": True}}
 EAT = 'b = []\nwhile True: b.append(b"x" * (1 << 20))'
+#: Each subject of the neighbours' comparison is measured in so many windows, all subjects in turn.
+NEIGHBOUR_WINDOWS = 5
 FORK = "import os, time\nfor _ in range(2000):\n  if os.fork() == 0: time.sleep(30)"
-
-
-class Bench:
-    """One simulated model, one ledger, one directory for everything."""
-
-    def __init__(self, base_url: str, root: Path) -> None:
-        self.base_url = base_url
-        self.root = root
-        self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
-        self.governor = Governor(ledger=self.ledger)
-
-    def factory(self, **settings: Any) -> SubprocessFactory:
-        return SubprocessFactory(ledger=self.ledger, settings=SubprocessSettings(**settings))
-
-    def spec(self, **tables: Any) -> SessionSpec:
-        name = f"s{next(_numbers)}"
-        profile = ResolvedProfile(profile=Profile.model_validate({"name": "bench", **tables}), sources={})
-        choice = ModelChoice(
-            kind="simulated", name="simulated", base_url=self.base_url, api_key=SecretStr("sk-bench"),
-            context_window=None, source="benchmark",
-        )  # fmt: skip
-        return SessionSpec(SessionKey("bench", name), "ann", profile, choice, self.root / name, "subprocess")
-
-    def open(self, factory: Any, **tables: Any) -> Any:
-        spec = self.spec(**tables)
-        if factory is self.governor:
-            spec = replace(spec, mode="in-process")
-        return factory.open(spec, None, Deadline.after(60))
-
-
-def ask(host: Any, text: str = "hello", *, deadline_s: float = 60.0) -> Any:
-    request = TurnRequest(f"t{next(_numbers)}", text, "ann", Deadline.after(deadline_s))
-    return host.turn(request, lambda _event: None)
-
-
-def say(**directive: Any) -> str:
-    return f"\n@sim {json.dumps(directive)}"
-
-
-def timed_ms(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1000
-
-
-def middle(values: list[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    return {
-        "p50": round(statistics.median(ordered), 1),
-        "p95": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 1),
-        "n": len(ordered),
-    }
-
-
-def pss_mib(roots: list[int]) -> float:
-    """Proportional memory of the given processes and all below them."""
-    seen: dict[int, psutil.Process] = {}
-    for root in roots:
-        process = psutil.Process(root)
-        seen |= {p.pid: p for p in (process, *process.children(recursive=True))}
-    return sum(p.memory_full_info().pss for p in seen.values()) / 2**20
 
 
 # -- start and stop ---------------------------------------------------------------------------------------------------
@@ -178,10 +117,12 @@ def measure_memory(bench: Bench, counts: list[int]) -> dict[str, Any]:
 # -- throughput -------------------------------------------------------------------------------------------------------
 
 
-def turns_per_s(hosts: list[Any], seconds: float) -> float:
-    """Each host's turns one after another, all hosts at once."""
+def turns_per_s(hosts: list[Any], seconds: float) -> dict[str, float]:
+    """Each host's turns one after another, all hosts at once; and what a turn costs here and in its own process."""
     until = time.monotonic() + seconds
     done = [0] * len(hosts)
+    roots = [pid for host in hosts for pid in host.process_ids()]
+    here, there = time.process_time(), cpu_s(roots)
 
     def work(index: int) -> None:
         while time.monotonic() < until:
@@ -193,15 +134,19 @@ def turns_per_s(hosts: list[Any], seconds: float) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return round(sum(done) / seconds, 1)
+    return {
+        "turns/s": round(sum(done) / seconds, 1),
+        "CPU ms a turn, service": round((time.process_time() - here) / sum(done) * 1000, 2),
+        "CPU ms a turn, session": round((cpu_s(roots) - there) / sum(done) * 1000, 2),
+    }
 
 
 def measure_throughput(bench: Bench, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     factory = bench.factory(ready=0)
     factory.prepare(Deadline.after(60))
-    for name, maker in (("in-process", bench.governor), ("subprocess", factory)):
-        for count in (1, 2, 4):
+    for count in (1, 2, 4):
+        for name, maker in (("in-process", bench.governor), ("subprocess", factory)):
             hosts = [bench.open(maker) for _ in range(count)]
             for host in hosts:
                 ask(host)
@@ -234,29 +179,34 @@ def measure_neighbours(bench: Bench, seconds: float) -> dict[str, Any]:
         "forks without end": program(FORK),
         "regular expression that never returns": say(text="after", tool=REGEX),
     }
-    found: dict[str, Any] = {}
-    for name, message in troubles.items():
+    times: dict[str, list[float]] = {name: [] for name in troubles}
+
+    def window(name: str) -> None:
         over = threading.Event()
 
-        def misbehave(message: str | None = message, over: threading.Event = over) -> None:
-            if message is None:
-                return
+        def misbehave(message: str) -> None:
             hog = bench.open(factory, tools=shell, limits=limits)
             (hog.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
             while not over.is_set():
                 ask(hog, message, deadline_s=2)
             hog.kill()
 
-        thread = threading.Thread(target=misbehave)
-        thread.start()
-        times = []
-        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=misbehave, args=(m,)) for m in (troubles[name],) if m is not None]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + seconds / NEIGHBOUR_WINDOWS
         while time.monotonic() < until:
-            times.append(timed_ms(lambda: ask(neighbour, say(text="ok", first_token="50ms"))))
+            times[name].append(timed_ms(lambda: ask(neighbour, say(text="ok", first_token="50ms"))))
             neighbour_conversation_stays_short(neighbour)
         over.set()
-        thread.join()
-        found[name] = middle(times)
+        for thread in threads:
+            thread.join()
+
+    # In turns, so that other work on the machine falls on all alike.
+    for _ in range(NEIGHBOUR_WINDOWS):
+        for name in troubles:
+            window(name)
+    found = {name: middle(values) for name, values in times.items()}
     neighbour.kill()
     factory.shutdown(Deadline.after(10))
     for name, value in found.items():
@@ -341,32 +291,35 @@ def measure_acp(bench: Bench, counts: list[int], rounds: int, seconds: float) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true", help="write isolation.json beside this file")
     parser.add_argument("--sessions", default="1,10,50")
     parser.add_argument("--acp-sessions", default="1,10")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--dry", action="store_true", help="print only; leave the recorded results as they are")
     options = parser.parse_args()
     counts = [int(word) for word in options.sessions.split(",")]
     acp_counts = [int(word) for word in options.acp_sessions.split(",")]
+    environment = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(),
+        "machine": platform.machine(), "kernel": platform.release(), "python": platform.python_version(),
+        "agentao": version("agentao"), "load": os.getloadavg()[0],
+    }  # fmt: skip
     with start_simulator() as simulator, tempfile.TemporaryDirectory() as directory:
         bench = Bench(simulator.base_url, Path(directory))
         results: dict[str, Any] = {
-            "machine": {
-                "cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release(),
-                "load_before": [round(value, 2) for value in os.getloadavg()],
-            },
+            "environment": environment,
             "milliseconds": measure_starts(bench, options.rounds),
             "pss_mib": measure_memory(bench, counts),
-            "turns_per_s": measure_throughput(bench, options.seconds),
-            "neighbours_ms": measure_neighbours(bench, options.seconds * 2),
+            "turns": measure_throughput(bench, options.seconds),
+            "neighbours_ms": measure_neighbours(bench, options.seconds * 3),
             "acp_manager": measure_acp(bench, acp_counts, min(options.rounds, 5), options.seconds),
-        }  # fmt: skip
-        results["machine"]["load_after"] = [round(value, 2) for value in os.getloadavg()]
+        }
+    environment["load_after"] = os.getloadavg()[0]
     text = json.dumps(results, indent=2)
     print(text)
-    if options.write:
+    if not options.dry:
         (HERE / "isolation.json").write_text(text + "\n")
+        refresh(HERE / "isolation.md", sections(results))
 
 
 if __name__ == "__main__":
