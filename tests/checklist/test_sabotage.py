@@ -92,15 +92,20 @@ def test_a_product_that_does_not_hold_its_setting_fails(house: House, sabotage: 
 
 CONFIGURATION: list[tuple[ItemId, Callable[[House], Any], str]] = [
     ("session_caps", lambda h: h.deployment["tenants"]["default"].pop("max_sessions"), "were all served"),
+    ("daily_token_budget", lambda h: h.deployment["budget"].pop("session_daily_tokens"), "unlimited: "),
+    ("turn_timeout", lambda h: h.profile("qa")["limits"].update(turn_timeout="3h"), "3h is outside"),
+    ("max_iterations", lambda h: h.profile("qa")["limits"].update(max_iterations=5_000), "5000 is outside"),
     ("pool_limits", lambda h: h.deployment.update(pool={"hibernate": False}), "goes on with its context"),
+    ("graceful_shutdown", lambda h: h.deployment.update(shutdown={"drain": 0}), "turns in flight are answered"),
+    ("monitoring", lambda h: h.deployment["capacity"].pop("sessions"), "nothing is planned, and nothing alerts"),
 ]
 
 
 @pytest.mark.parametrize(("item", "spoil", "words"), CONFIGURATION)
-def test_a_setting_that_does_not_refuse_is_seen_by_behaviour(
+def test_a_setting_that_does_not_refuse_fails_and_its_remedy_mends_it(
     house: House, item: ItemId, spoil: Callable[[House], Any], words: str
 ) -> None:
-    """Not only read from the file: the probe got what it should have been refused."""
+    """The lines of the remedy are pasted into the file as they are, and the item is walked again."""
     spoil(house)
 
     report = house.walk(item, settle_s=5.0)
@@ -108,3 +113,7 @@ def test_a_setting_that_does_not_refuse_is_seen_by_behaviour(
     failed = _failed_checks(report, item)
     assert _statuses(report) == {item: "fail"}
     assert any(words in line for line in failed), failed
+
+    house.mend(next(entry.remedy for entry in report.items if entry.id == item))
+    again = house.walk(item)
+    assert _statuses(again) == {item: "pass"}, again.to_json()

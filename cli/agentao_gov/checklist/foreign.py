@@ -100,7 +100,8 @@ def _serves(target: Foreign) -> Check | None:
 
 
 _UNSERVED = Remedy(
-    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile); a plain turn must end within a minute"
+    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile); "
+    "a plain turn must end within a minute"
 )
 
 

@@ -25,7 +25,7 @@ from agentao_gov.governor.redact import redact
 __all__ = ["offered_servers", "warn_of_missing"]
 
 #: What a TurnReport says of a server that a session had to do without.
-_MISSING = re.compile(r"^MCP server (?P<name>\S+) is not available: (?P<why>.*)", re.DOTALL)
+_MISSING = re.compile(r"^MCP server (?P<name>\S+) is not available")
 #: How long a server that does not start may take to say why.
 WORDS_S_MAX = 3.0
 LINE_CHARS_MAX = 200
@@ -69,17 +69,15 @@ def warn_of_missing(context: Context, answer: Answer) -> None:
             continue
         name, server = match["name"], known[match["name"]]
         context.say(f"asking the MCP server {name} why it does not start")
-        words = _last_words(server)
-        why = _one_line(match["why"], server)
-        text = f"{why}; the last line of its standard error: {words}" if words else f"{why}; it says nothing"
+        text = f"it does not; {_reason(server)}"
         note = f"Let the MCP server {name} start as the service's user: see its command, args, env and cwd"
         context.warn(f"the MCP server {name} starts", text, Remedy(note=note))
 
 
-def _last_words(server: McpServer) -> str:
-    """Starts the server alone, as a session would, and returns the last line it writes to standard error."""
+def _reason(server: McpServer) -> str:
+    """Starts the server alone, as a session would, for the last line it writes to standard error."""
     if shutil.which(server.command, path=server.env.get("PATH", os.environ.get("PATH"))) is None:
-        return f"(not from it) there is no program {server.command!r}"
+        return f"there is no program {server.command!r}"
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="agentao-gov-checklist-") as folder, tempfile.TemporaryFile() as words:
         cwd = Path(server.cwd) if server.cwd else Path(folder)
@@ -93,13 +91,14 @@ def _last_words(server: McpServer) -> str:
                 stdout=subprocess.DEVNULL,
             )
         except OSError as error:
-            return f"(not from it) {error.strerror or error}"
+            return f"it cannot be started: {error.strerror or error}"
         try:
             _greet(program)
             program.wait(min(WORDS_S_MAX, server.startup_timeout_s))
         finally:
             program.end()
-        return _last_line(words, server)
+        line = _last_line(words, server)
+        return f"the last line of its standard error: {line}" if line else "it says nothing on standard error"
 
 
 def _greet(program: Guarded) -> None:

@@ -24,7 +24,11 @@ __all__ = ["probe_graceful_shutdown"]
 
 #: Scaled rungs: long enough to be seen, and for an MCP server to close (0.3 s when polite).
 RUNGS_S = {"lame_duck": 0.5, "drain": 3.0, "cancel": 2.0, "close": 3.0, "kill": 1.0}
-#: The turn in flight answers this long after SIGTERM: past the lame duck, within the drain.
+#: The gate at which turns in flight wait.
+LATE = "late"
+#: How long three sessions may take to open: the users' own MCP servers take part, and those that fail take longest.
+UNDER_WAY_S_MAX = 60.0
+#: The turns in flight answer this long after SIGTERM: past the lame duck, within the drain.
 ANSWER_AFTER_S = 1.5
 #: A rung that a second signal cuts short.
 LONG_DRAIN_S = 20.0
@@ -94,11 +98,11 @@ def _one_signal(context: Context) -> None:
     config.scale("server.shutdown_budget", format_duration(budget_s))
     with context.stage(config) as stage:
         turns = _turns_in_flight(context, stage)
-        context.simulator.wait_for(in_flight=3, timeout_s=20)
+        context.simulator.wait_for(held=2, in_flight=3, timeout_s=UNDER_WAY_S_MAX)
         pids = {child.pid for child in children_of(stage.pid)}
         stubs = stubs_below(stage.pid)
         context.say("SIGTERM with turns in flight")
-        watch, seconds, code = _terminate(stage, budget_s)
+        watch, seconds, code = _terminate(context, stage, budget_s)
         _judge_turns(context, turns, watch)
         context.note(
             code == 143 and seconds <= budget_s + EXIT_SLACK_S,
@@ -122,23 +126,27 @@ def _turns_in_flight(context: Context, stage: Stage) -> _Turns:
     client, profile = stage.client(), stage.config.profile_name
     resting = client.turn("resting", "Rest.", profile=profile)
     warn_of_missing(context, resting)
-    late = directive("Answer soon.", first_token=f"{ANSWER_AFTER_S}s", text="delivered")
+    # Held until some time after SIGTERM, however long the others took to get to the model.
+    late = directive("Answer soon.", hold=LATE, text="delivered")
     flying = client.start_turn("flying", late, profile=profile)
     streaming = client.start_turn("streaming", late, profile=profile, door="chat stream")
     hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=profile)
     return _Turns(flying, streaming, hung)
 
 
-def _terminate(stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None]:
+def _terminate(context: Context, stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None]:
     watch = _Watch(stage.client(), stage.config.profile_name)
     thread = threading.Thread(target=watch.run, name="probe-watch", daemon=True)
+    answer = threading.Timer(ANSWER_AFTER_S, context.simulator.release, (LATE,))
     began = time.monotonic()
     stage.signal(signal.SIGTERM)
     thread.start()
+    answer.start()
     code = stage.wait(budget_s + EXIT_SLACK_S + 10)
     seconds = time.monotonic() - began
     watch.over.set()
     thread.join(10)
+    answer.join(10)
     return watch, seconds, code
 
 
@@ -161,7 +169,7 @@ def _judge_turns(context: Context, turns: _Turns, watch: _Watch) -> None:
         remedy=Remedy((("shutdown.drain", "12s"),)),
     )
     ended = cancelled.status == 503 and cancelled.code in ("draining", "shutdown")
-    waited = cancelled.elapsed_s >= delivered.elapsed_s
+    waited = cancelled.elapsed_s >= min(delivered.elapsed_s, ANSWER_AFTER_S)
     context.note(ended and waited, "the hung turn is cancelled after them and told so", f"got {cancelled}")
 
 
