@@ -127,7 +127,12 @@ ALONE = ProbeResult(1, 50, 50, 5.0, 0.2, resources=Resources(model_ms=100))
         ({"budget_exhausted": 40}, {}, "token budget"),
         ({}, {"busy": 64, "busy_max": 64, "service_cpu": 0.3}, "max_busy"),
         ({"queue_full": 40}, {"busy": 64, "busy_max": 64}, "max_busy"),
-        ({"queue_timeout": 40}, {"sessions": 500, "sessions_max": 500}, "max_sessions"),
+        ({"queue_timeout": 40}, {"sessions": 500, "sessions_held": 500, "sessions_max": 500}, "max_sessions"),
+        # Residents that are idle make room: not they are short, but the places for busy turns.
+        ({}, {"sessions": 500, "sessions_held": 64, "sessions_max": 500, "busy": 64, "busy_max": 64}, "max_busy"),
+        ({"queue_timeout": 40}, {}, "queue"),
+        ({"model_error": 40}, {}, "model"),
+        ({"rate_limited": 40}, {}, "model"),
         ({}, {"memory_bytes": 990, "memory_max_bytes": 1000}, "memory"),
         ({}, {"fds": 1020, "fds_max": 1024}, "descriptors"),
         ({}, {"service_cpu": 0.97}, "CPU of the service"),
@@ -144,6 +149,13 @@ def test_the_binding_constraint_is_named(refusals: dict[str, int], resources: di
 
     assert found == name
     assert "80 sessions" in evidence
+
+
+def test_a_missed_objective_is_named_where_nothing_was_at_its_limit() -> None:
+    """Before giving up on naming anything."""
+    beyond = ProbeResult(80, 900, 1000, 60.0, 1.0, missed=("turn_p95<2s",), resources=Resources(model_ms=100))
+
+    assert binding_constraint(beyond, ALONE)[0] == "objective turn_p95<2s"
 
 
 def test_wilson_knows_how_little_it_knows() -> None:

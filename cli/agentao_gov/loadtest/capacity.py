@@ -60,8 +60,11 @@ class Resources:
     busy: int | None = None
     busy_max: int | None = None
     sessions: int | None = None
+    #: Of them at work: an idle one makes room for another session, so it cannot be what is short.
+    sessions_held: int | None = None
     sessions_max: int | None = None
     queue: int | None = None
+    mcp_processes: int | None = None
     memory_bytes: int | None = None
     memory_max_bytes: int | None = None
     fds: int | None = None
@@ -338,7 +341,7 @@ _RULES: Sequence[tuple[str, _Rule]] = (
     ("user session cap", _refused("user_session_limit")),
     ("token budget", _refused("budget_exhausted", "budget_impossible")),
     ("model", _refused("model_error", "rate_limited")),
-    ("max_sessions", _at_limit("resident sessions", "sessions", "sessions_max")),
+    ("max_sessions", _at_limit("sessions at work", "sessions_held", "sessions_max")),
     ("max_busy", _at_limit("busy turns", "busy", "busy_max")),
     ("queue", _refused("queue_full", "queue_timeout", "refused")),
     ("memory", _at_limit("memory", "memory_bytes", "memory_max_bytes", 0.95)),

@@ -54,6 +54,8 @@ def capacity_plan(result: CapacityResult) -> dict[str, Any]:
         return {}
     used = held.resources
     plan: dict[str, Any] = {"sessions": max(result.sessions, used.sessions or 0)}
+    if used.mcp_processes:
+        plan["mcp_processes"] = used.mcp_processes
     if used.memory_bytes:
         # A fifth on top: the plan is for alerts, and the measured peak must not raise one.
         plan["memory"] = f"{-(-int(used.memory_bytes * 1.2) // 1024**2)}MiB"

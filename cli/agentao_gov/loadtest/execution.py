@@ -248,8 +248,14 @@ class Execution:
             busy=_most(row.sessions.get("busy") for row in rows),
             busy_max=self.limits.get("max_busy"),
             sessions=_most(row.resident for row in rows),
+            sessions_held=_most(
+                sum(row.sessions.get(state, 0) for state in ("busy", "opening", "stuck"))
+                for row in rows
+                if row.sessions
+            ),
             sessions_max=self.limits.get("max_sessions"),
             queue=_most(row.queue for row in rows),
+            mcp_processes=_most(row.children_by_kind.get("mcp", 0) for row in rows if row.children_by_kind),
             memory_bytes=_most(row.memory_bytes for row in rows),
             memory_max_bytes=self.limits.get("memory_bytes"),
             fds=_most(row.fds for row in rows),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
 from agentao_gov.errors import ConfigError, GovError, InternalError
@@ -258,7 +260,7 @@ class LoadTest:
             series=series,
             view=self.view,
             stop=self.stop,
-            limits=self._limits(),
+            limits=self._limits(target),
         )
         series.start()
         player = FaultPlayer(load_faults(self.options.faults), target, self.stop) if self.options.faults else None
@@ -296,9 +298,12 @@ class LoadTest:
             if time.monotonic() > start + _SETTLE_S_MIN and same and not at_work and not waits:
                 return
 
-    def _limits(self) -> dict[str, int | None]:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        limits: dict[str, int | None] = {"fds": soft}
+    def _limits(self, target: Target) -> dict[str, int | None]:
+        limits: dict[str, int | None] = {"fds": None}
+        if target.pid is not None:
+            # The service's own limit: the one of this process is another matter.
+            with contextlib.suppress(psutil.Error, OSError):
+                limits["fds"], _ = psutil.Process(target.pid).rlimit(psutil.RLIMIT_NOFILE)
         if self.deployment is not None and self.options.target is None:
             deployment = self.deployment.deployment
             limits |= {
