@@ -65,6 +65,14 @@ class Browser:
         body = {"cmd": "Emulation.setEmulatedMedia", "params": params}
         self._call("POST", f"{self._session}/goog/cdp/execute", body)
 
+    def width(self, pixels: int) -> None:
+        params = {"width": pixels, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        self._call(
+            "POST",
+            f"{self._session}/goog/cdp/execute",
+            {"cmd": "Emulation.setDeviceMetricsOverride", "params": params},
+        )
+
     def close(self) -> None:
         self._call("DELETE", self._session)
 
@@ -128,11 +136,20 @@ def test_the_page_asks_for_a_key_where_keys_are_needed(deployment: Deployment, b
     assert service.key not in str(browser.run("document.documentElement.outerHTML"))
 
 
-def test_the_page_is_readable_in_dark_and_light_and_on_a_telephone(deployment: Deployment, browser: Browser) -> None:
-    """Ink stands out from its card in both, and nothing is wider than the window."""
+def test_the_page_is_readable_in_dark_and_light_and_on_a_telephone(
+    deployment: Deployment, simulator: Simulator, browser: Browser
+) -> None:
+    """Ink stands out from its card in both, and nothing is wider than the window, however long the names are."""
     service = deployment.start("--no-warden")
-    browser.open(service.url)
-    wait_until(lambda: browser.text("#ready") == "ready", "the figures")
+    browser.width(400)
+    name = "a-session-with-a-name-that-is-long-" + "x" * 60
+    with running(lambda: service.turn(name, say(hold="page", text="x"), user="user-" + "y" * 60)):
+        simulator.wait_for(held=1)
+        browser.open(service.url)
+        wait_until(lambda: name in browser.text("#turns"), "the figures")
+        narrow = browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+        simulator.release("page")
+    browser.width(1200)
     ratios = []
     for on in (False, True):
         browser.dark(on)
@@ -145,6 +162,7 @@ def test_the_page_is_readable_in_dark_and_light_and_on_a_telephone(deployment: D
 
     wide = browser.run("document.documentElement.scrollWidth <= window.innerWidth")
 
+    assert narrow is True
     assert all(ratio > 7 for ratio, _ in ratios)
     assert ratios[0][1] != ratios[1][1]
     assert wide is True
