@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agentao_gov.process import survey_layers
 from agentao_gov.simulator import Simulator
 from tests.e2e.service import Deployment, say, wait_until
 
@@ -36,17 +37,26 @@ def deployment(tmp_path: Path, simulator: Simulator) -> Iterator[Deployment]:
     made.close()
 
 
-#: Of one idle session: its server and the server's helper; in subprocess mode its own process and the warden too.
-HELD = {"in-process": {"mcp": 2}, "subprocess": {"mcp": 2, "session": 1, "other": 1}}
+#: Of one idle session: its server and the server's helper; in subprocess mode its own process and the warden too, and
+#: in a namespace that one's first process.
+HELD = {
+    "in-process": {"mcp": 2},
+    "subprocess": {"mcp": 2, "session": 1, "other": 1},
+    "namespace": {"mcp": 2, "session": 1, "other": 2},
+}
 
 
-@pytest.mark.parametrize("mode", ["in-process", "subprocess"])
-def test_processes_are_shown_per_session_and_by_kind(deployment: Deployment, mode: str) -> None:
+@pytest.mark.parametrize("arrangement", HELD)
+def test_processes_are_shown_per_session_and_by_kind(deployment: Deployment, arrangement: str) -> None:
     """
     1. two sessions with a server each: both are told what is theirs, status and metrics count them by kind
     2. deleted: nothing is left, and the helpers that would have stayed are counted as orphans killed
     """
-    service = deployment.start(pool={"mode": mode, "ready_workers": 0})
+    apart = arrangement == "namespace"
+    if apart and not {layer.name: layer for layer in survey_layers()}["pid namespace"].available:
+        pytest.skip("no pid namespaces on this machine")
+    mode = "in-process" if arrangement == "in-process" else "subprocess"
+    service = deployment.start(pool={"mode": mode, "ready_workers": 0, "session_pid_namespace": apart})
     for name in ("one", "two"):
         assert service.turn(name, say(text="ok"), profile="with_server").json["outcome"] == "answered"
 
@@ -59,8 +69,8 @@ def test_processes_are_shown_per_session_and_by_kind(deployment: Deployment, mod
         assert service.send("DELETE", f"/v1/sessions/{name}").json["deleted"]
     wait_until(lambda: service.metrics()['child_processes{kind="mcp"}'] == 0, "their end", 30)
 
-    each = sum(HELD[mode].values())
-    assert session["processes"] == HELD[mode]
+    each = sum(HELD[arrangement].values())
+    assert session["processes"] == HELD[arrangement]
     assert session["memory_bytes"] > 2**20
     assert status["processes"]["per_session"] == {"p50": each, "max": each}
     assert status["processes"]["children"]["mcp"] == status["processes"]["mcp"] == 4

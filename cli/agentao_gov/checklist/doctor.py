@@ -12,7 +12,7 @@ import resource
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,8 +57,11 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
     yield _exposure(deployment)
     yield _memory(deployment)
     yield _descriptors(deployment)
-    for layer in survey_layers():
+    layers = survey_layers()
+    for layer in layers:
         yield _layer(layer)
+    if deployment.deployment.pool.mode == "subprocess":
+        yield _apart(deployment.deployment.pool.session_pid_namespace, {layer.name: layer for layer in layers})
 
 
 def _runtime() -> Examination:
@@ -275,6 +278,20 @@ _LAYER_REMEDIES: dict[str, str] = {
     "pid namespace": "Run the container with an init (docker run --init), which covers the same fault.",
     "cgroup v2": "Delegate a cgroup (systemd: Delegate=yes); the warden's own memory limit holds meanwhile.",
 }
+
+
+def _apart(asked: bool, layers: Mapping[str, Layer]) -> Examination:
+    """Whether the tools of one session can reach the processes of another, and the service's own."""
+    title = "isolation: sessions"
+    works = layers["pid namespace"].available
+    if asked and works:
+        return Examination("sessions-apart", title, "ok", "a session's tools see and signal their own processes alone")
+    text = "a session's tools run as the service's user: they can signal any process of it and read its environment"
+    if works:
+        return Examination("sessions-apart", title, "warn", text, "Set [pool] session_pid_namespace = true.")
+    why = "pid namespaces do not work here" if asked else "and pid namespaces do not work here"
+    remedy = "Run a service per tenant, each in a container or as a user of its own."
+    return Examination("sessions-apart", title, "warn", f"{text}; {why}", remedy)
 
 
 def _layer(layer: Layer) -> Examination:
