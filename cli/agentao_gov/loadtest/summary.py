@@ -41,6 +41,9 @@ def gate_report(report: LoadTestReport) -> GateReport:
 def headline(report: LoadTestReport) -> str:
     """The one sentence."""
     turns = f"{report.turns.answered} of {report.turns.attempted} turns answered"
+    found = report.capacity
+    if report.conclusion == "pass" and found.bottleneck is not None:
+        return f"passed: {found.sessions} busy sessions hold, {found.turns_per_s} turns/s, bound by {found.bottleneck}"
     if report.conclusion == "pass":
         return f"passed: {turns}, p95 {show_value(report.latency_ms['turn'].p95, 'ms')}"
     return f"{report.conclusion}: {'; '.join(report.reasons[:2]) or turns}"

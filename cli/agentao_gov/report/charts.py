@@ -135,8 +135,9 @@ def _marks(chart: Chart, x: _Scale) -> list[str]:
     for row, mark in enumerate(chart.marks):
         start, end = x.at(mark.start), x.at(mark.end)
         height = _HEIGHT - _TOP - _BOTTOM
+        kind = "mark" if end > start else "edge"
         parts.append(
-            f'<rect class="mark" x="{start:.1f}" y="{_TOP}" width="{max(1.5, end - start):.1f}" height="{height}">'
+            f'<rect class="{kind}" x="{start:.1f}" y="{_TOP}" width="{max(1.5, end - start):.1f}" height="{height}">'
             f"<title>{_text(mark.label)}</title></rect>"
         )
         # Neighbouring labels stand on different lines; near the right edge they lean to the left.

@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from agentao_gov.governor.requests import IterationEvent, TextEvent, ToolEvent, TurnEvent
-from agentao_gov.report.terminal import STYLES
+from agentao_gov.report.terminal import STYLES, printable
 
 if TYPE_CHECKING:
     from agentao_gov.config import Limits
@@ -55,12 +55,12 @@ class LiveTurn:
         with self._lock:
             match event:
                 case TextEvent(delta):
-                    self._text += delta
+                    self._text += printable(delta)
                 case IterationEvent(iteration, used):
                     # A new round: what was written before it was said on the way, not the answer.
                     self._iteration, self._tokens, self._text = iteration, used, ""
                 case ToolEvent(name, outcome, duration_ms):
-                    self._last_tool = f"{name} {outcome} {duration_ms / 1000:.1f} s"
+                    self._last_tool = f"{printable(name)} {outcome} {duration_ms / 1000:.1f} s"
 
     def pause(self) -> None:
         """Clears the screen for a question to the person."""

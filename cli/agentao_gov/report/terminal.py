@@ -7,6 +7,7 @@ JSON never comes through here: it is written to the stream itself.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
@@ -15,10 +16,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["STYLES", "console", "is_styled", "print_table", "warn"]
+__all__ = ["STYLES", "console", "is_styled", "print_table", "printable", "warn"]
 
 #: Every style by what it means.
 STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red", "dim": "dim", "strong": "bold", "answer": ""}
+
+
+#: What moves the cursor, sets titles or writes the clipboard: all control characters but tab and line feed.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A model's, a tool's or a provider's text without what a terminal would obey. For terminals only: a file or a
+    pipe gets the answer as it came."""
+    return _CONTROL.sub("", text)
 
 
 def is_styled(stream: TextIO) -> bool:
@@ -65,4 +76,4 @@ def print_table(out: Console, headers: Sequence[str], rows: Iterable[Sequence[st
 
 def warn(message: str) -> None:
     """One warning line on standard error."""
-    console().print(Text.assemble(("warning: ", STYLES["warn"]), message))
+    console().print(Text.assemble(("warning: ", STYLES["warn"]), printable(message)))

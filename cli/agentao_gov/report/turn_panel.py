@@ -9,7 +9,7 @@ from rich.text import Text
 
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import BudgetLine, TurnReport
-from agentao_gov.report.terminal import STYLES
+from agentao_gov.report.terminal import STYLES, printable
 
 __all__ = ["ENDINGS", "bar", "print_budget", "print_limits", "print_panel", "tokens"]
 
@@ -60,11 +60,11 @@ def print_panel(out: Console, report: TurnReport) -> None:
     )
     out.print(ending)
     if report.detail:
-        out.print(Text(f"  {report.detail}"))
+        out.print(Text(f"  {printable(report.detail)}"))
     for name, used, limit, shown in _rows(report):
         out.print(Text.assemble(f"  {name:<11}", bar(used, limit), f"  {shown}"))
     for warning in report.warnings:
-        out.print(Text.assemble(("  warning: ", STYLES["warn"]), warning))
+        out.print(Text.assemble(("  warning: ", STYLES["warn"]), printable(warning)))
 
 
 def _rows(report: TurnReport) -> Iterable[tuple[str, float, float | None, str]]:
@@ -100,7 +100,7 @@ def _rows(report: TurnReport) -> Iterable[tuple[str, float, float | None, str]]:
 
 def _tools(report: TurnReport) -> str:
     bad = [call for call in report.tool_calls if call.outcome != "ok"]
-    names = ", ".join(f"{call.name} {call.outcome}" for call in bad[:3])
+    names = ", ".join(f"{printable(call.name)} {call.outcome}" for call in bad[:3])
     more = f", {len(bad) - 3} more" if len(bad) > 3 else ""
     return f"{len(report.tool_calls)} calls, {report.timing_ms.tools / 1000:.1f} s" + (
         f" ({names}{more})" if bad else ""
