@@ -195,3 +195,45 @@ args = ["-I", "{stub}"]
 startup_timeout = "15s"
 request_timeout = "5s"
 """
+
+
+@pytest.mark.slow
+def test_open_streams_are_told_of_their_end(deployment: Deployment, simulator: Simulator) -> None:
+    """1. two streams run, one has begun  2. SIGTERM, the drain's time is up  → the last event says `shutdown`, 143."""
+    service = deployment.start(shutdown={"drain": "0.5s"})
+    message = say("x", text="one two three " * 40, chunk_tokens=1, per_token="500ms")
+    chat = {"model": "qa", "messages": [{"role": "user", "content": say(hold="never")}], "stream": True}
+    with running(
+        lambda: service.turn("a", message, headers={"Accept": "text/event-stream"}),
+        lambda: service.post("/v1/chat/completions", chat, headers={"X-Session-Id": "b"}),
+    ) as results:
+        simulator.wait_for(held=1, calls=2)
+        service.signal()
+
+    assert service.wait() == 143
+    for answer in results:
+        assert b'"shutdown"' in answer.body
+        assert answer.status in (200, 503)
+
+
+@pytest.mark.slow
+def test_two_workers_go_down_together_and_tell_their_clients(deployment: Deployment, simulator: Simulator) -> None:
+    """1. turns hang in both workers, one waits  2. SIGTERM twice  → all answered 503, not ready, 143, nothing left."""
+    service = deployment.start("--workers", "2", shutdown={"drain": "15s"}, server={"shutdown_budget": "25s"})
+    below = tree(service)
+    with running(*[lambda n=n: service.turn(f"s{n}", say(hold="never")) for n in range(6)]) as results:
+        simulator.wait_for(held=6)
+        service.signal()
+        wait_until(lambda: rungs(service).count("draining") == 2, "both drains")
+        ready = service.get("/readyz")
+        rung = service.metrics()["shutdown_rung"]
+        service.signal()
+    code = service.wait()
+    _, alive = psutil.wait_procs(below, timeout=10)
+
+    assert code == 143
+    assert (ready.status, ready.json["rung"]) == (503, "draining")
+    assert rung == 2
+    assert [(answer.status, answer.code) for answer in results] == [(503, "draining")] * 6
+    assert len(service.events("ended by shutdown")) == 6
+    assert alive == []

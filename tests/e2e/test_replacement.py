@@ -1,0 +1,92 @@
+"""A service that can no longer help itself is replaced: its warden ends it and starts another, and sessions go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agentao_gov.simulator import Simulator
+from tests.e2e.service import START_S_MAX, Deployment, Service, say, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+#: In every Python below the test: SIGUSR1 runs a pattern that backtracks for minutes and holds the interpreter lock.
+LOCK_HOLDER = """
+import re, signal
+signal.signal(signal.SIGUSR1, lambda *_: re.match(r"(a+)+$", "a" * 40 + "b"))
+"""
+
+
+#: Opening a file of this name never ends, as on a network file system that is gone.
+NEVER = """
+import builtins, io, time
+real = io.open
+def opening(file, *more, **named):
+    if str(file).endswith("never"):
+        time.sleep(3600)
+    return real(file, *more, **named)
+io.open = builtins.open = opening
+"""
+
+
+def customized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Runs the code at the start of every Python below the test."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+def second_life(service: Service) -> None:
+    """Waits until another process serves, and talks to that one."""
+    found = wait_until(lambda: len(e := service.events("listening")) > 1 and e, "the second start", 90)
+    service.port = int(found[-1]["address"].rpartition(":")[2])
+    wait_until(lambda: service.get("/readyz").status == 200, "readiness", START_S_MAX)
+
+
+def test_a_call_that_holds_the_interpreter_lock_is_ended_by_the_watchdog(
+    deployment: Deployment, simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. a turn  2. a C call holds the lock  3. no heartbeat for 30 s  → dumped, killed, started anew."""
+    customized(tmp_path, monkeypatch, LOCK_HOLDER)
+    service = deployment.start()
+    service.turn("s", say("first", text="x"))
+    before = service.pid
+
+    os.kill(before, signal.SIGUSR1)
+    second_life(service)
+    after = service.turn("s", say("second", text="still here"))
+
+    assert not psutil.pid_exists(before)
+    assert service.pid != before
+    assert after.json["answer"] == "still here"
+    assert simulator.truth().requests[-1].messages == 4
+    # The stacks say where the call was.
+    assert "re/__init__.py" in service.log.read_text(errors="replace")
+
+
+def test_too_many_stuck_turns_drain_and_replace_the_service(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. a tool never returns  2. its turn is told `stuck`  3. the cap is met  → not ready, drained, started anew."""
+    customized(tmp_path, monkeypatch, NEVER)
+    service = deployment.start(pool={"max_stuck": 1})
+    service.turn("s", say("first", text="x"), profile="brisk")
+    file = service.state / "sessions" / "t-default" / "s-s" / "work" / "never"
+    file.write_text("text")
+    before = service.pid
+
+    stuck = service.turn(
+        "s", say("read", text="x", tool={"name": "read_file", "args": {"file_path": str(file)}}), profile="brisk"
+    )
+    second_life(service)
+    after = service.turn("s", say("second", text="still here"), profile="brisk")
+
+    assert (stuck.status, stuck.code) == (500, "stuck")
+    assert service.events("turn abandoned")
+    assert service.events("too many turns are stuck, restarting")
+    assert service.pid != before
+    assert after.json["answer"] == "still here"
