@@ -6,6 +6,7 @@ import copy
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class House:
     def facts(self, profile: str = "qa", *, memory_bytes: int = 16 * 2**30) -> Facts:
         """What the static checks look at, on a machine of this size."""
         facts, _ = gather(load_deployment(self.write()), str(self.root / "profiles" / f"{profile}.toml"))
-        return Facts(facts.deployment, facts.profiles, Machine(memory_bytes))
+        return replace(facts, machine=Machine(memory_bytes))
 
     def walk(
         self, *only: ItemId, profile: str = "qa", stage: Callable[..., Stage] = Stage, settle_s: float = 20.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -58,6 +60,8 @@ def test_list_names_the_seven_items(tmp_path: Path, run: Run) -> None:
         (("--only", "sesion_caps"), 2, "session_caps"),
         (("--skip", "nothing"), 2, "monitoring"),
         (("--format", "yaml"), 2, "junit"),
+        (("--from", "x.json", "--only", "monitoring"), 2, "--only cannot change"),
+        (("--output", "profiles"), 2, "cannot be written"),
         (("--profile", "nope"), 3, "research"),
         (("--config", "missing.toml"), 3, "missing.toml"),
         (("--output", "no/such/dir/x.json"), 2, "directory"),
@@ -75,6 +79,16 @@ def test_wrong_use_says_what_is_right(house: House, run: Run, arguments: tuple[s
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_formats_at_once_are_refused(house: House, run: Run) -> None:
+    """Whoever asks for JSON hears it as JSON."""
+    house.write()
+
+    done = run("checklist", "--json", "--format", "junit", cwd=house.root)
+
+    assert done.returncode == 2
+    assert "contradict" in json.loads(done.stdout)["error"]["message"]
 
 
 def test_skipping_everything_is_inconclusive(house: House, run: Run) -> None:
@@ -134,6 +148,62 @@ def test_what_is_no_report_is_refused(tmp_path: Path, run: Run, content: str | N
 
     assert done.returncode == 2
     assert "--format json --output" in done.stderr
+
+
+def _written(folder: Path, status: Literal["warn", "fail"] = "fail") -> Path:
+    item = assemble(ITEMS[0], [Check(status, "it refuses", "it accepts")])
+    report = ChecklistReport(verdict="fail" if status == "fail" else "pass", config="agentao-gov.toml", items=(item,))
+    path = folder / "report.json"
+    path.write_text(report.to_json())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.json", "{"), ("a.xml", "<?xml"), ("a.md", "## "), ("a.txt", "fail\tsession_caps")]
+)
+def test_the_name_of_the_output_says_the_format(tmp_path: Path, run: Run, name: str, begins: str) -> None:
+    """The table stays on standard output, and the file can be read by the next step of a CI."""
+    _written(tmp_path)
+
+    done = run("checklist", "--from", "report.json", "--output", name, cwd=tmp_path)
+
+    assert done.stdout.startswith("fail\tsession_caps")
+    assert (tmp_path / name).read_text().startswith(begins)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path, run: Run) -> None:
+    """/dev/null would be a file for ever after; a link stays a link."""
+    _written(tmp_path)
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    run("checklist", "--from", "report.json", "--format", "junit", "--output", "pipe", cwd=tmp_path)
+    run("checklist", "--from", "report.json", "--output", "link.json", cwd=tmp_path)
+
+    assert os.read(reader, 5) == b"<?xml"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text().startswith("{")
+
+
+def test_strict_judges_a_written_report_anew(tmp_path: Path, run: Run) -> None:
+    """A warning that passed is a failure then."""
+    _written(tmp_path, "warn")
+
+    assert run("checklist", "--from", "report.json", cwd=tmp_path).returncode == 0
+    assert run("checklist", "--from", "report.json", "--strict", cwd=tmp_path).returncode == 1
+
+
+def test_the_list_is_what_would_be_walked(tmp_path: Path, run: Run) -> None:
+    """With --only and --skip as well."""
+    done = run("checklist", "--list", "--only", "monitoring,pool_limits", "--skip", "monitoring", cwd=tmp_path)
+
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()[1:]] == ["pool_limits"]
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"

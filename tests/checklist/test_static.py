@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentao_gov.checklist.items import ITEMS, ItemId
+from agentao_gov.checklist.places import place_of
 from agentao_gov.checklist.report import ItemReport, assemble
 from agentao_gov.checklist.static import static_checks
 from tests.checklist.conftest import House
@@ -102,3 +104,39 @@ def test_a_listed_tenant_without_a_default_is_enough(house: House) -> None:
     house.deployment["tenants"]["acme"] = {**caps, "api_key_sha256": ["0" * 64]}
 
     assert _items(house)["session_caps"].status == "pass"
+
+
+PLACES: list[tuple[Break, ItemId, str, str]] = [
+    (lambda h: h.deployment["capacity"].update(alert_at=1.0), "monitoring", "agentao-gov.toml", "alert_at = 1.0"),
+    (lambda h: h.deployment["budget"].pop("user_daily_tokens"), "daily_token_budget", "agentao-gov.toml", "[budget]"),
+    (lambda h: h.profile("qa")["limits"].update(turn_timeout="3h"), "turn_timeout", "qa.toml", 'turn_timeout = "3h"'),
+]
+
+
+@pytest.mark.parametrize(("spoil", "item", "file", "text"), PLACES)
+def test_a_finding_knows_its_file_and_line(
+    house: House, monkeypatch: pytest.MonkeyPatch, spoil: Break, item: ItemId, file: str, text: str
+) -> None:
+    """The key's line; of a key that is missing, the table it belongs into. As a CI names files: from where it runs."""
+    spoil(house)
+    monkeypatch.chdir(house.root)
+    facts = house.facts()
+
+    place = place_of(static_checks(facts)[item], facts)
+
+    assert place is not None
+    assert not Path(place.file).is_absolute()
+    assert Path(place.file).name == file
+    assert (house.root / place.file).read_text().splitlines()[(place.line or 0) - 1] == text
+
+
+def test_the_context_cap_is_held_against_the_deployments_model(house: House) -> None:
+    """A profile without a model of its own runs on the deployment's."""
+    house.deployment["model"] = {"name": "mine", "base_url": "http://127.0.0.1:1/v1", "context_window": 70_000}
+
+    report = _items(house)["daily_token_budget"]
+
+    assert report.status == "fail"
+    assert "64,000 of 70,000" in report.observed
+    house.mend(report.remedy)
+    assert _items(house)["daily_token_budget"].status == "pass"

@@ -88,7 +88,8 @@ def print_checklist(report: ChecklistReport, stream: TextIO) -> None:
         out.print(_table(report))
     else:
         for item in report.items:
-            out.print(Text(f"{item.status}\t{item.id}\t{item.title}\t{_observed(item)}"))
+            # Not through Rich, which makes spaces of tabs.
+            stream.write(f"{item.status}\t{item.id}\t{item.title}\t{_observed(item)}\n")
     for item in report.items:
         if item.status in ("fail", "warn"):
             _print_details(item, stream)
