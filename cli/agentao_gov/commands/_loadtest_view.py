@@ -45,7 +45,7 @@ class TerminalView:
             ("generator", f"late by {show_ms(look.lateness_p99_ms)} at p99", "dim"),
         ]
         rows += [
-            (expression, f"{show_value(value, unit)}{_DOUBT if status == 'inconclusive' else ''}", _STYLES[status])
+            (expression, _stands(value, unit, status), _STYLES[status])
             for expression, value, unit, status in look.thresholds
         ]
         rows.append(("verdict now", *_verdict_now(look)))
@@ -53,8 +53,13 @@ class TerminalView:
 
 
 _STYLES = {"pass": "ok", "fail": "bad", "inconclusive": "warn"}
-_DOUBT = ", too few turns to tell"
 _BAR = 24
+
+
+def _stands(value: float | None, unit: str, status: str) -> str:
+    if value is None:
+        return "no turns yet"
+    return show_value(value, unit) + (", too few turns to tell" if status == "inconclusive" else "")
 
 
 def _verdict_now(look: Live) -> tuple[str, str]:
@@ -62,7 +67,7 @@ def _verdict_now(look: Live) -> tuple[str, str]:
     if standing["fail"]:
         return f"fails {', '.join(standing['fail'])}", "bad"
     if standing["inconclusive"]:
-        return "holds so far, with too few turns to tell", "warn"
+        return "too early to tell", "warn"
     return "holds so far", "ok"
 
 
