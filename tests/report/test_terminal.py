@@ -8,7 +8,7 @@ import pytest
 
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
-from agentao_gov.report.terminal import console, is_styled, print_table
+from agentao_gov.report.terminal import console, is_styled, print_table, printable
 from agentao_gov.report.turn_panel import ENDINGS, bar, print_panel
 
 
@@ -118,3 +118,17 @@ def test_the_panel_says_why_a_turn_failed() -> None:
 def test_a_bar_shows_the_share(used: float, limit: float | None, full: int) -> None:
     """Never longer than its frame, and none where nothing limits."""
     assert bar(used, limit).plain.count("█") == full
+
+
+def test_nothing_that_a_terminal_obeys_gets_through() -> None:
+    """A model, a provider or a tool's name could set the title, clear the screen or write the clipboard."""
+    evil = "\x1b]0;title\x07\x1b[2J\x9b1Jhello\r\nworld\tend\x7f"
+
+    assert printable(evil) == "]0;title[2J1Jhello\nworld\tend"
+
+    out = _Terminal()
+    print_panel(
+        console(out), _report(outcome=Outcome.MODEL_ERROR, answer=None, detail=evil, warnings=(evil,), exit_code=4)
+    )
+    assert "\x1b]" not in out.getvalue()
+    assert "\x1b[2J" not in out.getvalue()

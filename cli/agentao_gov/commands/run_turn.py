@@ -21,7 +21,7 @@ from agentao_gov.config.edit import write_whole
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
-from agentao_gov.report.terminal import console, warn
+from agentao_gov.report.terminal import console, printable, warn
 from agentao_gov.report.turn_panel import print_panel
 from agentao_gov.simulator.embedded import EmbeddedModel
 
@@ -59,7 +59,7 @@ class Asker:
         """Asks and waits, at most as long as the turn may last. Called on the turn's thread."""
         del description
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        question = _Question(f"The model wants to run {name}({shown[:500]}). Allow it? [y/N] ")
+        question = _Question(f"The model wants to run {printable(name)}({printable(shown[:500])}). Allow it? [y/N] ")
         self.questions.put(question)
         question.answered.wait(max(0.0, self.until - time.monotonic()))
         return question.yes
@@ -181,7 +181,7 @@ def _sink(live: LiveTurn | None, verbose: Console | None) -> EventSink:
         if live is not None:
             live.on_event(event)
         if verbose is not None and isinstance(event, ToolEvent):
-            verbose.print(f"tool {event.name}: {event.outcome}, {event.duration_ms} ms")
+            verbose.print(f"tool {printable(event.name)}: {event.outcome}, {event.duration_ms} ms")
 
     return sink
 
@@ -244,6 +244,7 @@ def print_answer(report: TurnReport) -> None:
     if out.is_terminal and not out.no_color:
         from rich.markdown import Markdown
 
-        out.print(Markdown(report.answer))
+        out.print(Markdown(printable(report.answer)))
     else:
-        sys.stdout.write(report.answer.rstrip("\n") + "\n")
+        text = report.answer.rstrip("\n") + "\n"
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)

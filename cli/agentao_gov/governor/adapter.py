@@ -6,11 +6,13 @@ interpreter lock for 0.33 ms per message (openai 3.54: 72 ms a call at 200 messa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
+from openai.types.chat import ChatCompletionChunk
 
 from agentao_gov.governor.failures import NotAModelError
 from agentao_gov.governor.http import HttpClient
@@ -59,6 +61,9 @@ class StreamMeter:
                     accumulator.finish_reason = "length"
                     accumulator.finish_reason_reported = True
                     return
+            if not self.begun:
+                # A gateway's page, or nothing at all: no event in it, which the SDK would call an empty answer.
+                raise NotAModelError("a stream without any event")
         finally:
             stream.close()
 
@@ -97,6 +102,30 @@ class StreamMeter:
         return room > 0 and self._spend.extend(min(EXTEND_TOKENS, room))
 
 
+def _one_chunk(response: Any) -> Any:
+    """A stream was asked for and JSON came: the whole answer as a stream of one chunk, or an error as what it is."""
+    try:
+        body = json.loads(response.read())
+    finally:
+        response.close()
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        said = body.get("error", body) if isinstance(body, dict) else body
+        raise NotAModelError(f"{str(said)[:200]!r}", response.status_code)
+    for choice in choices:
+        choice["delta"] = choice.pop("message", None) or {}
+        for number, call in enumerate(choice["delta"].get("tool_calls") or ()):
+            call.setdefault("index", number)
+    return _Chunks([ChatCompletionChunk.construct(**body)])
+
+
+class _Chunks(list[Any]):
+    """What is left of a stream that is already read."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class _Completions:
     """`client.chat.completions` with streams measured."""
 
@@ -117,9 +146,11 @@ class _Completions:
         if response is not None and "html" in kind:
             # A gateway's error page or a wrong base URL; the SDK would find no event in it and call it an empty answer.
             result.close()
-            raise NotAModelError(kind, response.status_code)
+            raise NotAModelError(kind.partition(";")[0], response.status_code)
         if not kwargs.get("stream") or self.meter is None:
             return result
+        if response is not None and kind.startswith("application/json"):
+            result = _one_chunk(response)
         return self.meter.watch(result, self.accumulator)
 
 

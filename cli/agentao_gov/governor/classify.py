@@ -47,8 +47,8 @@ class TurnFacts:
     model_failure: Reason | None = None
     #: The last output was cut because the budget granted less than `max_output_tokens`.
     output_cut_by_budget: bool = False
-    #: The last stream ended without the provider saying that it was the end.
-    unfinished: bool = False
+    #: Why the last answer is not whole, although text came: a broken stream, a filter.
+    unfinished: Reason | None = None
     #: The turn's thread, or one of its tools, did not come back within the grace.
     abandoned: bool = False
     #: An exception that should not happen.
@@ -116,9 +116,8 @@ def _capped(facts: TurnFacts) -> Verdict:
 
 def _ended_by_itself(facts: TurnFacts) -> Verdict:
     match facts.incomplete_reason:
-        case None if facts.unfinished:
-            broke_off = Reason("The stream broke off: neither a reason nor usage came.")
-            return Verdict(Outcome.INCOMPLETE, facts.text, broke_off)
+        case None if facts.unfinished is not None:
+            return Verdict(Outcome.INCOMPLETE, facts.text, facts.unfinished)
         case None:
             return Verdict(Outcome.ANSWERED, facts.text)
         case "max_iterations":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
+import httpx2
 import openai
 
 from agentao_gov.governor.reason import Reason
@@ -32,17 +34,23 @@ _KINDS = {
 
 
 class NotAModelError(Exception):
-    """The endpoint answered, but not as a model does. `status_code` marks it as an answer: it cost nothing."""
+    """The endpoint answered, but not as a model does. With a `status_code` it is a refusal, which cost nothing."""
 
-    def __init__(self, content_type: str, status_code: int) -> None:
-        super().__init__(f"it answered with {content_type.split(';')[0]} instead of a model's answer")
+    def __init__(self, what: str, status_code: int | None = None) -> None:
+        super().__init__(f"it answered with {what} instead of a model's answer")
         self.status_code = status_code
 
 
 def status_of(error: BaseException | None) -> int | None:
     """The HTTP status a provider answered with instead of an answer."""
+    if error is not None and _redirects(error):
+        return int(HTTPStatus.TEMPORARY_REDIRECT)
     status = getattr(error, "status_code", None)
     return status if isinstance(status, int) and not isinstance(status, bool) else None
+
+
+def _redirects(error: BaseException) -> bool:
+    return isinstance(error.__cause__, httpx2.TooManyRedirects)
 
 
 def describe_failure(error: BaseException, *, base_url: str, sent: bool, secret: str) -> Reason:
@@ -64,6 +72,8 @@ def _kind(error: BaseException, sent: bool) -> str:
         return "The model's endpoint did not answer as an OpenAI-compatible model does."
     if isinstance(error, openai.APITimeoutError):
         return f"The model did not {'answer' if sent else 'accept a connection'} in time."
+    if _redirects(error):
+        return "The model's endpoint only redirects."
     if isinstance(error, openai.APIConnectionError):
         return "The connection to the model broke." if sent else "The model cannot be reached."
     if status is None:
@@ -79,6 +89,8 @@ def _sentence(error: BaseException, base_url: str, sent: bool) -> str:
         return f"The endpoint {base_url} is no model: {error}. Check the base URL."
     if isinstance(error, openai.APITimeoutError):
         return f"The model at {base_url} did not {'answer' if sent else 'accept a connection'} in time."
+    if _redirects(error):
+        return f"The endpoint {base_url} only redirects to other addresses. Check the base URL."
     if isinstance(error, openai.APIConnectionError):
         cause = str(error.__cause__ or error).strip() or type(error.__cause__).__name__
         if sent:

@@ -33,6 +33,8 @@ _CONNECT_POLL_S = 0.05
 #: Longest wait for a TCP connection or TLS handshake, whatever the turn's deadline.
 CONNECT_S_MAX = 10.0
 
+#: From http to https, and to where the API has moved; more than that is a circle.
+_REDIRECTS_MAX = 3
 #: The context of TLS handshakes, made when the first is needed.
 Trust = Callable[[], ssl.SSLContext]
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
@@ -337,6 +339,7 @@ class HttpClient:
         self._client = openai.DefaultHttpxClient(
             transport=_transport(trust),
             mounts=_environment_proxies(trust),
+            max_redirects=_REDIRECTS_MAX,
             timeout=httpx2.Timeout(CONNECT_S_MAX),
         )
         self._lock = threading.Lock()

@@ -44,6 +44,8 @@ AGENT_LOG = logging.getLogger("agentao_gov.agent")
 AGENT_LOG.addFilter(RedactingFilter())
 AGENT_LOG.setLevel(logging.ERROR)
 
+_BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
+_FILTERED = Reason("The provider's content filter cut the answer off.")
 #: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
 _AFTER_DEADLINE_S = 1.0
 
@@ -352,7 +354,8 @@ class GovernedModel(LLMClient):
         final = text if ended and not message.tool_calls and text.strip() else None
         cut = choice.finish_reason == "length" and self._granted < self.max_tokens
         # Neither a reason nor usage: a proxy closed the stream. A provider that never gives reasons still counts.
-        unfinished = not ended and choice.finish_reason == "stop" and getattr(response, "usage", None) is None
+        broke_off = not ended and choice.finish_reason == "stop" and getattr(response, "usage", None) is None
+        unfinished = _BROKE_OFF if broke_off else _FILTERED if choice.finish_reason == "content_filter" else None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 
     def _tell_retry(self, call: Call, retry: int, delay_s: float, error: Exception) -> None:

@@ -69,7 +69,7 @@ class Turn:
         self._model_failure: Reason | None = None
         self._cap_reached = False
         self._output_cut = False
-        self._unfinished = False
+        self._unfinished: Reason | None = None
         self._warnings: list[Reason] = []
         # A round of the loop has begun and its request has not gone out yet.
         self._round_pending = False
@@ -113,12 +113,12 @@ class Turn:
             self._final_answer = None
             self._model_failure = None
             self._output_cut = False
-            self._unfinished = False
+            self._unfinished = None
 
-    def call_ended(self, *, final_text: str | None, cut_by_budget: bool, unfinished: bool) -> None:
+    def call_ended(self, *, final_text: str | None, cut_by_budget: bool, unfinished: Reason | None) -> None:
         """A model call of the main loop ended well. `final_text` if it is a whole answer without tool calls.
 
-        `unfinished`: the stream ended without the provider saying that it was the end.
+        `unfinished`: why what came is not the whole answer.
         """
         with self._lock:
             if self._stop is None:
