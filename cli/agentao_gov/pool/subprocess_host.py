@@ -126,6 +126,7 @@ class SubprocessHost:
             opening = peer.call(
                 wire.OPEN,
                 {
+                    "versions": wire.VERSIONS,
                     "spec": wire.encode_spec(self.spec),
                     "conversation": wire.encode_conversation(self._conversation),
                     "home": str(self._parts.home(self.spec)),
@@ -134,7 +135,8 @@ class SubprocessHost:
             )
             opening.result(within_s)
         except WireClosed:
-            raise InternalError(f"The session process ended while it opened. {self._obituary(live)}".strip()) from None
+            died = f"The session process ended while it opened. {self._obituary(live)}".strip()
+            raise InternalError(died, hint=process.hint) from None
         except WireError as error:
             self._bury(live)
             raise wire.decode_error(error.data, error.message) from error

@@ -26,7 +26,7 @@ from agentao.acp import initialize, session_cancel, session_new, session_prompt
 from agentao.acp.server import AcpServer, JsonRpcHandlerError
 
 from agentao_gov.clock import Deadline
-from agentao_gov.errors import GovError, InternalError
+from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.observe import NullObserver
@@ -171,6 +171,13 @@ class Worker:
 
     def _open(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Takes on the session's identity (home, directory), then opens it through the ACP server's own handler."""
+        wanted = params["versions"]
+        if wanted != wire.VERSIONS:
+            found = ", ".join(f"{name} {wire.VERSIONS.get(name)} (the service: {wanted[name]})" for name in wanted)
+            raise ConfigError(
+                f"{sys.executable} has {found}.",
+                hint="Install the same versions for the tenant's python: what is sent would be misread.",
+            )
         spec = wire.decode_spec(params["spec"])
         saved = params["conversation"]
         conversation = wire.decode_conversation(saved) if saved is not None else None

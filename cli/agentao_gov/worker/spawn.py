@@ -60,6 +60,8 @@ class SessionProcess:
     #: Whether the warden's last word said that it had ended everything below itself.
     ended_well: bool = False
     started_at: float = field(default_factory=time.monotonic)
+    #: What to look at where it does not come up.
+    hint: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -195,7 +197,10 @@ class ColdSpawner:
             ends.close_theirs()
         # Reaped by a thread of its own; its end is seen through the status pipe.
         threading.Thread(target=child.wait, name="gov-reap", daemon=True).start()
-        return ends.process(child.pid, cgroup)
+        process = ends.process(child.pid, cgroup)
+        if self._python != sys.executable:
+            process.hint = f"Try `{self._python} -c 'import agentao_gov.worker.main'`: it must be installed there."
+        return process
 
 
 class ZygoteSpawner:

@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import pickle
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from agentao_gov.budget.errors import CancelledWait, ReservationLostError
@@ -37,6 +38,7 @@ __all__ = [
     "GOV_ERROR",
     "OPEN",
     "TURN",
+    "VERSIONS",
     "decode_conversation",
     "decode_error",
     "decode_event",
@@ -53,6 +55,8 @@ __all__ = [
 OPEN, TURN, CANCEL, CLOSE = "_gov/open", "_gov/turn", "_gov/cancel", "_gov/close"
 #: Worker to owner.
 LEDGER, EVENT, OBSERVE, REPORT, LOG = "_gov/ledger", "_gov/event", "_gov/observe", "_gov/report", "_gov/log"
+#: Of what must be the same on both sides: a tenant's own Python may have others.
+VERSIONS = {name: version(name) for name in ("agentao-gov", "agentao")}
 #: JSON-RPC error code of a GovError; `data` says which.
 GOV_ERROR = -32010
 
