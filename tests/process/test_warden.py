@@ -157,6 +157,43 @@ def test_nothing_outlives_the_outer_warden_of_a_pair(tree: SessionTree) -> None:
     guarded.close_lifeline()
 
 
+def test_nothing_outlives_the_inner_warden_of_a_pair(tree: SessionTree) -> None:
+    """The service dies with it, and what the service had started falls to the outer one."""
+    program = (
+        "import subprocess, sys, time\n"
+        f"c = subprocess.Popen([sys.executable, '-I', '-S', '-c', {zoo.PROGRAMS['stubborn']!r}],"
+        " stdout=subprocess.PIPE, start_new_session=True)\n"
+        "c.stdout.readline(); print('up', flush=True); time.sleep(60)\n"
+    )
+    guarded = Guarded(tree, program, "--pair", "--grace-s", "0.05")
+    assert guarded.line() == b"up"
+    inner = next(s.ref.pid for s in procfs.stats() if s.ppid == guarded.warden.pid)
+
+    os.kill(inner, signal.SIGKILL)
+
+    assert guarded.wait() == -signal.SIGKILL
+    assert tree.members() == ()
+    guarded.close_lifeline()
+
+
+def test_tools_below_a_warden_yield_to_the_one_it_guards(tree: SessionTree) -> None:
+    """Whoever was started below the guarded process is found at a tenth of its weight, also in a session of its own."""
+    program = (
+        "import subprocess, sys\n"
+        "c = subprocess.Popen([sys.executable, '-I', '-S', '-c', 'import sys; sys.stdin.read()'],"
+        " stdin=subprocess.PIPE, start_new_session=True)\n"
+        "print(c.pid, flush=True); sys.stdin.read()\n"
+    )
+    guarded = Guarded(tree, program, "--processes", "20")
+    tool = int(guarded.line())
+
+    assert zoo.until(lambda: os.getpriority(os.PRIO_PROCESS, tool) == warden.TOOL_NICE)
+    assert os.getpriority(os.PRIO_PROCESS, guarded.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+    guarded.close_lifeline()
+    guarded.wait()
+
+
 def test_a_byte_on_the_lifeline_kills_at_once(tree: SessionTree) -> None:
     """An owner that wants force does not wait for the grace."""
     guarded = Guarded(tree, zoo.PROGRAMS["stubborn"], "--grace-s", "60")

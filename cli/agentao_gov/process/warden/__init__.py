@@ -20,15 +20,16 @@ import os
 from .namespaces import pid_namespace_works
 from .options import RESTART_EXIT, Options
 from .pair import supervise_pair
-from .system import forbid_reading, name_process, prctl
+from .priority import TOOL_NICE
+from .system import name_process, prctl
 from .watch import Warden, supervise
 
 __all__ = [
     "PROGRAM",
     "RESTART_EXIT",
+    "TOOL_NICE",
     "Options",
     "Warden",
-    "forbid_reading",
     "name_process",
     "pid_namespace_works",
     "prctl",

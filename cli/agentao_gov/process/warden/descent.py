@@ -154,20 +154,13 @@ def resident(pid: int) -> int:
         return 0
 
 
-def proportional(pid: int, fd: int = -1) -> int:
-    """Bytes in memory, each page shared out among those who hold it; 0 where it may not be read.
-
-    `fd`: an open `smaps_rollup`, which goes on working when the process has forbidden others to read it.
-    """
+def proportional(pid: int) -> int:
+    """Bytes in memory, each page shared out among those who hold it; 0 once it is gone."""
     try:
-        if fd >= 0:
-            text = os.pread(fd, 4096, 0)
-        else:
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:  # noqa: PTH123
-                text = file.read()
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
     except OSError:
-        return 0
-    for line in text.splitlines():
-        if line.startswith(b"Pss:"):
-            return int(line.split()[1]) * 1024
+        pass
     return 0

@@ -27,8 +27,6 @@ class Look:
         self._gap_s = _LOOK_QUIET_S
         self._resident_last = 0
         self._known: set[int] = set()
-        #: An open `smaps_rollup` of the child: it forbids others to read it before it holds any secret.
-        self._child_memory_fd = -1
 
     def soon(self, now: float) -> None:
         """Something was started below: look more often for a while."""
@@ -42,7 +40,6 @@ class Look:
         fresh = [pid for pid in tree if pid not in self._known and pid != child]
         self._known = set(tree)
         _demote(fresh)
-        self._keep_readable(child)
         in_memory = sum(map(resident, tree))
         moved = abs(in_memory - self._resident_last) > 4 << 20
         self._resident_last = in_memory
@@ -51,7 +48,7 @@ class Look:
             return "session_processes", len(tree), self._processes
         if 0 < self._memory_bytes < in_memory:
             # Resident counts pages shared with the zygote in every process; the fair share costs a millisecond.
-            share = sum(proportional(pid, self._child_memory_fd if pid == child else -1) for pid in tree)
+            share = sum(map(proportional, tree))
             if share > self._memory_bytes:
                 return "session_memory", share, self._memory_bytes
         return None
@@ -60,16 +57,6 @@ class Look:
         longest = _LOOK_S if busy else _LOOK_QUIET_S
         self._gap_s = _LOOK_SOON_S if fresh >= _GROWS else min(longest, self._gap_s * 2)
         self.due = now + self._gap_s
-
-    def _keep_readable(self, child: int) -> None:
-        """Opens the child's memory figures anew while that is allowed: an exec gives it another memory."""
-        try:
-            fd = os.open(f"/proc/{child}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        if self._child_memory_fd >= 0:
-            os.close(self._child_memory_fd)
-        self._child_memory_fd = fd
 
 
 def _demote(fresh: list[int]) -> None:

@@ -11,7 +11,6 @@ __all__ = [
     "PR_SET_CHILD_SUBREAPER",
     "PR_SET_DUMPABLE",
     "die_with_parent",
-    "forbid_reading",
     "join_cgroup",
     "name_process",
     "prctl",
@@ -29,15 +28,6 @@ def prctl(option: int, value: int | bytes) -> bool:
 def name_process(name: str) -> None:
     """The name `ps` shows, and the census reads."""
     prctl(PR_SET_NAME, name.encode()[:15])
-
-
-def forbid_reading() -> bool:
-    """Keeps other processes of the same user out of this one's memory, environment and descriptors.
-
-    Without it any tool of any session reads the service's keys from `/proc/PID/environ`. Root still can; so can no
-    core dump be written. Lost at the next exec, inherited by forks.
-    """
-    return prctl(PR_SET_DUMPABLE, 0)
 
 
 def join_cgroup(cgroup: str) -> None:
