@@ -46,6 +46,8 @@ class Cache:
         self.at_ms = 0
         #: The entry up to which the tables are true.
         self.folded = 0
+        #: The checkpoint's number: what is older is not there any more.
+        self.cut = 0
         #: Whether any call waits, and whether this owner is registered.
         self.waiting = False
         self.known_owner = False
@@ -59,9 +61,10 @@ class Cache:
         """Nothing is known any more."""
         self.version = self.last = -1
 
-    def begin(self, folded: int) -> None:
+    def begin(self, folded: int, cut: int = 0) -> None:
         """Starts anew from the tables."""
         self.folded = self.last = folded
+        self.cut = cut
         self.hash = b""
         self.lines.clear()
         self.calls.clear()

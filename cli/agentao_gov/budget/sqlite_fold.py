@@ -61,5 +61,5 @@ def cut(tx: Transaction, planned: Cut, owner_id: str) -> None:
     tx.sql.executemany("DELETE FROM calls WHERE id = ?", [(name,) for name in planned.calls])
     tx.sql.executemany("DELETE FROM lines WHERE id = ?", [(int(ref),) for ref in planned.lines])
     tx.append(Entry(tx.at_ms, "checkpoint", "", owner_id, (), note=after.note()))
-    # So that nothing that was let go of is remembered anywhere.
     fold(tx)
+    tx.cuts = True

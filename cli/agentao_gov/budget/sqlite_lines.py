@@ -47,6 +47,11 @@ class LineTable:
             self._ids.clear()
         self._ids.update(opened)
 
+    def forget(self) -> None:
+        """Some lines are no longer there."""
+        self._ids.clear()
+        self._recent.clear()
+
     def admission(self, tx: Transaction, request: ReserveRequest) -> tuple[dict[int, Line], Admission]:
         """The request's lines in its order, with their current limits, and whether it fits them."""
         lines = tx.cache.load(tx.sql, [self._find(tx, scope) for scope in request.scopes])

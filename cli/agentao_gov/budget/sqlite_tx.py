@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Transaction"]
 
 _STATE = """
-SELECT folded.number, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?) FROM folded
+SELECT folded.number, checkpoint.number, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?)
+FROM folded, checkpoint
 """
 _NEWS = "SELECT number, at_ms, body, hash FROM journal WHERE number >= ? ORDER BY number"
 _APPEND = "INSERT INTO journal VALUES (?, ?, ?, ?)"
@@ -40,6 +41,7 @@ class Transaction:
         "at_ms",
         "cache",
         "created",
+        "cuts",
         "folds",
         "last",
         "opened",
@@ -68,8 +70,8 @@ class Transaction:
         self.created: list[int] = []
         #: Lines whose limit changed in this transaction, with the one before.
         self.restated: list[tuple[Line, int | None]] = []
-        #: Whether the tables were brought up to the last entry.
-        self.folds = False
+        #: Whether the tables were brought up to the last entry; and whether lines were let go of.
+        self.folds = self.cuts = False
 
     def __enter__(self) -> Transaction:
         store = self._store
@@ -104,9 +106,13 @@ class Transaction:
         cache = self.cache
         (version,) = self.sql.execute("PRAGMA data_version").fetchone()
         if version != cache.version:
-            folded, waiting, known = self.sql.execute(_STATE, (self._store.owner.id,)).fetchone()
-            if cache.last < 0 or folded != cache.folded or not self._follow():
-                cache.begin(folded)
+            folded, cut, waiting, known = self.sql.execute(_STATE, (self._store.owner.id,)).fetchone()
+            if cache.last == folded and cut == cache.cut:
+                cache.fold()
+            if cut != cache.cut:
+                self._store.lines.forget()
+            if cache.last < folded or cut != cache.cut or not self._follow():
+                cache.begin(folded, cut)
                 if not self._follow():
                     raise StoreError(
                         f"The token ledger {self._store.path} lacks entry {folded:,} of its journal.",
@@ -179,6 +185,10 @@ class Transaction:
             self._store.lines.remember(self.opened)
         if self.folds:
             cache.fold()
+        if self.cuts:
+            # Lines that are no longer there may be remembered: everything is looked up anew.
+            cache.forget()
+            self._store.lines.forget()
 
     def _undo(self) -> None:
         """Takes back lines that were opened and limits that were restated, and keeps what was known before."""
