@@ -19,7 +19,7 @@ from agentao_gov.simulator import start_simulator
 from tests.loadtest.own import start_run
 
 #: Long enough that the machine's own noise is small beside it.
-MODEL_S = 1.0
+MODEL_S = 2.5
 
 
 def run(folder: Path, model_s: float, *flags: str) -> tuple[int, dict[str, Any]]:
@@ -28,8 +28,8 @@ def run(folder: Path, model_s: float, *flags: str) -> tuple[int, dict[str, Any]]
     with start_simulator(script) as model:
         started = start_run(
             folder, "--model", "steady", "--base-url", model.base_url, "--api-key-env", "STEADY_KEY",
-            "--rate", "8", "--duration", "25s", "--turns", "2", "--arrivals", "constant", "--report", "report",
-            "--threshold", "answered_rate>=90%", *flags, STEADY_KEY="none",
+            "--rate", "6", "--duration", "25s", "--turns", "1", "--arrivals", "constant", "--report", "report",
+            "--threshold", "answered_rate>=90%", *flags, STEADY_KEY="none", AGENTAO_GOV__LIMITS__TURN_TIMEOUT="30s",
         )  # fmt: skip
         code, report, error = started.end()
     assert code in (0, 1, 11), (report, error)
@@ -52,21 +52,21 @@ def test_a_slower_model_is_a_regression_and_the_same_one_is_not(tmp_path: Path) 
     baseline = str(first / "report" / "report.json")
 
     run(first, MODEL_S)
-    _, same = run(second, MODEL_S, "--baseline", baseline, "--max-regression", "10")
-    code, slower = run(third, 1.3 * MODEL_S, "--baseline", baseline, "--max-regression", "10")
+    _, same = run(second, MODEL_S, "--baseline", baseline, "--max-regression", "15")
+    code, slower = run(third, 1.3 * MODEL_S, "--baseline", baseline, "--max-regression", "15")
 
     statuses = {item["name"]: item["status"] for item in same["baseline"]["comparisons"]}
     assert set(statuses.values()) == {"pass"}, same["baseline"]
     assert {"turn_p50", "turn_p95", "first_token_p95", "unanswered"} <= set(statuses)
     found = {item["name"]: item for item in slower["baseline"]["comparisons"]}
-    assert found["turn_p50"]["status"] == "fail"
-    assert found["turn_p50"]["low"] < 1.3 < found["turn_p50"]["high"] * 1.05
+    assert {found[name]["status"] for name in ("turn_p50", "turn_p95", "first_token_p95")} == {"fail"}, found
+    assert 1.1 < found["first_token_p95"]["low"] < found["first_token_p95"]["high"] < 2
     assert slower["baseline"]["confidence"] == 0.95
     # A generator that a busy machine held up proves no latency: then it is inconclusive, and never a pass.
     assert code == (11 if slower["generator"]["bound"] else 1)
     assert "95 % interval" in (third / "report" / "report.html").read_text()
 
-    assert compare(baseline, str(second / "report"), "--max-regression", "10")[0] == 0
+    assert compare(baseline, str(second / "report"), "--max-regression", "15")[0] == 0
     code, out, _ = compare(baseline, str(third / "report" / "report.json"), "--json")
     assert code == 1
     assert {item["name"] for item in json.loads(out)["comparisons"] if item["status"] == "fail"} >= {"turn_p50"}
