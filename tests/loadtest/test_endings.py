@@ -12,7 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def _finish(command: subprocess.Popen[bytes], _stub: subprocess.Popen[bytes], fo
     left = [
         " ".join(p.info["cmdline"] or ())
         for p in psutil.process_iter(["cmdline"])
-        if "locust" in " ".join(p.info["cmdline"] or ()) and str(folder) in str(_environment(p))
+        if "locust" in " ".join(p.info["cmdline"] or ()) and f"{folder}/" in str(_environment(p))
     ]
     return Ended(command.returncode, out.decode(), err.decode(), folder, left)
 
@@ -202,7 +202,7 @@ def _same_numbers(report: dict[str, Any], folder: Path) -> None:
     assert properties["conclusion"] == report["conclusion"]
     # A CI system that only looks at JUnit must see what the exit code says.
     assert bool(wrong) == (report["verdict"] != "pass")
-    assert all(escape(reason) in html for reason in report["reasons"])
+    assert all(reason in unescape(html) for reason in report["reasons"])
     assert (properties["attempted"], properties["answered"]) == (str(turns["attempted"]), str(turns["answered"]))
     statuses = {case.get("name"): [child.tag for child in case] for case in xml.iter("testcase")}
     for threshold in report["thresholds"]:
