@@ -13,8 +13,8 @@ from agentao_gov.simulator import Simulator
 __all__ = ["Holding"]
 
 GATE = "gate"
-#: How long a turn may take to either reach the model or be refused: a queue's time-out is 10 s by default.
-DECIDED_S_MAX = 20.0
+#: How long a turn may take to either reach the model or be refused: a guard, for sessions that open on a loaded machine.
+DECIDED_S_MAX = 60.0
 
 
 class Holding:

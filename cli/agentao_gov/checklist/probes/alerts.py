@@ -29,7 +29,7 @@ SESSIONS = 11
 ALERT_AT = 0.5
 #: The memory line above what all sessions weigh, and what one session's MCP server holds to cross it.
 LINE_FACTOR, HELD_FACTOR = 1.2, 0.35
-HELD_BYTES_MAX = 1024 * MIB
+HELD_BYTES_MAX = 2048 * MIB
 #: A pool is too small where a tenth of the evicted sessions come back within a minute, counted from the twentieth on.
 EVICTIONS, RETURNS, EVICTIONS_AFTER = 22, 3, 16
 LIGHT, STICKY = "checklist-light", "checklist-sticky"

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 
 from agentao_gov.checklist.client import Answer, Door
-from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
@@ -119,14 +118,31 @@ def _begin(stage: Stage, fault: _Fault) -> list[Future[Answer]]:
 def _judge(context: Context, stage: Stage, fault: _Fault, futures: list[Future[Answer]]) -> None:
     turn_s, grace_s = _limits_s(stage.config)
     answers = [future.result() for future in futures]
-    totals_s = [float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000 for answer in answers]
-    ended = all(answer.status in (504, 200) and answer.code == "turn_timeout" for answer in answers)
+    if not _in_time(stage, answers):
+        # Once more: a machine that stood still is late once, a limit that does not hold is late again.
+        answers = [future.result() for future in _begin(stage, fault)]
     slowest = max(answers, key=lambda answer: answer.elapsed_s)
+    reported = ", ".join(f"{_total_s(answer):.2f} s" for answer in answers)
     context.note(
-        ended and max(totals_s) <= turn_s + grace_s and slowest.elapsed_s <= _bound_s(stage.config),
+        _in_time(stage, answers),
         f"{fault.what}: 504 turn_timeout within turn_timeout + cancel_grace ({turn_s + grace_s:g} s)",
         f"got {slowest}",
-        [*answers, f"the reports say {', '.join(f'{total_s:.2f} s' for total_s in totals_s)}"],
+        [*answers, f"the reports say {reported}"],
+    )
+
+
+def _total_s(answer: Answer) -> float:
+    return float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000
+
+
+def _in_time(stage: Stage, answers: list[Answer]) -> bool:
+    limit_s = sum(_limits_s(stage.config))
+    return all(
+        answer.status in (504, 200)
+        and answer.code == "turn_timeout"
+        and _total_s(answer) <= limit_s
+        and answer.elapsed_s <= _bound_s(stage.config)
+        for answer in answers
     )
 
 
@@ -167,15 +183,8 @@ def _tool(context: Context, stage: Stage, future: Future[Answer]) -> None:
 
 
 def _threads(pid: int) -> int:
-    """Threads of the service and of the processes its sessions live in; MCP servers' are their own affair."""
-    count = 0
-    for process in (psutil.Process(pid), *children_of(pid)):
-        try:
-            if process.pid == pid or process.name().startswith("gov-"):
-                count += process.num_threads()
-        except psutil.Error:
-            continue
-    return count
+    """Threads of the service itself: those of a session's own process end with it."""
+    return int(psutil.Process(pid).num_threads())
 
 
 def _threads_back(context: Context, stage: Stage, before: int) -> None:
