@@ -13,7 +13,7 @@ from agentao_gov.simulator import Simulator
 __all__ = ["Holding"]
 
 GATE = "gate"
-#: How long a turn may take to either reach the model or be refused: a guard, for sessions that open on a loaded machine.
+#: How long a turn may take to reach the model or be refused: a guard, as sessions open slowly on a loaded machine.
 DECIDED_S_MAX = 60.0
 
 
