@@ -49,11 +49,12 @@ def test_a_shared_server_is_paid_for_once_a_tenant() -> None:
 
 
 def test_turns_of_one_process_share_one_core() -> None:
-    """The interpreter lock: 8 ms a turn at 70 % of one core is 87 turns a second, whatever the cores."""
+    """The interpreter lock: 11.5 ms a turn at 70 % of one core is 60 turns a second, whatever the cores."""
     plan = make_plan(replace(MACHINE, cores=16), LEAN, max_sessions=500, max_busy=1000, turn_s=1)
 
-    assert plan.turns_per_s == pytest.approx(87.5)
-    assert plan.busy == 87
+    # 8 ms measured, and 3.5 of the service's
+    assert plan.turns_per_s == pytest.approx(0.7 / 0.0115)
+    assert plan.busy == 60
 
 
 def test_the_published_rule_is_far_off_for_lean_sessions() -> None:
