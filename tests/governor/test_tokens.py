@@ -163,3 +163,25 @@ def test_counting_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> 
     assert build.context_tokens is not None
     assert count_tokens("hello world") == 2
     assert _get_tiktoken_encoding("gpt-4.1") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("gpt-4.1", True),
+        ("openai/gpt-4o-mini", True),
+        ("ft:gpt-4.1:acme::x1", True),
+        ("gpt-oss-120b", True),
+        ("o3", True),
+        ("o4-mini", True),
+        ("gpt-neo-2.7b", False),
+        ("gpt-j-6b", False),
+        ("olmo-2", False),
+        ("o3x", False),
+        ("claude-sonnet-4", False),
+        ("my-gpt-4", False),
+    ],
+)
+def test_only_models_whose_tokenizer_is_known_are_counted_by_it(model: str, known: bool) -> None:
+    """For all others a token is at least a byte: a looser bound, and always sound."""
+    assert is_calibrated(model) == known

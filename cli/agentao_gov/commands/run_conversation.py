@@ -129,4 +129,5 @@ def _save(talk: _Talk, name: str) -> None:
     except OSError as error:
         talk.err.print(f"{path} cannot be written: {error.strerror}", style="yellow")
     else:
-        talk.err.print(f"saved {len(talk.said)} turns to {path}")
+        count = len(talk.said)
+        talk.err.print(f"saved {count} turn{'s' if count != 1 else ''} to {path}")

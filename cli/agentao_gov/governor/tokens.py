@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,8 @@ PART_TOKENS = 2_000
 #: tiktoken's count for cl100k times this, plus the frame, bounds the families below.
 MARGIN = 1.25
 #: Families whose tokenizer is cl100k or its successor o200k (which needs fewer tokens for nearly every text).
-_CALIBRATED = ("gpt-", "o1", "o3", "o4", "chatgpt", "simulated", "text-embedding")
+#: Not `gpt-neo`, `gpt-j`: the older r50k of GPT-2 needs several times as many for code and CJK.
+_CALIBRATED = re.compile(r"gpt-(\d|oss)|o[134](-|$)|chatgpt|simulated|text-embedding")
 #: Pieces longer than this are not worth caching: they do not come again.
 _CACHED_CHARS_MAX = 4_000
 
@@ -77,9 +79,11 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
+@lru_cache(maxsize=256)
 def is_calibrated(model: str) -> bool:
     """Whether the model's tokenizer is close enough to cl100k for the margin to hold."""
-    return model.lower().startswith(_CALIBRATED)
+    # `openai/gpt-4.1` and `ft:gpt-4.1:…` are the same model at another place.
+    return _CALIBRATED.match(model.lower().rpartition("/")[2].removeprefix("ft:")) is not None
 
 
 def text_bound(text: str, model: str) -> int:
