@@ -96,10 +96,13 @@ class Trap:
         self.wanted = phase, point
         #: What the service is doing now; written by the walking thread, read by all.
         self.phase = ""
+        self._told = threading.Lock()
 
     def at(self, point: str) -> None:
         """The service has come to this point."""
         if (self.phase, point) == self.wanted:
+            # Several sessions may come to the same point at once: the first one tells, for good.
+            self._told.acquire()
             # Written aside first: the test reads it as soon as it is there.
             aside = self._directory / "reached.new"
             aside.write_text("\n".join(alive_in(self._directory).elements()))
