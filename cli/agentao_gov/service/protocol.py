@@ -60,7 +60,7 @@ class BoundedHeadProtocol(H11Protocol):
         body = failure_of_error(BadRequestError(msg)).response().body
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
         response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
-        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+        for event in (response, h11.Data(data=bytes(body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
