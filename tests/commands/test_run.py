@@ -253,7 +253,7 @@ def test_the_output_file_holds_the_answer_and_is_private(run: Cli, here: Path) -
 @pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
 @pytest.mark.timeout(120)
 def test_a_governed_turn_on_a_real_model_is_answered_each_time(cli: Cli) -> None:
-    """The README's first command: sampling without chance, a prompt it can follow (agentao puts the time of day into it)."""
+    """The README's first command: sampling without chance. agentao puts the time of day into what it reads."""
     results = [cli("run", "--model", "embedded", "--json", "What is a budget?") for _ in range(2)]
 
     for result in results:
