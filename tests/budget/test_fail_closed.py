@@ -169,7 +169,7 @@ def test_a_ledger_replaced_in_mid_turn_stops_the_turn(tmp_path: Path, simulator:
     deployment.run()
     before = deployment.calls()
     process = deployment.start(f"go\n@sim {json.dumps(ENDLESS)}")
-    simulator.wait_for(held=1)
+    simulator.wait_for(held=1, timeout_s=40)
     deployment.ledger.rename(tmp_path / "moved.db")
 
     simulator.release("gate")
@@ -277,7 +277,7 @@ def test_a_server_lost_in_mid_turn_stops_the_turn(tmp_path: Path, simulator: Sim
     deployment.run()
     before = deployment.calls()
     process = deployment.start(f"go\n@sim {json.dumps(ENDLESS)}")
-    simulator.wait_for(held=1)
+    simulator.wait_for(held=1, timeout_s=40)
     server.kill()
 
     simulator.release("gate")
