@@ -15,7 +15,7 @@ import psutil
 
 from agentao_gov.process import warden
 
-__all__ = ["Guarded", "children_of"]
+__all__ = ["Guarded", "children_of", "tree_bytes"]
 
 #: From the lifeline's end to the last process's end; a warden kills within 50 ms on an idle machine.
 END_S_MAX = 5.0
@@ -27,6 +27,18 @@ def children_of(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
         return []
+
+
+def tree_bytes(pid: int) -> int:
+    """Resident memory of a process and everything below it."""
+    process = psutil.Process(pid)
+    total = int(process.memory_info().rss)
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
 
 
 class Guarded:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from agentao_gov.checklist.client import Answer
+from agentao_gov.checklist.guard import tree_bytes
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
@@ -27,9 +28,9 @@ MIB = 2**20
 SESSIONS = 11
 #: Scaled: idle sessions are evicted from nine tenths of the planned memory on, so the alert's line must be well below.
 ALERT_AT = 0.5
-#: The memory line above what all sessions weigh, and what one session's MCP server holds to cross it.
-LINE_FACTOR, HELD_FACTOR = 1.2, 0.35
-HELD_BYTES_MAX = 2048 * MIB
+#: The memory line above what all sessions weigh, and how far one session's MCP server carries the whole past it.
+LINE_FACTOR, PAST_LINE = 1.2, 1.12
+HELD_BYTES_MIN, HELD_BYTES_MAX = 32 * MIB, 2048 * MIB
 #: A pool is too small where a tenth of the evicted sessions come back within a minute, counted from the twentieth on.
 EVICTIONS, RETURNS, EVICTIONS_AFTER = 22, 3, 16
 LIGHT, STICKY = "checklist-light", "checklist-sticky"
@@ -69,7 +70,7 @@ def probe_alerts(context: Context, config: ProbeConfig, weights: Weights) -> Non
         alerts.fire(lines, f"at {SESSIONS} sessions with an MCP server each")
         if "memory" in planned:
             names = ["memory", "session_memory"] if _shares_memory(config, planned) else ["memory"]
-            _memory(context, stage, alerts, names, int(weights.full * HELD_FACTOR))
+            _memory(context, stage, alerts, names, int(weights.full * LINE_FACTOR))
         for session in stage.client().sessions():
             stage.client().delete(session)
         alerts.clear(lines, "without sessions")
@@ -160,7 +161,9 @@ def _open(stage: Stage, sessions: Iterable[str], profile: str | None = None) -> 
     return [future.result() for future in futures]
 
 
-def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], held: int) -> None:
+def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], line: int) -> None:
+    """`line`: bytes at which the alert must fire. What is missing is taken from what the service weighs by now."""
+    held = max(HELD_BYTES_MIN, int(line * PAST_LINE) - tree_bytes(stage.pid))
     room = min(HELD_BYTES_MAX, psutil.virtual_memory().available // 2)
     if held > room:
         text = f"not tried: it takes {held // MIB:,} MiB of the {room // MIB:,} MiB that may be used"

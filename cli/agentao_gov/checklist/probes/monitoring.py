@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from agentao_gov.checklist.guard import tree_bytes
 from agentao_gov.checklist.holding import Holding
 from agentao_gov.checklist.probe import Context
 from agentao_gov.checklist.probes.alerts import Weights, probe_alerts
@@ -86,12 +87,12 @@ def _true_figures(context: Context, stage: Stage) -> Weights:
     busy = client.metrics().get(f"{PREFIX}sessions", state="busy")
     context.note(held and busy == 1, "a running turn is counted as busy", f'sessions{{state="busy"}} is {busy}')
     holding.release()
-    heavy = _tree_bytes(pid)
+    heavy = tree_bytes(pid)
     for name in ("b", "c"):
         client.delete(name)
     _compare(context, stage, pid)
     _memory_figures(context, stage, pid, alone)
-    light = _tree_bytes(pid)
+    light = tree_bytes(pid)
     # Of what two sessions weigh, their servers' ballast is the probe's own.
     each = max(0, heavy - light) // 2 - SERVER_MIB * MIB
     return Weights(alone=light - SERVER_MIB * MIB - each, session=each)
@@ -148,7 +149,7 @@ def _memory_figures(context: Context, stage: Stage, pid: int, alone: int) -> Non
     # service grew by, nobody else can be the cause.
     said = client.metrics().get(f"{PREFIX}session_memory_bytes", quantile="1")
     least = _servers_bytes(pid)
-    most = _tree_bytes(pid) - alone
+    most = tree_bytes(pid) - alone
     good = said is not None and 0.7 * least <= said <= most + MEMORY_SLACK
     shown = "no such metric" if said is None else f"metric {said / MIB:.0f} MiB"
     span = f"its MCP server holds {least / MIB:.0f} MiB, all that is there because of it {most / MIB:.0f} MiB"
@@ -161,16 +162,5 @@ def _servers_bytes(pid: int) -> int:
         try:
             total += psutil.Process(server).memory_info().rss
         except psutil.Error:
-            continue
-    return total
-
-
-def _tree_bytes(pid: int) -> int:
-    process = psutil.Process(pid)
-    total = int(process.memory_info().rss)
-    for child in process.children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.NoSuchProcess:
             continue
     return total
