@@ -53,9 +53,9 @@ def remains_of(
         load_end_s: when the last turn had ended.
         ttl_s: the sessions' time to live, where it is short enough to be waited for.
     """
-    slope = memory_slope(
-        [(float(k.turns), float(k.rss_bytes)) for k in looks if k.rss_bytes is not None and k.at_s >= 0]
-    )
+    # Not beyond the last turn: what an idle service gives back to the system is no part of what a turn takes.
+    loaded = [look for look in looks if 0 <= look.at_s <= load_end_s]
+    slope = memory_slope([(float(k.turns), float(k.rss_bytes)) for k in loaded if k.rss_bytes is not None])
     memory = None
     if slope is not None:
         memory = {**asdict(slope), "grows": slope.grows, "beyond_warm_up": slope.beyond(WARM_UP_BYTES)}
