@@ -33,6 +33,8 @@ LINE_FACTOR, PAST_LINE = 1.2, 1.12
 HELD_BYTES_MIN, HELD_BYTES_MAX = 32 * MIB, 2048 * MIB
 #: A pool is too small where a tenth of the evicted sessions come back within a minute, counted from the twentieth on.
 EVICTIONS, RETURNS, EVICTIONS_AFTER = 22, 3, 16
+#: What a session process weighs of its own at least, its MCP server included.
+FORK_BYTES = 40 * MIB
 LIGHT, STICKY = "checklist-light", "checklist-sticky"
 #: SQLite waits 5 s for a lock, so a turn is abandoned from the second to the fifth; a loaded machine may miss that.
 STICKY_TURN_S, STICKY_TOOL_S, STICKY_GRACE_S = "1s", "500ms", "500ms"
@@ -61,6 +63,10 @@ def probe_alerts(context: Context, config: ProbeConfig, weights: Weights) -> Non
             remedy = Remedy(((f"capacity.{name}", value),))
             context.note(False, f"an alert on {name}", "nothing is planned, and nothing alerts", remedy=remedy)
     planned = [name for name in PLANNED if plan.get(name) is not None]
+    forks = config.get("pool.mode") == "subprocess"
+    if forks:
+        # Forks share most of what they seem to weigh, and their stock comes and goes: only the least is sure.
+        weights = Weights(weights.alone, min(weights.session, FORK_BYTES))
     _scale(config, planned, weights)
     with context.stage(config) as stage:
         alerts = _Alerts(context, stage)
@@ -70,10 +76,10 @@ def probe_alerts(context: Context, config: ProbeConfig, weights: Weights) -> Non
         alerts.fire(lines, f"at {SESSIONS} sessions with an MCP server each")
         if "memory" in planned:
             names = ["memory", "session_memory"] if _shares_memory(config, planned) else ["memory"]
-            _memory(context, stage, alerts, names, int(weights.full * LINE_FACTOR))
+            _memory(context, stage, alerts, names, int(weights.full * LINE_FACTOR), clears=not forks)
         for session in stage.client().sessions():
             stage.client().delete(session)
-        alerts.clear(lines, "without sessions")
+        alerts.clear([*lines, *(["memory"] if forks and "memory" in planned else [])], "without sessions")
         _pool_too_small(context, stage, alerts)
         _ledger(context, stage, alerts)
         _abandoned(context, stage, alerts)
@@ -161,7 +167,7 @@ def _open(stage: Stage, sessions: Iterable[str], profile: str | None = None) -> 
     return [future.result() for future in futures]
 
 
-def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], line: int) -> None:
+def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], line: int, *, clears: bool) -> None:
     """`line`: bytes at which the alert must fire. What is missing is taken from what the service weighs by now."""
     held = max(HELD_BYTES_MIN, int(line * PAST_LINE) - tree_bytes(stage.pid))
     room = min(HELD_BYTES_MAX, psutil.virtual_memory().available // 2)
@@ -173,7 +179,8 @@ def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], l
     _hold(stage, held // MIB)
     alerts.fire(names, f"with {held // MIB:,} MiB held by one session's MCP server")
     _hold(stage, 0)
-    alerts.clear(names, "once they were given back")
+    if clears:
+        alerts.clear(names, "once they were given back")
 
 
 def _hold(stage: Stage, mib: int) -> None:
