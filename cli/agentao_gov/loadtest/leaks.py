@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["WARM_UP_BYTES", "Slope", "WaveLeak", "memory_slope", "theil_sen", "wave_floors", "wave_leak"]
 
@@ -101,7 +101,8 @@ def memory_slope(points: Sequence[tuple[float, float]], *, warm_share: float = 0
     later = theil_sen(_thin(warm[len(warm) // 2 :]))
     if whole is None or later is None or later.high >= whole.low:
         return whole
-    return later
+    # What happens once has happened within the whole stretch, not within its half.
+    return replace(later, span=whole.span)
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
