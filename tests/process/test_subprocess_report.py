@@ -10,6 +10,7 @@ import pytest
 
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.governor import Outcome, TurnRequest, Usage
+from agentao_gov.governor.reason import Reason
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
 from agentao_gov.pool.subprocess_report import TurnWitness
 from tests.governor.harness import say
@@ -25,7 +26,7 @@ def test_a_report_carries_the_identity_and_the_totals_that_the_owner_knows(
     subprocesses: Subprocesses, witness: TurnWitness
 ) -> None:
     """A process taken over by its tools cannot report for another tenant, nor hide what it spent."""
-    honest = witness.report(Outcome.ANSWERED, "", Usage(), subprocesses.ledger)
+    honest = witness.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
     forged: dict[str, Any] = {"tenant": "other", "session": "x", "turn_id": "y", "user": "root", "exit_code": 3}
 
     signed = witness.sign(
