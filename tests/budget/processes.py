@@ -15,9 +15,9 @@ from tests.budget.worker import QUESTION
 PROMPT_TOKENS = prompt_tokens([{"role": "user", "content": QUESTION}], [])
 
 
-def start(plan: dict[str, Any]) -> subprocess.Popen[str]:
+def start(plan: dict[str, Any], program: str = "tests.budget.worker") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.budget.worker", json.dumps(plan)],
+        [sys.executable, "-m", program, json.dumps(plan)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
