@@ -272,3 +272,19 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch
         behind.close()
     assert answers == ["ok", "ok"]
     assert asked == [b"GET http://model.example/v1/models HTTP/1.1", b"GET /v1/models HTTP/1.1"]
+
+
+@pytest.mark.parametrize("arrived", [b"", b"HTTP/1.1 200 OK\r\n\r\ndata: {}\n\n"])
+def test_an_answer_that_nobody_has_read_yet_is_seen_by_the_abort(arrived: bytes) -> None:
+    """Else a call cut on a busy machine counts as one that the model had not begun to answer."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # As long as a reader may wait; the look must not.
+        ours.settimeout(GUARD_S)
+        scope = AbortScope()
+        scope.add(ours)
+        theirs.sendall(arrived)
+
+        scope.abort()
+
+        assert scope.answered == bool(arrived)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentao_gov.budget.journal import Entry, decode
 from agentao_gov.governor import Outcome, TurnReport
 from tests.governor.harness import Harness, say
 
@@ -61,22 +63,60 @@ def test_their_calls_are_paid_by_the_turn(harness: Harness, workdir: Path) -> No
     assert harness.used(report) == (truth(harness), 0)
 
 
-def test_eight_in_parallel_land_on_the_limit_and_the_parent_reports(harness: Harness, workdir: Path) -> None:
-    """Elsewhere a limit of 9 ran 16 calls, and a budget stop inside a sub-agent hung for ever."""
-    endless = {"tool": {"name": "glob", "args": {"pattern": "{round}*"}, "vary": True, "rounds": "endless"}}
-    limit = 60_000
+def test_eight_in_parallel_land_exactly_on_the_limit_and_the_parent_reports(harness: Harness, workdir: Path) -> None:
+    """Elsewhere a limit of 9 ran 16 calls, and a budget stop inside a sub-agent hung for ever.
+
+    Exactly: used and held together reach the limit itself and never pass it, because the last call is granted all that
+    is left; and what stays unused is less than the call that was refused asked for. An answer is 1,500 tokens of a
+    grant of up to 6,000, so that no call steps from a full grant to none.
+    """
+    limit = 100_000
+    endless = {"name": "glob", "args": {"pattern": "{round}*"}, "vary": True, "rounds": "endless"}
+    # A first token that takes its time: a call cut before it has produced nothing, which is what is charged for it.
+    answer = {"tool": {**endless, "text": "word " * 1_500}, "first_token": 0.05}
+    task = {"respond": answer, "match": {"contains": "carry on"}}
+    harness.simulator.configure({"rules": [task]})
+    tool = {"name": "agent_helper{call}", "args": {"task": "carry on"}, "parallel": 8}
 
     report = harness.run(
-        delegate(8, **endless),
+        say(tool=tool),
         tools=TOOLS,
-        limits={"turn_tokens": limit, "max_output_tokens": 1_500, "turn_timeout": 60},
+        limits={"turn_tokens": limit, "max_output_tokens": 6_000, "turn_timeout": 60},
     )
 
+    total = harness.simulator.wait_for(idle=True).total
+    used, reserved = harness.used(report)
     assert report.outcome == Outcome.BUDGET_EXHAUSTED
-    assert limit * 0.85 <= truth(harness) <= limit
-    assert report.usage.total_tokens == truth(harness)
-    assert harness.used(report)[1] == 0
-    assert report.usage.llm_calls == harness.simulator.truth(requests=False).total.calls
+    assert {call.name for call in report.tool_calls} == {"glob", *(f"agent_helper{n}" for n in range(8))}
+    assert report.usage.llm_calls == total.calls
+    assert (report.usage.total_tokens, 0) == (used, reserved)
+    # Those in flight when the first one is refused are cut and charged their bound; nothing else is guessed.
+    assert used - report.usage.estimated_tokens <= total.total_tokens <= used
+    assert peak(harness, report) == limit
+    assert 0 <= limit - used < asked(report)
+
+
+def asked(report: TurnReport) -> int:
+    """What the refused call wanted, by the report's own words."""
+    found = re.search(r"the call needs ([\d,]+)", report.detail or "")
+    assert found is not None, report.detail
+    return int(found[1].replace(",", ""))
+
+
+def peak(harness: Harness, report: TurnReport) -> int:
+    """The most that the turn ever used and held at once, from the journal."""
+    (own,) = [entry.id for entry in journal(harness) if entry.kind == "line" and report.turn_id in entry.note]
+    level = highest = 0
+    for entry in journal(harness):
+        if own in entry.lines:
+            level += entry.used + entry.reserved
+            highest = max(highest, level)
+    return highest
+
+
+def journal(harness: Harness) -> list[Entry]:
+    """Every step of every call, in order."""
+    return [decode(text) for _, text, _ in harness.ledger.store.journal()]
 
 
 @pytest.mark.parametrize("fault", ["hang", "stall"])

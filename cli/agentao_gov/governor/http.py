@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import fcntl
 import functools
 import ipaddress
 import os
 import select
 import socket
 import ssl
+import termios
 import threading
 import time
 import typing
@@ -28,6 +30,8 @@ import openai
 
 __all__ = ["AbortScope", "HttpClient", "abortable", "timeout_for"]
 
+#: What every event of a streamed answer begins with; a head and a gateway's comments are no sign of work.
+_EVENT = b"data:"
 #: A connect that is being aborted is noticed after this long; only while the TCP handshake is under way.
 _CONNECT_POLL_S = 0.05
 #: Longest wait for a TCP connection or TLS handshake, whatever the turn's deadline.
@@ -52,6 +56,8 @@ class AbortScope:
         self.aborted = threading.Event()
         #: Whether any byte of a request was handed to the network: what was not sent costs nothing.
         self.sent = False
+        #: Whether any of an answer's events has come, read or not: then the model was at work before the cut.
+        self.answered = False
 
     def add(self, sock: socket.socket) -> None:
         """Registers a socket; shut down at once if the scope is already aborted."""
@@ -86,6 +92,7 @@ class AbortScope:
         for waker in wakers:
             waker()
         for sock in sockets:
+            self.answered = self.answered or _unread(sock)
             _shut(sock)
 
 
@@ -100,6 +107,15 @@ def abortable(scope: AbortScope) -> Iterator[AbortScope]:
         yield scope
     finally:
         _SCOPE.reset(reset)
+
+
+def _unread(sock: socket.socket) -> bool:
+    """Whether bytes have arrived that nobody has taken yet; on a busy machine a whole answer may wait there."""
+    try:
+        # Asked of the descriptor: even a peek through the socket object would wait as long as its time-out says.
+        return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+    except (OSError, ValueError):
+        return False
 
 
 def _shut(sock: socket.socket) -> None:
@@ -121,11 +137,14 @@ class _Stream(httpcore2.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             self._sock.settimeout(timeout)
-            return self._sock.recv(max_bytes)
+            found = self._sock.recv(max_bytes)
         except TimeoutError as error:
             raise httpcore2.ReadTimeout(str(error)) from error
         except (OSError, ValueError) as error:
             raise httpcore2.ReadError(str(error)) from error
+        if self._scope is not None and not self._scope.answered and _EVENT in found:
+            self._scope.answered = True
+        return found
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:

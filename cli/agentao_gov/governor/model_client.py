@@ -290,7 +290,7 @@ class GovernedModel(LLMClient):
         elif not attempt.scope.sent or status_of(attempt.failure) is not None:
             # It never left, or the provider answered that it will not serve it.
             spend.refuse()
-        elif call.stream and not meter.begun:
+        elif call.stream and not meter.begun and not attempt.scope.answered:
             spend.charge(prompt, 0)
         elif attempt.whole:
             text = meter.text if call.stream else response_text(attempt.response)
