@@ -143,6 +143,20 @@ def test_an_anchor_survives_the_archive_only_for_the_same_beginning() -> None:
     assert not other.known
 
 
+def test_a_message_that_grew_in_place_is_counted_anew_after_a_rest() -> None:
+    """Exported figures cover no more than the anchor itself does."""
+    anchor, revived = Anchor(), Anchor()
+    messages = conversation(2)
+    anchor.record(messages, None, prompt_tokens(messages, None), 10)
+    messages[1]["content"] += CHINESE * 500
+    saved = anchor.export(messages[1:])
+
+    assert saved is not None
+    revived.restore(saved, messages, None)
+
+    assert prompt_bound(messages, None, "simulated", revived) >= prompt_tokens(messages, None)
+
+
 def test_images_cost_a_declared_amount() -> None:
     """A part without text has no bytes to count."""
     message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:..."}}]}

@@ -197,8 +197,9 @@ class Anchor:
         if not self.known:
             return None
         kept = 0
-        for message, (before, _) in zip(history, self._covered[1:], strict=False):
-            if message is not before and message != before:
+        for message, (before, mark) in zip(history, self._covered[1:], strict=False):
+            # Also here: what grew in place was not in the prompt that was counted.
+            if (message is not before and message != before) or _mark(message) != mark:
                 break
             kept += 1
         return {
