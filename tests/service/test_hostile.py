@@ -86,6 +86,24 @@ def test_a_hostile_request_is_refused_and_the_next_one_served(
     assert live.get("/healthz").status == 200
 
 
+@pytest.mark.parametrize("pause", [False, True], ids=["at once", "after the answer"])
+def test_a_body_that_breaks_off_is_answered_once_and_troubles_nobody(
+    live: Live, caplog: pytest.LogCaptureFixture, pause: bool
+) -> None:
+    """Its request was refused before the body was read: there is one answer, and no traceback in the log."""
+    head, broken = post("Transfer-Encoding: chunked\r\n", b"", path="/v1/nothing"), b"zz\r\n"
+    with raw(live) as client:
+        client.sock.sendall(head if pause else head + broken)
+        answer = client.sock.recv(65536)
+        if pause:
+            client.sock.sendall(broken)
+        answer += client.answer()
+
+    assert answer.count(b"HTTP/1.1 ") == 1, answer
+    assert live.get("/healthz").status == 200
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     """A turn, then a list, then nonsense: two answers and a 400, each whole."""
     with raw(live) as client:

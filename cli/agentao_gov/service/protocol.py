@@ -22,8 +22,10 @@ class BoundedHeadProtocol(H11Protocol):
     #: From the connection, or the first byte of a further request, to the end of the head. As long as a body gets.
     head_s_max = 30.0
 
-    #: From a full send buffer (64 KiB) to one that is nearly empty. Slower than 1.6 KB/s is not reading.
+    #: How long a client with a full send buffer has to take `write_bytes_min` of it. Slower than 1.6 KB/s is not
+    #: reading; a large answer over a slow line is.
     write_s_max = 30.0
+    write_bytes_min = 48 * 1024
 
     _late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -48,7 +50,7 @@ class BoundedHeadProtocol(H11Protocol):
         """The client has to read before more is sent. Aborted and not closed: a close would wait for it too."""
         super().pause_writing()
         self._is_read()
-        self._unread = self.loop.call_later(self.write_s_max, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """It did."""
@@ -56,7 +58,14 @@ class BoundedHeadProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused as everything else is: in JSON."""
+        """What is no HTTP is refused as everything else is: in JSON. Once an answer was begun there is no other."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # A body that broke off: what its request answers would come after this, and h11 would raise.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         body = failure_of_error(BadRequestError(msg)).response().body
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
         response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
@@ -69,6 +78,15 @@ class BoundedHeadProtocol(H11Protocol):
             self._stop_waiting()
         elif self._late is None:
             self._late = self.loop.call_later(self.head_s_max, self.transport.close)
+
+    def _await_reader(self) -> None:
+        self._unread = self.loop.call_later(self.write_s_max, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        if before - self.transport.get_write_buffer_size() < self.write_bytes_min:
+            self.transport.abort()
+        else:
+            self._await_reader()
 
     def _is_read(self) -> None:
         if self._unread is not None:
