@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from typing import Any
 
 _LOOK = """
@@ -16,11 +18,13 @@ from openai.types import Batch, CompletionUsage
 from openai.types.chat import ChatCompletionChunk, completion_create_params
 from openai.types.responses import Response
 import openai.types.responses.response
+embedding = openai.types.embedding.Embedding
 client = openai.OpenAI(api_key="k")
 print(json.dumps({{
     "loaded": loaded,
     "same": Response is openai.types.responses.response.Response,
     "whole": len(set(dir(openai.types)) & {{"Batch", "FileObject", "CompletionUsage", "VectorStore"}}),
+    "through": embedding is openai.types.Embedding and openai.types.batch.Batch is Batch,
     "missing": hasattr(openai.types, "NoSuchType"),
     "usage": CompletionUsage(prompt_tokens=1, completion_tokens=2, total_tokens=3).total_tokens,
     "params": completion_create_params.__name__,
@@ -45,6 +49,7 @@ def test_the_types_are_loaded_on_demand_and_are_the_sdks_own() -> None:
     assert lean == plain
     assert lean["same"]
     assert lean["whole"] == 4
+    assert lean["through"]
 
 
 def test_an_sdk_that_is_there_already_is_left_alone() -> None:
@@ -52,3 +57,17 @@ def test_an_sdk_that_is_there_already_is_left_alone() -> None:
     found = _look("import openai, agentao_gov.governor")
 
     assert found["loaded"] == _look("")["loaded"]
+
+
+def test_an_sdk_in_an_archive_is_loaded_as_it_is(tmp_path: Path) -> None:
+    """Only files in a directory can be read as source; whatever else holds the SDK keeps its own loader."""
+    with zipfile.ZipFile(tmp_path / "sdk.zip", "w") as archive:
+        archive.writestr("openai/__init__.py", "from . import types")
+        archive.writestr("openai/types/__init__.py", "from .batch import Batch as Batch")
+        archive.writestr("openai/types/batch.py", "class Batch: pass")
+    look = f"import sys; sys.path.insert(0, {str(tmp_path / 'sdk.zip')!r})\n"
+    look += "from agentao_gov.governor import lean_sdk\nimport openai\nprint(openai.types.Batch.__module__)"
+
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+
+    assert (done.stdout, done.stderr) == ("openai.types.batch\n", "")

@@ -30,8 +30,12 @@ class _OnDemand(importlib.machinery.SourceFileLoader):
         if places is None:
             super().exec_module(module)
             return
+        # Importing all made these attributes, too: `openai.types.batch.Batch` is in many a program.
+        submodules = {submodule.partition(".")[0] for submodule, _ in places.values()}
 
         def resolve(name: str) -> Any:
+            if name not in places and name in submodules:
+                return importlib.import_module(f"{module.__name__}.{name}")
             if name not in places:
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
             submodule, original = places[name]
@@ -69,7 +73,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != _PACKAGE and not fullname.startswith(f"{_PACKAGE}."):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.origin is not None and spec.origin.endswith("__init__.py"):
+        if spec is None or spec.origin is None or type(spec.loader) is not importlib.machinery.SourceFileLoader:
+            return None  # an archive, or somebody else's loader
+        if spec.origin.endswith("__init__.py"):
             spec.loader = _OnDemand(fullname, spec.origin)
         return spec
 
