@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from agentao_gov import helptext
-from agentao_gov.errors import GovError
+from agentao_gov.errors import GovError, InternalError
 from agentao_gov.report import failures
 
 __all__ = ["main", "run_command"]
@@ -28,6 +28,8 @@ _THREADS_GRACE_S = 2.0
 def main(argv: list[str] | None = None) -> None:
     """The entry point: runs a command and ends the process with the contract's exit code."""
     args = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         _make_writable(stream)
     if (text := helptext.prepared(args)) is not None:
@@ -43,6 +45,19 @@ def main(argv: list[str] | None = None) -> None:
         # Called by a program, whose threads are its own.
         sys.exit(code)
     _leave(code)
+
+
+def _open_standard_streams() -> None:
+    """A stream that the caller closed (`>&-`) becomes the null device: else the next file opened would take its place,
+    and what is printed would go there."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. For children, too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the whole process
 
 
 def _make_writable(stream: TextIO) -> None:
@@ -68,7 +83,7 @@ def run_command(args: list[str]) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`). What a shell reports for SIGPIPE.
-        _to_null()
+        _to_null(sys.stdout)
         return 141
 
 
@@ -89,6 +104,9 @@ def _outcome(args: list[str]) -> int:
     except BrokenPipeError:
         raise
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            # Typer's own ending for it is 1, which says that a gate failed.
+            raise end.__context__ from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         # The last resort: one line for people, the traceback in a file.
@@ -96,9 +114,9 @@ def _outcome(args: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _to_null() -> None:
+def _to_null(stream: TextIO) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
 
 
 def _leave(code: int) -> None:
@@ -106,7 +124,8 @@ def _leave(code: int) -> None:
     if threading.current_thread() is threading.main_thread():
         # Everything is closed: who presses Ctrl-C again need not wait for the last threads.
         signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))
-    _flush()
+    code = _flush(code)
+    _retire_pools()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(_THREADS_GRACE_S)
@@ -116,16 +135,35 @@ def _leave(code: int) -> None:
     # gives signals their default effect back first: an impatient second Ctrl-C would replace the code by a death of
     # SIGINT.
     atexit._run_exitfuncs()
-    _flush()
-    os._exit(code)
+    os._exit(_flush(code))
 
 
-def _flush() -> None:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        _to_null()
+def _retire_pools() -> None:
+    """Tells the idle workers of thread pools that nobody closed to go home, as the interpreter does at its end.
+
+    agentao keeps one for the pages that `web_fetch` reads: the process would wait out the grace for it, and then end
+    without what was to be done at the end.
+    """
+    pools: Any = sys.modules.get("concurrent.futures.thread")
+    if pools is None:
+        return
+    with pools._global_shutdown_lock:
+        pools._shutdown = True
+    for queue in list(pools._threads_queues.values()):
+        queue.put(None)
+
+
+def _flush(code: int) -> int:
+    """The code to end with: output that could not be written, on a full disk for one, is not a success."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            _to_null(stream)
+        except OSError:
+            _to_null(stream)
+            code = code or InternalError.exit_code
+    return code
 
 
 if __name__ == "__main__":

@@ -148,6 +148,48 @@ def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     assert done.returncode in {0, 141}
 
 
+def _in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
+    line = f"set -o pipefail; {sys.executable} -m agentao_gov.main {command}"
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=20)
+
+
+def test_a_reader_that_was_never_there_is_no_failed_gate() -> None:
+    """141, as a shell reports SIGPIPE; 1 would say that a gate failed."""
+    done = _in_a_shell("schema deployment | (exec <&-)")
+
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["schema deployment", "profile show qa --json"])
+def test_output_that_a_full_disk_swallows_is_an_error(command: str) -> None:
+    """10 and a sentence, whichever stream is read; never 0, nor 1, which says that a gate failed."""
+    done = _in_a_shell(f"{command} > /dev/full")
+
+    assert done.returncode == 10
+    assert "No space left on device" in done.stderr
+    assert "Traceback (" not in done.stderr
+
+
+def test_a_closed_standard_output_is_the_null_device() -> None:
+    """What is opened next must not take its place."""
+    done = _in_a_shell("schema deployment >&- <&-")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_idle_threads_of_a_pool_do_not_hold_the_end() -> None:
+    """agentao leaves one behind after `web_fetch`: what is done at the end would be skipped after a wait."""
+    code = (
+        "import atexit\nfrom concurrent.futures import ThreadPoolExecutor\nfrom agentao_gov import main\n"
+        "main._THREADS_GRACE_S = 3600.0\natexit.register(print, 'done at the end')\n"
+        "pool = ThreadPoolExecutor(2)\npool.submit(int).result()\nmain._leave(3)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+
+    assert (done.returncode, done.stdout, done.stderr) == (3, "done at the end\n", "")
+
+
 @pytest.mark.parametrize("name", ["checklist", "deployment", "loadtest", "profile", "turn-report"])
 def test_every_schema_is_printed(cli: Cli, name: str) -> None:
     """What is read or written has a schema."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -46,7 +47,12 @@ def report_unexpected(error: BaseException, as_json: bool) -> int:
     place = _write_traceback(error)
     message = f"Internal error: {type(error).__name__}: {_one_line(str(error))}"
     hint = f"The traceback is in {place}." if place else "The traceback could not be written to a file."
-    _show(InternalError.code, message, hint, as_json)
+    try:
+        _show(InternalError.code, message, hint, as_json)
+    except OSError:
+        # Where output goes is what failed: a full disk, for one. Standard error may still be read.
+        with contextlib.suppress(OSError):
+            _show(InternalError.code, message, hint, as_json=False)
     return InternalError.exit_code
 
 
