@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.monitor.logs import LOGGER, configure_logging, log_event, log_pool_event
 from agentao_gov.pool.events import SessionOpenFailed, TurnEnded
@@ -54,6 +55,17 @@ def test_a_turn_is_told_by_ids_and_figures_without_its_text() -> None:
 
     assert (line["tenant"], line["session"], line["turn_id"], line["outcome"]) == ("acme", "s1", "t1", "answered")
     assert "secret" not in out.getvalue()
+
+
+def test_what_a_tenant_is_not_told_of_a_warning_is_in_the_log() -> None:
+    """Why an MCP server did not start stands nowhere else."""
+    out = io.StringIO()
+    configure_logging(out)
+
+    log_pool_event(TurnEnded(report().with_warning(Reason("It is not available.", "It is not available: ENOENT\nx"))))
+
+    assert json.loads(out.getvalue())["warnings"] == ["It is not available: ENOENT\nx"]
+    assert out.getvalue().count("\n") == 1
 
 
 def test_on_a_terminal_a_line_stays_one_line() -> None:

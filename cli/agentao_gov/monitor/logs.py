@@ -85,6 +85,7 @@ def log_pool_event(event: PoolEvent) -> None:
             "turn ended", tenant=r.tenant, session=r.session, turn_id=r.turn_id, profile=r.profile,
             outcome=r.outcome.value, total_ms=r.timing_ms.total, queued_ms=r.timing_ms.queued,
             tokens=r.usage.total_tokens, llm_calls=r.usage.llm_calls, reason=r.operator_detail,
+            warnings=list(r.operator_warnings) or None,
         )  # fmt: skip
     elif isinstance(event, TurnRefused):
         log_event(
