@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.simulator import simulator, simulator_process  # noqa: F401 - fixtures for everyone
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, children would inherit that, and no Ctrl-C be tried."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
