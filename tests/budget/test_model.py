@@ -290,7 +290,7 @@ class SqliteMachine(LedgerMachine):
         """The tables are brought up to date at any moment, by anyone."""
         store = self.stores[which]
         assert isinstance(store, SqliteStore)
-        store._fold()
+        store._upkeep.fold()
 
     def teardown(self) -> None:
         super().teardown()

@@ -19,6 +19,8 @@ class Heartbeat:
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
         self._beat = beat
         self._every_s = every_s
+        #: Why the last beat could not be made; None after one that could.
+        self.failure: StoreError | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger-heartbeat", daemon=True)
         self._thread.start()
@@ -33,6 +35,8 @@ class Heartbeat:
         while not self._stopped.wait(self._every_s):
             try:
                 self._beat()
+                self.failure = None
             except StoreError as error:
+                self.failure = error
                 # The next call of a turn meets the same error and fails closed; here it is only worth a line.
                 _log.warning("token ledger heartbeat failed: %s", error)

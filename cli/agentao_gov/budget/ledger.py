@@ -186,8 +186,9 @@ class TokenLedger:
         return self._store.grant(scope, tokens)
 
     def check(self) -> None:
-        """Raises StoreError when the store cannot answer; for `/readyz`."""
-        self._store.balances((ScopeLimit(Scope("tenant", ""), None),))
+        """Raises StoreError when the last heartbeat could not write to the store: then no call can either."""
+        if self._heartbeat is not None and (failure := self._heartbeat.failure) is not None:
+            raise failure
 
     def close(self) -> None:
         """Ends the heartbeat and the store. Idempotent."""

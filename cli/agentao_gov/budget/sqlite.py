@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,6 @@ from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.queue import Attempted
 from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_file import LedgerFile
-from agentao_gov.budget.sqlite_fold import FOLD_ENTRIES, cut, fold, plan_cut
 from agentao_gov.budget.sqlite_lines import LineTable
 from agentao_gov.budget.sqlite_owners import OwnerTable
 from agentao_gov.budget.sqlite_queue import WaitingTable
@@ -28,6 +26,7 @@ from agentao_gov.budget.sqlite_reading import SqliteReader
 from agentao_gov.budget.sqlite_rows import StoredCall
 from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, store_error
 from agentao_gov.budget.sqlite_tx import Transaction
+from agentao_gov.budget.sqlite_upkeep import Upkeep
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
 from agentao_gov.budget.states import Holding, Posting
 from agentao_gov.budget.store import (
@@ -44,8 +43,6 @@ from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 
 __all__ = ["SqliteStore"]
-
-_log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -81,6 +78,7 @@ class SqliteStore:
         self._owners = OwnerTable(self.owner, lease_s, clock)
         self._queue = WaitingTable()
         self._reader = SqliteReader(self)
+        self._upkeep = Upkeep(self)
         self._closed = False
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
@@ -109,7 +107,7 @@ class SqliteStore:
             if isinstance(answer, Refused) and not tx.answered:
                 # A refusal leaves no trace: whoever asks a thousand times fills nothing.
                 tx.discard()
-        self._fold_if_due()
+        self._upkeep.fold_if_due()
         return answer
 
     def _attempt(self, tx: Transaction, request: ReserveRequest) -> Reservation | Refused | Waiting:
@@ -186,7 +184,7 @@ class SqliteStore:
             kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
             posting = states.settle(call.holding, prompt, completion, estimated)
             settlement = self._finish(tx, kind, reservation_id, call, posting)
-        self._fold_if_due()
+        self._upkeep.fold_if_due()
         return settlement
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
@@ -303,10 +301,10 @@ class SqliteStore:
             for owner_id in self._owners.dead(tx):
                 failpoints.reach("during_recovery")
                 self._resolve(tx, owner_id)
-        self._fold()
+        self._upkeep.fold()
         with self.file.lock:
             if not self._closed:
-                self._cut()
+                self._upkeep.cut()
                 self.file.sync(self.mark)
 
     def _resolve(self, tx: Transaction, owner_id: str) -> None:
@@ -322,33 +320,6 @@ class SqliteStore:
         self._owners.forget(tx, owner_id)
         if tx.cache.waiting:
             self._serve_waiting(tx)
-
-    # ── upkeep ────────────────────────────────────────────────────────────────────────────────────
-
-    def _fold_if_due(self) -> None:
-        if self.cache.last - self.cache.folded < FOLD_ENTRIES:
-            return
-        try:
-            self._fold()
-        except StoreError as error:
-            # The call itself is recorded; the next one meets the same failure and fails closed.
-            _log.warning("the ledger's tables could not be brought up to date: %s", error)
-
-    def _fold(self) -> None:
-        with Transaction(self, "fold") as tx:
-            if tx.last > tx.cache.folded:
-                fold(tx)
-
-    def _cut(self) -> None:
-        """Replaces the oldest part of the journal by a checkpoint where it is older than is kept."""
-        try:
-            planned = plan_cut(self.file.sql, (self.clock.time() - self.retain_s) * 1000)
-            if planned is not None:
-                with Transaction(self, "cut") as tx:
-                    cut(tx, planned, self._owner_id)
-            self.file.give_back()
-        except sqlite3.Error as error:
-            raise store_error(self.path, error) from error
 
     # ── balances ──────────────────────────────────────────────────────────────────────────────────
 
@@ -393,7 +364,7 @@ class SqliteStore:
             with contextlib.suppress(StoreError):
                 with Transaction(self) as tx:
                     self._resolve(tx, self.owner.id)
-                self._fold()
+                self._upkeep.fold()
             with self.lock:
                 self.file.sql.close()
                 self.connection.close()

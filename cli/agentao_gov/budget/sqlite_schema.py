@@ -15,7 +15,7 @@ from agentao_gov.budget import journal
 from agentao_gov.budget.journal import GENESIS, Entry
 from agentao_gov.errors import StoreError
 
-__all__ = ["Synchronous", "begin_immediate", "connect", "create", "patiently", "store_error"]
+__all__ = ["LOCKED_HINT", "Synchronous", "begin_immediate", "connect", "create", "patiently", "store_error"]
 
 T = TypeVar("T")
 
@@ -150,8 +150,10 @@ def _is_busy(error: sqlite3.OperationalError) -> bool:
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+#: What to do about a file that stays locked.
+LOCKED_HINT = "Another program holds the file's lock; find it with `fuser`."
 _HINTS = {
-    sqlite3.SQLITE_BUSY: "Another program holds the file's lock; find it with `fuser`.",
+    sqlite3.SQLITE_BUSY: LOCKED_HINT,
     sqlite3.SQLITE_READONLY: "Make the file and its directory writable.",
     sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and belongs to this user.",
     sqlite3.SQLITE_PERM: "Make the file and its directory accessible to this user.",

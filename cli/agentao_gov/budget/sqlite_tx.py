@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.line import Line, LineKey
-from agentao_gov.budget.sqlite_schema import begin_immediate, patiently, store_error
+from agentao_gov.budget.sqlite_schema import LOCKED_HINT, begin_immediate, patiently, store_error
 from agentao_gov.errors import StoreError
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         store = self._store
-        store.lock.acquire()
+        if not store.lock.acquire(timeout=store.lock_wait_s):
+            # Whoever has it waits for the file: all who stand behind would else wait so long one after the other.
+            raise StoreError(f"The token ledger {store.path} cannot be used: it is locked.", hint=LOCKED_HINT)
         try:
             store.file.check()
             if self._write:

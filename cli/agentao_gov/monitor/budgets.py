@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from agentao_gov.budget.types import Balance, Ledger, ScopeLimit
+from agentao_gov.budget import TokenLedger
+from agentao_gov.budget.types import Balance, ScopeLimit
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import BudgetLine, TurnReport
 
@@ -21,7 +22,9 @@ TENANTS_MAX = 200
 class BudgetWatch:
     """Thread-safe. `refresh` reads the store and may block as long as it does."""
 
-    def __init__(self, ledger: Ledger, tenant_limit: Callable[[str], ScopeLimit], tenants: Iterable[str] = ()) -> None:
+    def __init__(
+        self, ledger: TokenLedger, tenant_limit: Callable[[str], ScopeLimit], tenants: Iterable[str] = ()
+    ) -> None:
         self._ledger = ledger
         self._tenant_limit = tenant_limit
         self._lock = threading.Lock()
@@ -59,6 +62,7 @@ class BudgetWatch:
         with self._lock:
             tenants = list(self._tenants)
         try:
+            self._ledger.check()
             balances = self._ledger.balances([self._tenant_limit(tenant) for tenant in tenants])
         except StoreError:
             with self._lock:

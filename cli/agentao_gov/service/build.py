@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from agentao_gov.budget import TokenLedger, scope_limits
-from agentao_gov.budget.types import Ledger, ScopeLimit
+from agentao_gov.budget.types import ScopeLimit
 from agentao_gov.config import (
     ModelChoice,
     ResolvedDeployment,
@@ -78,7 +78,7 @@ def offered_profiles(
 def build_service(
     deployment: ResolvedDeployment,
     pool: AgentPool,
-    ledger: Ledger,
+    ledger: TokenLedger,
     offered: Mapping[str, OfferedProfile],
     *,
     host: str | None = None,
@@ -127,8 +127,7 @@ def build_service(
         log_pool_event(event)
 
     pool.subscribe(on_pool_event)
-    if isinstance(ledger, TokenLedger):
-        ledger.subscribe(metrics.on_budget_event)
+    ledger.subscribe(metrics.on_budget_event)
     gateway = Gateway(
         pool=pool,
         deployment=config,
