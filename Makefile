@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-sim lint check fmt soak clean
+.PHONY: help demo test test-slow test-long lint check fmt soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,9 @@ test: $(STAMP) ## the tests a change must pass
 test-slow: $(STAMP) ## everything that takes long: real process trees, whole services, sabotage, the soak
 	$(BIN)/python -m pytest -m slow --timeout 240
 
-test-sim: $(STAMP) ## the part of it that CI runs: millions of simulated steps, and the ledger killed at every point
-	$(BIN)/python -m pytest -m slow --timeout 240 tests/pool/test_simulation.py tests/budget/test_simulation.py tests/budget/test_crash.py
+test-long: $(STAMP) ## the part of it that CI runs: millions of simulated steps, kills at every point, a minute's soak
+	$(BIN)/python -m pytest -m slow --timeout 240 tests/pool/test_simulation.py tests/budget/test_simulation.py \
+		tests/budget/test_crash.py tests/process/test_kill_matrix.py tests/e2e/test_soak.py
 
 lint: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .
