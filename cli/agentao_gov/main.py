@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         _make_writable(stream)
     if (text := helptext.prepared(args)) is not None:
-        sys.stdout.write(text)
-        sys.exit(0)
+        sys.exit(_help(text))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -45,6 +44,18 @@ def main(argv: list[str] | None = None) -> None:
         # Called by a program, whose threads are its own.
         sys.exit(code)
     _leave(code)
+
+
+def _help(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        _to_null(sys.stdout)
+        return 141
+    except OSError:
+        _to_null(sys.stdout)
+        return InternalError.exit_code
+    return _flush(0)
 
 
 def _open_standard_streams() -> None:

@@ -155,9 +155,10 @@ def _in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_reader_that_was_never_there_is_no_failed_gate() -> None:
     """141, as a shell reports SIGPIPE; 1 would say that a gate failed."""
-    done = _in_a_shell("schema deployment | (exec <&-)")
+    done, asked = _in_a_shell("schema deployment | (exec <&-)"), _in_a_shell("run --help | (exec <&-)")
 
     assert (done.returncode, done.stderr) == (141, "")
+    assert (asked.returncode, asked.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("command", ["schema deployment", "profile show qa --json"])
