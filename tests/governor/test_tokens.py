@@ -129,18 +129,20 @@ def test_new_tools_are_counted_on_top() -> None:
 
 
 def test_an_anchor_survives_the_archive_only_for_the_same_beginning() -> None:
-    """A session that goes on from disk keeps its tight bound; one with another system prompt does not."""
-    anchor = Anchor()
+    """A session that goes on from disk keeps its tight bound; one with another system prompt or model does not."""
+    anchor = Anchor("one-model")
     messages = conversation(3)
     anchor.record(messages, TOOLS, prompt_tokens(messages, TOOLS), 10)
     saved = json.loads(json.dumps(anchor.export(messages[1:])))
-    revived, other = Anchor(), Anchor()
+    revived, other, elsewhere = anchor.blank(), anchor.blank(), Anchor("another-model")
 
     revived.restore(saved, json.loads(json.dumps([*messages, {"role": "user", "content": "next"}])), TOOLS)
+    elsewhere.restore(saved, messages, TOOLS)
     other.restore(saved, [{"role": "system", "content": "another"}, *messages[1:]], TOOLS)
 
     assert revived.prompt_tokens == anchor.prompt_tokens
     assert not other.known
+    assert not elsewhere.known
 
 
 def test_a_message_that_grew_in_place_is_counted_anew_after_a_rest() -> None:

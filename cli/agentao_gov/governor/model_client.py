@@ -73,7 +73,7 @@ class GovernedModel(LLMClient):
         self._turn = turn
         self._subtree = subtree
         self._on_tool_calls = on_tool_calls
-        self.anchor = Anchor()
+        self.anchor = Anchor(model)
         # What the last reservation granted for output.
         self._granted = max_output_tokens
         # Whether the last attempt's request had left.

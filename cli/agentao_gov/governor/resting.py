@@ -12,8 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.governor.tokens import Anchor
-
 if TYPE_CHECKING:
     from agentao_gov.governor.build import AgentParts
 
@@ -46,7 +44,7 @@ class RestingTalk:
             # What the provider reported goes on as figures: the anchor holds the messages it was reported for.
             saved = model.anchor.export(agent.messages) or model.saved_anchor
             self._packed = zlib.compress(raw, 1)
-            model.anchor, model.saved_anchor = Anchor(), saved
+            model.anchor, model.saved_anchor = model.anchor.blank(), saved
             agent.messages = []
             return True
 

@@ -145,7 +145,9 @@ class Anchor:
     Not thread-safe: the calls of one client follow one another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "") -> None:
+        # Whose tokens these are: another model's tokenizer may need more of them for the same text.
+        self._model = model
         self.prompt_tokens = 0
         self.completion_tokens = 0
         # The messages that `prompt_tokens` covers, each with its mark then: one that changed in place is new.
@@ -156,6 +158,10 @@ class Anchor:
     def known(self) -> bool:
         """Whether there is anything to build on."""
         return self.prompt_tokens > 0
+
+    def blank(self) -> Anchor:
+        """One of the same model that knows nothing."""
+        return Anchor(self._model)
 
     def record(
         self,
@@ -206,7 +212,7 @@ class Anchor:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "messages": kept,
-            "digest": _digest(self._covered[0][0], self._tools),
+            "digest": _digest(self._model, self._covered[0][0], self._tools),
         }
 
     def restore(
@@ -215,10 +221,10 @@ class Anchor:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> None:
-        """Takes an exported anchor up again, if system prompt and tools are still the same. `messages`: the request."""
+        """Takes an exported anchor up again if model, system prompt and tools are the same. `messages`: the request."""
         kept = saved.get("messages", 0) + 1
         rendered = _render_tools(tools)
-        if kept > len(messages) or _digest(messages[0], rendered) != saved.get("digest"):
+        if kept > len(messages) or _digest(self._model, messages[0], rendered) != saved.get("digest"):
             return
         self.prompt_tokens = saved.get("prompt_tokens", 0)
         self.completion_tokens = saved.get("completion_tokens", 0)
@@ -234,8 +240,8 @@ def _mark(message: Message) -> object:
     return message_bytes(message)
 
 
-def _digest(system: Message, rendered_tools: str) -> int:
-    return zlib.crc32((str(system.get("content")) + rendered_tools).encode("utf-8", "surrogatepass"))
+def _digest(model: str, system: Message, rendered_tools: str) -> int:
+    return zlib.crc32((model + str(system.get("content")) + rendered_tools).encode("utf-8", "surrogatepass"))
 
 
 def prompt_bound(
