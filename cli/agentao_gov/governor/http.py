@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import fcntl
 import functools
 import ipaddress
 import os
 import select
 import socket
 import ssl
-import termios
 import threading
 import time
 import typing
@@ -32,6 +30,8 @@ __all__ = ["AbortScope", "HttpClient", "abortable", "timeout_for"]
 
 #: What every event of a streamed answer begins with; a head and a gateway's comments are no sign of work.
 _EVENT = b"data:"
+#: How much of what nobody has read is looked at: more than a head and a first event.
+_PEEK_BYTES = 65_536
 #: A connect that is being aborted is noticed after this long; only while the TCP handshake is under way.
 _CONNECT_POLL_S = 0.05
 #: Longest wait for a TCP connection or TLS handshake, whatever the turn's deadline.
@@ -110,12 +110,15 @@ def abortable(scope: AbortScope) -> Iterator[AbortScope]:
 
 
 def _unread(sock: socket.socket) -> bool:
-    """Whether bytes have arrived that nobody has taken yet; on a busy machine a whole answer may wait there."""
+    """Whether an event has arrived that nobody has taken yet; on a busy machine a whole answer may wait there."""
     try:
-        # Asked of the descriptor: even a peek through the socket object would wait as long as its time-out says.
-        return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+        # Through an object of its own, which has no time-out: the socket's own would make even a peek wait.
+        with socket.socket(fileno=os.dup(sock.fileno())) as view:
+            found = view.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except (OSError, ValueError):
         return False
+    # What TLS would make of the bytes is not known here: they count as an event.
+    return bool(found) if isinstance(sock, ssl.SSLSocket) else _EVENT in found
 
 
 def _shut(sock: socket.socket) -> None:
