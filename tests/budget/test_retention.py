@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
+from agentao_gov.budget.checkpoint import piece, plan
+from agentao_gov.budget.redis_keys import link, write_checkpoint
+from agentao_gov.budget.sqlite_fold import cut, fold, plan_cut
+from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes
 from tests.budget.processes import start
@@ -50,7 +54,7 @@ def live(store: Store, clock: FakeClock, days: int, calls: int = 20) -> None:
 
 
 def test_a_long_life_keeps_what_is_recent_and_proves_the_rest(short: Callable[[], Store], clock: FakeClock) -> None:
-    """After ten days the journal holds some two; the tenant's days, today's balances and the chain stay."""
+    """After ten days the journal holds some four; the tenant's days, today's balances and the chain stay."""
     store = short()
     live(store, clock, 10)
     store.reserve(call("today", LIMITS))
@@ -64,7 +68,7 @@ def test_a_long_life_keeps_what_is_recent_and_proves_the_rest(short: Callable[[]
     assert 0 < len(kept) < result.entries / 2
     balances = store.all_balances("all")
     assert sum(1 for b in balances if b.scope.kind == "tenant") == 11
-    assert sum(1 for b in balances if b.scope.kind == "user") <= 6
+    assert sum(1 for b in balances if b.scope.kind == "user") <= 8
     assert balance(store, LIMITS).used == 10
     assert idle(store, LIMITS)
     store.close()
@@ -105,11 +109,250 @@ def test_the_same_call_again_is_still_the_same(short: Callable[[], Store], clock
     store.close()
 
 
+def fill(store: Store, prefix: str, calls: int) -> None:
+    """Calls of other turns, so that time and the journal go on."""
+    limits = scopes(names=("acme", "bob", "other", f"t-{prefix}"))
+    for number in range(calls):
+        store.reserve(call(f"{prefix}-{number}", limits))
+        store.settle(f"{prefix}-{number}", 1, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def test_a_turn_that_goes_on_after_a_long_rest_keeps_its_budget(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, clock: FakeClock
+) -> None:
+    """Its last call is long cut from the journal, but the one that is open now still posts to its line."""
+    store: Store
+    if kind == "redis":
+        url = request.getfixturevalue("redis_url")
+        store = RedisStore(url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
+    elif kind == "sqlite":
+        store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
+    else:
+        store = MemoryStore(clock)
+    # In memory it is the number of entries that makes it cut.
+    many = 600 if kind == "memory" else 5
+    limits = scopes(turn=500)
+    store.reserve(call("first", limits))
+    store.settle("first", 150, 50, 0)
+    clock.advance(2 * DAY_S)
+    fill(store, "before", many)
+    clock.advance(4 * DAY_S)
+    store.reserve(call("open", limits))
+    store.dispatch("open")
+    clock.advance(DAY_S)
+    fill(store, "after", many)
+    store.heartbeat()
+    (first, *_) = store.journal()
+
+    held = balance(store, limits, "turn")
+    store.settle("open", 100, 40, 0)
+    fill(store, "later", 5)
+
+    assert first[0] > 3, "nothing was cut"
+    assert (held.used, held.reserved) == (200, 200)
+    after = balance(store, limits, "turn")
+    assert (after.used, after.reserved) == (340, 0)
+    assert idle(store, limits)
+    found = store.verify()
+    assert found.ok, found.problems
+    store.close()
+
+
+def rested(store: Store, clock: FakeClock) -> None:
+    """A turn whose line may go with what is cut next."""
+    store.reserve(call("first", LIMITS))
+    store.settle("first", 150, 50, 0)
+    clock.advance(2 * DAY_S)
+    fill(store, "before", 5)
+    clock.advance(4 * DAY_S)
+    fill(store, "after", 5)
+
+
+def test_a_line_taken_up_between_plan_and_cut_stays_in_a_file(tmp_path: Path, clock: FakeClock) -> None:
+    """The plan is made without the lock; whoever reserves meanwhile keeps what it reserved on."""
+    store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
+    rested(store, clock)
+    with Transaction(store) as tx:
+        fold(tx)
+    planned = plan_cut(store.file.sql, clock.time() * 1000, RETAIN_S * 1000)
+    assert planned is not None
+    assert planned.lines
+    store.reserve(call("open", LIMITS))
+
+    with Transaction(store, "cut") as tx:
+        cut(tx, planned, store.owner.id)
+
+    assert next(iter(store.journal()))[0] == 1
+    store.settle("open", 5, 5, 0)
+    store.heartbeat()
+    assert next(iter(store.journal()))[0] > 1
+    assert store.verify().ok
+    assert balance(store, LIMITS, "turn").reserved == 0
+    store.close()
+
+
+@pytest.mark.redis
+def test_a_line_taken_up_between_plan_and_cut_stays_in_redis(redis_url: str, tmp_path: Path, clock: FakeClock) -> None:
+    """As in a file."""
+    store = RedisStore(redis_url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
+    store.reserve(call("open", LIMITS))
+    checkpoint = store._reader.checkpoint()
+    rows = list(store.journal())[:-1]
+    planned = plan(checkpoint, rows, lambda *_: True, (), link)
+    assert planned is not None
+    assert "turn:t-1 UTC turn" in planned.lines
+
+    store._session.call(
+        "cut",
+        before=planned.before,
+        number=planned.after.number,
+        checkpoint=write_checkpoint(planned.after),
+        calls=planned.calls,
+        lines=planned.lines,
+        note=planned.after.note(),
+    )
+
+    assert next(iter(store.journal()))[0] == 1
+    store.settle("open", 5, 5, 0)
+    assert store.verify().ok
+    store.close()
+
+
+def test_a_lines_number_is_never_given_to_another(tmp_path: Path, clock: FakeClock) -> None:
+    """The journal knows lines by their number: a later line under the same one would be taken for it."""
+    store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
+    rested(store, clock)
+    highest = int(store.connection.execute("SELECT max(id) FROM lines").fetchone()[0])
+    clock.advance(7 * DAY_S)
+    store.reserve(call("last", LIMITS))
+    store.settle("last", 1, 1, 0)
+    with closing(sqlite3.connect(store.path)) as sql:
+        before = {row[0] for row in sql.execute("SELECT id FROM lines")}
+    store.heartbeat()
+    with closing(sqlite3.connect(store.path)) as sql:
+        gone = before - {row[0] for row in sql.execute("SELECT id FROM lines")}
+        assert gone
+        # As if the highest had been among them: it is what SQLite would give away first.
+        (given,) = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'lines'").fetchone()
+    assert given >= max(before) >= highest
+
+    for day in range(6):
+        fill(store, f"new-{day}", 2)
+        clock.advance(DAY_S)
+        store.heartbeat()
+        found = store.verify()
+        assert found.ok, found.problems
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def test_a_clock_that_is_ahead_for_a_beat_gives_nobody_a_new_budget(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, clock: FakeClock
+) -> None:
+    """Looking and upkeep are no events: once the clock is right again, day and turn are what they were."""
+    store: Store
+    if kind == "redis":
+        url = request.getfixturevalue("redis_url")
+        store = RedisStore(url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
+    else:
+        store = (
+            MemoryStore(clock) if kind == "memory" else SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
+        )
+    fill(store, "some", 5)
+    store.reserve(call("c", LIMITS))
+    store.settle("c", 5, 5, 0)
+    before, entries = store.balances(LIMITS), len(list(store.journal()))
+
+    clock.step_wall(31 * DAY_S)
+    store.heartbeat()
+    store.balances(LIMITS)
+    store.all_balances()
+    clock.step_wall(-31 * DAY_S)
+
+    assert store.balances(LIMITS) == before
+    assert balance(store, LIMITS, "turn").used == 10
+    assert len(list(store.journal())) == entries
+    assert store.verify().ok
+    store.close()
+
+
+def test_a_cut_is_at_the_time_of_the_last_entry(short: Callable[[], Store], clock: FakeClock) -> None:
+    """Also where there is something to cut, a clock that is ahead moves nobody into another day."""
+    store = short()
+    rested(store, clock)
+    window = store.balances(LIMITS)[0].window
+
+    clock.step_wall(DAY_S)
+    store.heartbeat()
+    clock.step_wall(-DAY_S)
+
+    assert next(iter(store.journal()))[0] > 1
+    assert store.balances(LIMITS)[0].window == window
+    assert store.verify().ok
+    store.close()
+
+
+def live_hourly(store: Store, clock: FakeClock, hours: int, prefix: str = "hour") -> None:
+    """A call an hour, each with a beat."""
+    for hour in range(hours):
+        clock.advance(3_600)
+        fill(store, f"{prefix}-{hour}", 1)
+        store.heartbeat()
+
+
+def test_little_that_is_old_does_not_move_a_large_checkpoint(tmp_path: Path, clock: FakeClock) -> None:
+    """Every beat would else read, parse and write anew all that tenants ever used."""
+    store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
+    live_hourly(store, clock, 3 * 24 + 2)
+    before = store.connection.execute("SELECT number, size FROM checkpoint").fetchone()
+    statements: list[str] = []
+    store.file.sql.set_trace_callback(statements.append)
+
+    # Each beat finds some entries that are past their time.
+    live_hourly(store, clock, 6, "later")
+
+    store.file.sql.set_trace_callback(None)
+    after = store.connection.execute("SELECT number, size FROM checkpoint").fetchone()
+    assert before[1] > 0
+    assert after == before
+    assert any("size FROM checkpoint" in statement for statement in statements)
+    assert not any("body FROM checkpoint" in statement for statement in statements)
+    clock.advance(DAY_S)
+    fill(store, "next", 1)
+    store.heartbeat()
+    assert store.connection.execute("SELECT number FROM checkpoint").fetchone()[0] > before[0]
+    store.close()
+
+
+@pytest.mark.redis
+def test_little_that_is_old_does_not_move_a_checkpoint_in_redis(
+    redis_url: str, tmp_path: Path, clock: FakeClock
+) -> None:
+    """As in a file."""
+    store = RedisStore(redis_url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
+    live_hourly(store, clock, 3 * 24 + 2)
+    before = store._reader.checkpoint()
+
+    live_hourly(store, clock, 6, "later")
+
+    assert before.number > 0
+    assert store._reader.checkpoint() == before
+    store.close()
+
+
+def test_a_piece_grows_with_what_has_to_be_written_anew() -> None:
+    """So that the work of a cut is in proportion to what it lets go of."""
+    assert piece(0) == 4_000
+    assert piece(3_650_000) == 36_500
+
+
 CHANGES = [
     "UPDATE checkpoint SET body = replace(body, 'acme', 'acmf')",
     "UPDATE checkpoint SET number = number + 1",
     "UPDATE checkpoint SET hash = zeroblob(32)",
     "UPDATE checkpoint SET body = ''",
+    "UPDATE checkpoint SET size = size + 1",
     "UPDATE checkpoint SET body = 'nonsense'",
     "DELETE FROM journal WHERE number = (SELECT min(number) FROM journal)",
     "UPDATE lines SET used = used + 1 WHERE id = (SELECT min(id) FROM lines WHERE kind = 'tenant')",
@@ -145,6 +388,8 @@ def test_space_comes_back(tmp_path: Path, clock: FakeClock) -> None:
     store.file.sync(store.mark)
     large = path.stat().st_size
     clock.advance(6 * DAY_S)
+    store.reserve(call("later", LIMITS))
+    store.settle("later", 5, 5, 0)
 
     for _ in range(20):
         store.heartbeat()

@@ -79,6 +79,10 @@ class Book:
         self._high_water_s = max(self._high_water_s, now_s)
         return self._high_water_s
 
+    def seen(self, now_s: float) -> float:
+        """The ledger's time for one who only looks: that moves nobody into another day."""
+        return max(self._high_water_s, now_s)
+
     def line_key(self, scope: ScopeLimit, now_s: float) -> LineKey:
         """Where a call reserved now posts to."""
         if scope.scope.kind == "turn":
@@ -233,8 +237,8 @@ class Book:
 
     def _post(self, call: Call, kind: Kind, posting: Posting, owner: str, now_s: float) -> tuple[Crossing, ...]:
         crossings = []
-        for key in call.lines:
-            line = self.lines[key]
+        # All are looked up before the first is changed: a step happens as a whole or not at all.
+        for line in [self.lines[key] for key in call.lines]:
             line.add(posting)
             line.touched_s = now_s
             if posting.used and (crossing := crossed(line, self.warn_at)) is not None:
@@ -304,7 +308,7 @@ class Book:
 
     def balances(self, scopes: Iterable[ScopeLimit], now_s: float) -> tuple[Balance, ...]:
         """What stands in the windows open now."""
-        now_s = max(now_s, self._high_water_s)
+        now_s = self.seen(now_s)
         return tuple(
             _with_limit(self.lines.get(key) or Line(key), scope.limit)
             for scope in scopes

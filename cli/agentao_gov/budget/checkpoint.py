@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,12 +16,20 @@ from agentao_gov.budget.journal import GENESIS, Entry, Replay, Totals, chain, re
 from agentao_gov.budget.store import JournalRow
 from agentao_gov.errors import StoreError
 
-__all__ = ["Checkpoint", "Cut", "over_by", "plan"]
+__all__ = ["DAY_MS", "Checkpoint", "Cut", "over_by", "piece", "plan"]
 
-Over = Callable[[str], bool]
+#: Of a line's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
+Over = Callable[[str, int], bool]
 Link = Callable[[bytes, str], bytes]
 
 _OPEN_STEPS = frozenset({"reserve", "dispatch"})
+
+#: How long what may go already waits for more to go with it, where there is little.
+DAY_MS = 86_400_000
+#: Entries let go of at a time, at least: the lock is held for some milliseconds.
+_PIECE = 4_000
+#: Bytes of a checkpoint that one line takes, about.
+_LINE_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,8 @@ class Checkpoint:
             [name, sums.notes[name], sums.owners[name], sums.outputs[name], list(step), *astuple(sums.calls[name])]
             for name, step in sums.steps.items()
         ]
-        return cls(sums.entries, sums.head, json.dumps([sums.ledger, lines, calls], separators=(",", ":")))
+        turns = {ref: at_ms for ref, at_ms in sums.touched.items() if sums.names.get(ref, "").startswith("turn:")}
+        return cls(sums.entries, sums.head, json.dumps([sums.ledger, lines, calls, turns], separators=(",", ":")))
 
     def note(self) -> str:
         """How the journal names this checkpoint."""
@@ -58,7 +67,8 @@ class Checkpoint:
         if not self.body:
             return sums
         try:
-            sums.ledger, lines, calls = json.loads(self.body)
+            sums.ledger, lines, calls, turns = json.loads(self.body)
+            sums.touched = dict(turns)
             for ref, name, limit, warned, *totals in lines:
                 sums.lines[ref] = Totals(*totals)
                 if name:
@@ -99,10 +109,18 @@ class Cut:
     lines: list[str]
 
 
-def plan(checkpoint: Checkpoint, rows: Iterable[JournalRow], over: Over, link: Link = chain) -> Cut | None:
+def piece(size: int) -> int:
+    """How many entries a cut should let go of, by the length of the checkpoint that it has to write anew."""
+    return max(_PIECE, size // _LINE_BYTES)
+
+
+def plan(
+    checkpoint: Checkpoint, rows: Iterable[JournalRow], over: Over, kept: Collection[str], link: Link = chain
+) -> Cut | None:
     """Adds up `rows`, which follow the checkpoint; None where there are none, or where they are not sound.
 
-    `over` says of a line's name whether nothing can be posted to it any more. One that still holds tokens is kept.
+    A line that `over` says is over goes, unless a call was open on it at the end of the rows, or it is one of `kept`:
+    the lines of calls that are open now, which may have been reserved long after these rows.
     """
     sums = replay(rows, link, checkpoint.replay())
     if sums.entries == checkpoint.number or sums.problems:
@@ -112,23 +130,25 @@ def plan(checkpoint: Checkpoint, rows: Iterable[JournalRow], over: Over, link: L
     for name in ended:
         for by_call in (sums.calls, sums.steps, sums.notes, sums.owners, sums.outputs):
             by_call.pop(name, None)
-    held = {line for step in sums.steps.values() for line in step.lines}
-    lines = [ref for ref, name in sums.names.items() if ref not in held and over(name)]
+    held = {line for step in sums.steps.values() for line in step.lines}.union(kept)
+    lines = [ref for ref, name in sums.names.items() if ref not in held and over(name, sums.touched.get(ref, 0))]
     for ref in [*lines, *sums.lines.keys() - sums.names.keys()]:
-        for by_line in (sums.lines, sums.names, sums.limits, sums.warned):
+        for by_line in (sums.lines, sums.names, sums.limits, sums.warned, sums.touched):
             by_line.pop(ref, None)
     return Cut(checkpoint.number, Checkpoint.of(sums), ended, lines)
 
 
 def over_by(at_ms: float) -> Over:
-    """Which lines were over days before that instant: turns, and days of users and sessions.
+    """Which lines were over by that instant: turns that rested for a day, and days of users and sessions.
 
     What tenants used in a day is kept for good.
     """
     # Two days, because a day ends up to 26 hours later somewhere else.
     day = (datetime.fromtimestamp(at_ms / 1000, UTC).date() - timedelta(days=2)).isoformat()
 
-    def over(name: str) -> bool:
-        return name.startswith("turn:") or (not name.startswith("tenant:") and name.rpartition(" ")[2] < day)
+    def over(name: str, touched_ms: int) -> bool:
+        if name.startswith("turn:"):
+            return touched_ms <= at_ms - DAY_MS
+        return not name.startswith("tenant:") and name.rpartition(" ")[2] < day
 
     return over

@@ -154,6 +154,8 @@ class Replay:
     limits: dict[str, str] = field(default_factory=dict)
     #: Reference → the soft threshold last reported, where one was.
     warned: dict[str, str] = field(default_factory=dict)
+    #: Reference → time of the last entry about it, in milliseconds.
+    touched: dict[str, int] = field(default_factory=dict)
     #: By reservation: its sums, its last step but extensions, and what was noted when it was reserved.
     calls: dict[str, Totals] = field(default_factory=dict)
     steps: dict[str, Entry] = field(default_factory=dict)
@@ -198,6 +200,7 @@ def _add(result: Replay, entry: Entry) -> None:
     elif entry.kind == "line":
         result.names[entry.id] = entry.note
         result.lines.setdefault(entry.id, Totals())
+        result.touched[entry.id] = entry.at_ms
     elif entry.kind == "limit":
         result.limits[entry.id] = entry.note
     elif entry.kind == "warn":
@@ -206,6 +209,7 @@ def _add(result: Replay, entry: Entry) -> None:
         result.checkpoint = entry.note
     for line in entry.lines:
         result.lines.setdefault(line, Totals()).add(entry)
+        result.touched[line] = entry.at_ms
     if entry.kind in _STEPS:
         result.calls.setdefault(entry.id, Totals()).add(entry)
         if entry.kind != "extend":

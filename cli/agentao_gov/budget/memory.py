@@ -10,8 +10,9 @@ from agentao_gov.budget.book import Book
 from agentao_gov.budget.checkpoint import Checkpoint, over_by, plan
 from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.line import Line, line_name
+from agentao_gov.budget.states import OPEN_STATES
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
-from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
+from agentao_gov.budget.types import Balance, Reservation, ReservationState, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 
 __all__ = ["MemoryStore"]
@@ -113,7 +114,7 @@ class MemoryStore:
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
         """See Store."""
         with self._lock:
-            now_s = self._book.at(self._clock.time())
+            now_s = self._book.seen(self._clock.time())
             return tuple(
                 line.balance
                 for line in self._book.lines.values()
@@ -145,6 +146,11 @@ class MemoryStore:
             rows, lines = list(self._rows), {line_name(key): line for key, line in self._book.lines.items()}
             checkpoint = self._checkpoint
             sums = {name: _totals(line) for name, line in lines.items()}
+            lost = [
+                call.id
+                for call in self._book.calls.values()
+                if call.holding.state in OPEN_STATES and not self._book.lines.keys() >= set(call.lines)
+            ]
             calls = {call.id: (call.holding.used, call.holding.held) for call in self._book.calls.values()}
         result = journal.replay(rows, base=checkpoint.replay())
         problems = list(result.problems)
@@ -161,6 +167,12 @@ class MemoryStore:
                 continue
             if (total.used, total.reserved) != expected_call:
                 problems.append(f"reservation {call_id} does not match the journal")
+        problems += [f"reservation {name} holds tokens of a line that is not there" for name in lost]
+        problems += [
+            f"balance of {name}: {total.reserved:,} tokens are reserved"
+            for name, total in sums.items()
+            if total.reserved < 0
+        ]
         return Verification(result.entries, len(sums), len(calls), result.head.hex(), tuple(problems))
 
     def close(self) -> None:
@@ -184,11 +196,19 @@ class MemoryStore:
         keys = {line_name(key): key for key in self._book.lines}
         days_over = over_by(now_s * 1000)
 
-        def over(name: str) -> bool:
-            return days_over(name) and now_s - self._book.lines[keys[name]].touched_s > _TURN_S
+        def over(name: str, touched_ms: int) -> bool:
+            rested = now_s - self._book.lines[keys[name]].touched_s > _TURN_S
+            return rested and (name.startswith("turn:") or days_over(name, touched_ms))
 
         half = len(self._rows) // 2
-        planned = plan(self._checkpoint, self._rows[:half], over)
+        # What may still be posted to: by calls that are open, and by corrections of those that were charged.
+        kept = {
+            line_name(key)
+            for call in self._book.calls.values()
+            if call.holding.state is not ReservationState.SETTLED
+            for key in call.lines
+        }
+        planned = plan(self._checkpoint, self._rows[:half], over, kept)
         if planned is None:
             return
         self._checkpoint, self._rows = planned.after, self._rows[half:]

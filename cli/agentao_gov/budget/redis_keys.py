@@ -137,6 +137,8 @@ def verify_records(
         if result.limits.get(name) != (record["limit"] or "None"):
             problems.append(f"limit of {name} is {record['limit']}, the journal says {result.limits.get(name)}")
         fields = ("used", "reserved", "estimated", "granted", "cost", "unpriced")
+        if int(record["reserved"]) < 0:
+            problems.append(f"balance of {name}: {record['reserved']} tokens are reserved")
         stated = Totals(*(int(record[field]) for field in fields))
         if stated != (summed := result.lines.get(name, Totals())):
             problems.append(f"balance of {name}: the journal adds up to {summed}, the balance says {stated}")
@@ -152,6 +154,8 @@ def verify_records(
         if (record["owner"], int(record["held_output"])) != (result.owners.get(call_id), result.outputs.get(call_id)):
             problems.append(f"reservation {call_id} has another owner or output than the journal")
         last = result.steps.get(call_id)
+        if is_open and not lines.keys() >= set(json.loads(record["lines"])):
+            problems.append(f"reservation {call_id} holds tokens of a line that is not there")
         if last is None or list(last.lines) != json.loads(record["lines"]):
             problems.append(f"reservation {call_id} posts to other lines than the journal")
     for name, totals in result.lines.items():

@@ -25,18 +25,19 @@ if not now then
 end
 if now < high then now = high end
 
+-- The time of the last entry is the ledger's: a look, or a beat, while the clock is ahead moves nobody to another day.
 local function append(kind, id, lines, post, note, owner)
   local names = #lines == 0 and '[]' or cjson.encode(lines)
   local text = '[' .. int(now) .. ',"' .. kind .. '",' .. cjson.encode(id) .. ',' .. cjson.encode(owner or a.owner) .. ','
     .. names .. ',' .. int(post.used or 0) .. ',' .. int(post.reserved or 0) .. ',' .. int(post.estimated or 0) .. ','
     .. int(post.granted or 0) .. ',' .. int(post.cost or 0) .. ',' .. int(post.unpriced or 0) .. ','
     .. cjson.encode(note or '') .. ']'
-  last, hash = last + 1, redis.sha1hex(hash .. text)
+  last, hash, high = last + 1, redis.sha1hex(hash .. text), now
   redis.call('RPUSH', p .. 'journal', hash .. text)
 end
 
 local function reply(answer)
-  redis.call('HSET', meta_key, 'last', int(last), 'hash', hash, 'high', int(now))
+  redis.call('HSET', meta_key, 'last', int(last), 'hash', hash, 'high', int(high))
   answer.last, answer.now = last, now
   answer.waiting_calls = redis.call('ZCARD', waiters_key)
   return cjson.encode(answer)
@@ -138,6 +139,9 @@ local function hold(r, owner, lines, output)
     'state', 'reserved', 'held_prompt', int(r.prompt), 'held_output', int(output), 'used', 0, 'estimated', 0,
     'cost', 0, 'unpriced', 0, 'price_prompt', pp and int(pp) or '', 'price_completion', pc and int(pc) or '')
   redis.call('SADD', p .. 'open:' .. owner, r.id)
+  for _, name in ipairs(names) do
+    if string.sub(name, 1, 5) == 'turn:' then redis.call('PERSIST', line_key(name)) end
+  end
   -- An owner that its neighbours gave up, and that came back, is watched again from its first reservation on.
   redis.call('ZADD', p .. 'beats', 'NX', now, owner)
   local post = {reserved = r.prompt + output}
@@ -229,10 +233,12 @@ local function finish(call, kind, state, prompt, completion, estimated)
     'unpriced', int(call.unpriced + post.unpriced))
   redis.call('SREM', p .. 'open:' .. call.owner, call.id)
   redis.call('PEXPIRE', call_key(call.id), a.keep_ms)
-  for _, name in ipairs(call.lines) do
-    if string.sub(name, 1, 5) == 'turn:' then redis.call('PEXPIRE', line_key(name), a.keep_ms) end
-  end
   post_lines(call.lines, post)
+  for _, name in ipairs(call.lines) do
+    if string.sub(name, 1, 5) == 'turn:' and tonumber(redis.call('HGET', line_key(name), 'reserved') or 0) == 0 then
+      redis.call('PEXPIRE', line_key(name), a.keep_ms)
+    end
+  end
   append(kind, call.id, call.lines, post)
   return {posted = true, crossings = post.used ~= 0 and crossings(call.lines) or {}, freed = post.used < 0 or call.held > 0}
 end
@@ -359,10 +365,32 @@ function steps.look()
   return {}
 end
 
+-- The lines of every call that is open now, by name.
+local function held_lines()
+  local held = {}
+  for _, owner in ipairs(redis.call('ZRANGE', p .. 'beats', 0, -1)) do
+    for _, id in ipairs(redis.call('SMEMBERS', p .. 'open:' .. owner)) do
+      for _, name in ipairs(cjson.decode(redis.call('HGET', call_key(id), 'lines') or '[]')) do held[name] = true end
+    end
+  end
+  return held
+end
+
+function steps.held()
+  local names = {}
+  for name in pairs(held_lines()) do names[#names + 1] = name end
+  return {lines = names}
+end
+
 -- The oldest entries give way to a checkpoint that a process has added up; they, and it, have not changed since.
 function steps.cut()
   local before = tonumber(redis.call('HGET', meta_key, 'cut') or 0)
   if before ~= a.before then return {} end
+  local held = held_lines()
+  for _, name in ipairs(a.lines) do
+    -- A call has come to it meanwhile: the next beat plans anew.
+    if held[name] then return {} end
+  end
   redis.call('LTRIM', p .. 'journal', a.number - before, -1)
   redis.call('SET', p .. 'checkpoint', a.checkpoint)
   redis.call('HSET', meta_key, 'cut', int(a.number))
@@ -371,7 +399,11 @@ function steps.cut()
     redis.call('DEL', line_key(name))
     redis.call('SREM', p .. 'lines', name)
   end
+  -- At the time of the last entry: upkeep is no event that could move the ledger into another day.
+  local clock = now
+  now = high
   append('checkpoint', '', {}, {}, a.note)
+  now = clock
   return {}
 end
 

@@ -57,6 +57,19 @@ class RedisReader:
         with guard():
             return read_checkpoint(self._session.client.get(self._session.key_of("checkpoint")))
 
+    def checkpoint_size(self) -> int:
+        """Its length, without reading it."""
+        with guard():
+            return int(self._session.client.strlen(self._session.key_of("checkpoint")))
+
+    def entries_at(self, *places: int) -> list[list[str]]:
+        """The entries at these places of the journal, from its beginning or (negative) its end; empty beyond it."""
+        with guard():
+            pipe = self._session.client.pipeline(transaction=True)
+            for place in places:
+                pipe.lrange(self._session.key_of("journal"), place, place)
+            return [_strings(found) for found in pipe.execute()]
+
     def oldest(self, count: int) -> list[str]:
         """The first entries of the journal."""
         with guard():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.checkpoint import over_by, plan
+from agentao_gov.budget.checkpoint import DAY_MS, over_by, piece, plan
 from agentao_gov.budget.codec import decode_request, encode_request
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import decode
@@ -40,8 +40,6 @@ __all__ = ["RedisStore"]
 
 #: How long one process may serve the queue before another may think that it died.
 _SERVING_MS = 2_000
-#: Entries of the journal let go of at a time: the server is busy with it for some milliseconds.
-_CUT_ENTRIES = 2_000
 
 _UNLOCK = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -245,14 +243,20 @@ class RedisStore:
         self._session.keep_mark()
 
     def _cut(self, now_ms: float) -> None:
-        """Replaces the oldest part of the journal by a checkpoint where it is older than is kept."""
-        if not self._old(self._reader.oldest(1), now_ms):
+        """Replaces the oldest part of the journal by a checkpoint where enough is older than is kept."""
+        count = piece(self._reader.checkpoint_size())
+        first, nth, last = (self._times(texts) for texts in self._reader.entries_at(0, count - 1, -1))
+        # By the ledger's own time: a clock that is ahead for a moment makes nothing old.
+        before_ms = min([now_ms, *last]) - self._retain_ms
+        if not any(at_ms < before_ms for at_ms in nth) and not any(at_ms < before_ms - DAY_MS for at_ms in first):
             return
         checkpoint = self._reader.checkpoint()
-        texts = self._reader.oldest(_CUT_ENTRIES)
-        times = self._old(texts, now_ms)
+        texts = self._reader.oldest(count)
+        times = list(itertools.takewhile(lambda at_ms: at_ms < before_ms, self._times(texts)))
         rows = list(journal_rows(texts[: len(times)], checkpoint.number))
-        planned = plan(checkpoint, rows, over_by(times[-1]), link)
+        planned = (
+            plan(checkpoint, rows, over_by(times[-1]), self._session.call("held")["lines"], link) if rows else None
+        )
         if planned is not None:
             self._session.call(
                 "cut",
@@ -264,11 +268,9 @@ class RedisStore:
                 note=planned.after.note(),
             )
 
-    def _old(self, texts: list[str], now_ms: float) -> list[int]:
-        """Times of the leading entries that need not be kept."""
-        before_ms = now_ms - self._retain_ms
-        times = (decode(text).at_ms for _, text, _ in journal_rows(texts, 0))
-        return list(itertools.takewhile(lambda at_ms: at_ms < before_ms, times))
+    @staticmethod
+    def _times(texts: list[str]) -> list[int]:
+        return [decode(text).at_ms for _, text, _ in journal_rows(texts, 0)]
 
     def _beat(self, lost: list[str]) -> float:
         """Returns the server's time in milliseconds."""

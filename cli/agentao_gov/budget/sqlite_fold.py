@@ -6,8 +6,9 @@ from __future__ import annotations
 import sqlite3
 
 from agentao_gov.budget import checkpoint as checkpoints
-from agentao_gov.budget.checkpoint import Checkpoint, Cut, over_by
+from agentao_gov.budget.checkpoint import DAY_MS, Checkpoint, Cut, over_by, piece
 from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.sqlite_owners import held_calls
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, placeholders, row_of_call, row_of_line
 from agentao_gov.budget.sqlite_tx import Transaction
 
@@ -15,10 +16,10 @@ __all__ = ["FOLD_ENTRIES", "cut", "fold", "plan_cut", "read_checkpoint"]
 
 #: Entries after which a process folds: some 3 ms of work for what would be 50 otherwise, rarer than the p99.
 FOLD_ENTRIES = 1_024
-#: Entries let go of at a time: the lock is held for some milliseconds.
-_CUT_ENTRIES = 4_000
 
 _OLD = "SELECT number, body, hash, at_ms FROM journal WHERE number <= ? AND at_ms < ? ORDER BY number"
+_AT = "SELECT at_ms FROM journal WHERE number = ?"
+_HELD = "SELECT lines FROM calls WHERE state IN ('reserved', 'dispatched')"
 _SET_LINE = """
 UPDATE lines SET limit_tokens = ?, granted = ?, used = ?, reserved = ?, estimated = ?, cost = ?, unpriced = ?,
     warned = ? WHERE id = ?
@@ -40,26 +41,46 @@ def read_checkpoint(sql: sqlite3.Connection) -> Checkpoint:
     return Checkpoint(*sql.execute("SELECT number, hash, body FROM checkpoint").fetchone())
 
 
-def plan_cut(sql: sqlite3.Connection, before_ms: float) -> Cut | None:
-    """Adds up the oldest entries where they are older than `before_ms`. Reads what never changes: without the lock."""
+def plan_cut(sql: sqlite3.Connection, now_ms: float, retain_ms: float) -> Cut | None:
+    """Adds up the oldest entries where enough are older than is kept. Reads what never changes: without the lock."""
+    # By the ledger's own time: a clock that is ahead for a moment makes nothing old.
+    (last_ms,) = sql.execute("SELECT at_ms FROM journal ORDER BY number DESC LIMIT 1").fetchone()
+    before_ms = min(now_ms, last_ms) - retain_ms
+    number, size = sql.execute("SELECT number, size FROM checkpoint").fetchone()
+    count = piece(size)
+    if not (_old(sql, number + count, before_ms) or _old(sql, number + 1, before_ms - DAY_MS)):
+        return None
     checkpoint = read_checkpoint(sql)
     (folded,) = sql.execute("SELECT number FROM folded").fetchone()
     # The entry of the last fold stays: with it every process begins.
-    last = min(checkpoint.number + _CUT_ENTRIES, folded - 1)
-    rows = sql.execute(_OLD, (last, before_ms)).fetchall()
-    return checkpoints.plan(checkpoint, (row[:3] for row in rows), over_by(rows[-1][3])) if rows else None
+    rows = sql.execute(_OLD, (min(number + count, folded - 1), before_ms)).fetchall()
+    if not rows:
+        return None
+    open_lines = {line for (lines,) in sql.execute(_HELD) for line in lines.split(",")}
+    return checkpoints.plan(checkpoint, (row[:3] for row in rows), over_by(rows[-1][3]), open_lines)
+
+
+def _old(sql: sqlite3.Connection, number: int, before_ms: float) -> bool:
+    row = sql.execute(_AT, (number,)).fetchone()
+    return row is not None and row[0] < before_ms
 
 
 def cut(tx: Transaction, planned: Cut, owner_id: str) -> None:
     """Lets go of the entries, their reservations, and the lines of turns and days that are over."""
-    if read_checkpoint(tx.sql).number != planned.before:
-        # A neighbour was quicker.
+    held = {str(line) for call in held_calls(tx).values() for line in call.lines}
+    (number,) = tx.sql.execute("SELECT number FROM checkpoint").fetchone()
+    if number != planned.before or not held.isdisjoint(planned.lines):
+        # A neighbour was quicker, or a call has come to one of the lines meanwhile: the next beat plans anew.
         return
     after = planned.after
-    tx.sql.execute("UPDATE checkpoint SET number = ?, hash = ?, body = ?", (after.number, after.hash, after.body))
+    tx.sql.execute(
+        "UPDATE checkpoint SET number = ?, hash = ?, body = ?, size = ?",
+        (after.number, after.hash, after.body, len(after.body)),
+    )
     tx.sql.execute("DELETE FROM journal WHERE number <= ?", (after.number,))
     tx.sql.executemany("DELETE FROM calls WHERE id = ?", [(name,) for name in planned.calls])
     tx.sql.executemany("DELETE FROM lines WHERE id = ?", [(int(ref),) for ref in planned.lines])
-    tx.append(Entry(tx.at_ms, "checkpoint", "", owner_id, (), note=after.note()))
+    # At the time of the last entry: upkeep is no event that could move the ledger into another day.
+    tx.append(Entry(tx.cache.at_ms, "checkpoint", "", owner_id, (), note=after.note()))
     fold(tx)
     tx.cuts = True

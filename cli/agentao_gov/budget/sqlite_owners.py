@@ -9,7 +9,7 @@ from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.states import OPEN_STATES
 from agentao_gov.clock import Clock
 
-__all__ = ["OwnerTable"]
+__all__ = ["OwnerTable", "held_calls"]
 
 _HELD = f"SELECT {CALL_COLUMNS}, id FROM calls WHERE state IN ('reserved', 'dispatched')"
 
@@ -39,13 +39,13 @@ class OwnerTable:
         dead = [row[0] for row in rows if self._liveness.dead(Owner(*row[:5]), row[5])]
         alive = {row[0] for row in rows}.difference(dead)
         waiting = {row[0] for row in tx.sql.execute("SELECT owner FROM waiters")}
-        holders = {call.owner for call in _held(tx).values()}
+        holders = {call.owner for call in held_calls(tx).values()}
         return sorted(set(dead) | (waiting | holders) - alive)
 
     @staticmethod
     def held_by(tx: Transaction, owner_id: str) -> dict[str, StoredCall]:
         """All reservations of an owner that still hold tokens."""
-        return {name: call for name, call in _held(tx).items() if call.owner == owner_id}
+        return {name: call for name, call in held_calls(tx).items() if call.owner == owner_id}
 
     def forget(self, tx: Transaction, owner_id: str) -> None:
         """Removes an owner that holds nothing any more."""
@@ -53,7 +53,7 @@ class OwnerTable:
         self._liveness.forget(owner_id)
 
 
-def _held(tx: Transaction) -> dict[str, StoredCall]:
+def held_calls(tx: Transaction) -> dict[str, StoredCall]:
     """Every reservation that holds tokens: as the tables have them, and as the journal went on."""
     calls = {row[-1]: call_of(row[:-1]) for row in tx.sql.execute(_HELD)} | tx.cache.calls
     return {name: call for name, call in calls.items() if call.holding.state in OPEN_STATES}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 from agentao_gov.budget.line import Line
 from agentao_gov.budget.states import Holding, Price
 from agentao_gov.budget.types import ReservationState, Scope, ScopeKind
+from agentao_gov.errors import StoreError
 
 __all__ = [
     "CALL_COLUMNS",
@@ -45,10 +46,13 @@ class StoredCall(NamedTuple):
 
 
 def line_of(row: tuple[Any, ...]) -> Line:
-    """A row of LINE_COLUMNS."""
+    """A row of LINE_COLUMNS. Raises StoreError for one that cannot be read."""
     _, kind, key, timezone, window, limit, granted, used, reserved, estimated, cost, unpriced, warned = row
     name = (Scope(cast("ScopeKind", kind), key), timezone, window)
-    return Line(name, limit, granted, used, reserved, estimated, cost, unpriced, warned / THOUSANDTHS)
+    try:
+        return Line(name, limit, granted, used, reserved, estimated, cost, unpriced, warned / THOUSANDTHS)
+    except TypeError as error:
+        raise _unreadable(f"Line {row[0]}", error) from error
 
 
 def row_of_line(line: Line) -> tuple[Any, ...]:
@@ -66,8 +70,18 @@ def holding_of(row: tuple[Any, ...]) -> Holding:
 
 
 def call_of(row: tuple[Any, ...]) -> StoredCall:
-    """A row of CALL_COLUMNS with the lines and the owner."""
-    return StoredCall(tuple(map(int, row[0].split(","))), holding_of(row), row[-1])
+    """A row of CALL_COLUMNS with the lines and the owner. Raises StoreError for one that cannot be read."""
+    try:
+        return StoredCall(tuple(map(int, row[0].split(","))), holding_of(row), row[-1])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unreadable("A reservation", error) from error
+
+
+def _unreadable(what: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"{what} of the token ledger cannot be read: {str(error).rstrip('.')}.",
+        hint="Run `agentao-gov budget verify`, and put a sound copy back.",
+    )
 
 
 def row_of_call(call_id: str, call: StoredCall) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -23,21 +24,22 @@ Synchronous = Literal["NORMAL", "FULL"]
 
 #: Marks the file as ours ("AGVL"), and the layout below.
 _APPLICATION_ID = 0x4147564C
-_LAYOUT = 2
+_LAYOUT = 3
 
 #: Pages in the write-ahead log before the writer moves them into the file: rare enough to stay out of the p99.
 _CHECKPOINT_PAGES = 8_000
 
+# A line's number is never given to another one, although lines go: the journal knows them by it.
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE owners (
     id TEXT PRIMARY KEY, pid INTEGER NOT NULL, started INTEGER NOT NULL, boot TEXT NOT NULL,
     pid_namespace TEXT NOT NULL, heartbeat INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE lines (
-    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT NOT NULL, timezone TEXT NOT NULL, window TEXT NOT NULL,
-    limit_tokens INTEGER, granted INTEGER NOT NULL DEFAULT 0, used INTEGER NOT NULL DEFAULT 0,
-    reserved INTEGER NOT NULL DEFAULT 0, estimated INTEGER NOT NULL DEFAULT 0, cost INTEGER NOT NULL DEFAULT 0,
-    unpriced INTEGER NOT NULL DEFAULT 0, warned INTEGER NOT NULL DEFAULT 0,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, key TEXT NOT NULL, timezone TEXT NOT NULL,
+    window TEXT NOT NULL, limit_tokens INTEGER, granted INTEGER NOT NULL DEFAULT 0,
+    used INTEGER NOT NULL DEFAULT 0, reserved INTEGER NOT NULL DEFAULT 0, estimated INTEGER NOT NULL DEFAULT 0,
+    cost INTEGER NOT NULL DEFAULT 0, unpriced INTEGER NOT NULL DEFAULT 0, warned INTEGER NOT NULL DEFAULT 0,
     UNIQUE (kind, key, timezone, window)) STRICT;
 CREATE TABLE calls (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, lines TEXT NOT NULL, state TEXT NOT NULL,
@@ -54,7 +56,8 @@ CREATE TABLE served (
 CREATE TABLE journal (
     number INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, body TEXT NOT NULL, hash BLOB NOT NULL) STRICT;
 CREATE TABLE folded (number INTEGER NOT NULL) STRICT;
-CREATE TABLE checkpoint (number INTEGER NOT NULL, hash BLOB NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE checkpoint (
+    number INTEGER NOT NULL, hash BLOB NOT NULL, body TEXT NOT NULL, size INTEGER NOT NULL) STRICT;
 """
 
 
@@ -80,6 +83,11 @@ def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
     """Makes the file and its tables where there are none; private from the first moment."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for ours in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        # One that was there before may be open to others. A file of somebody else's cannot be closed: refused.
+        with contextlib.suppress(FileNotFoundError):
+            if ours.stat().st_mode & 0o077:
+                ours.chmod(0o600)
     connection = connect(path, "FULL", lock_wait_s)
     try:
         # Half of SQLite's default: rows are small, and a commit writes whole pages. Only before the first table.
@@ -106,7 +114,7 @@ def _fill(connection: sqlite3.Connection, now_ms: int) -> None:
     text = journal.encode(Entry(now_ms, "open", "", "", (), note=ledger_id))
     connection.execute("INSERT INTO journal VALUES (1, ?, ?, ?)", (now_ms, text, journal.chain(GENESIS, text)))
     connection.execute("INSERT INTO folded VALUES (1)")
-    connection.execute("INSERT INTO checkpoint VALUES (0, ?, '')", (GENESIS,))
+    connection.execute("INSERT INTO checkpoint VALUES (0, ?, '', 0)", (GENESIS,))
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={_LAYOUT}")
 

@@ -49,7 +49,7 @@ class Upkeep:
         """
         store = self._store
         try:
-            planned = plan_cut(store.file.sql, (store.clock.time() - store.retain_s) * 1000)
+            planned = plan_cut(store.file.sql, store.clock.time() * 1000, store.retain_s * 1000)
             if planned is not None:
                 with Transaction(store, "cut") as tx:
                     cut(tx, planned, store.owner.id)

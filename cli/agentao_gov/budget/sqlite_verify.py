@@ -17,7 +17,9 @@ from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_fold import read_checkpoint
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, THOUSANDTHS, StoredCall, call_of, line_of
 from agentao_gov.budget.sqlite_schema import store_error
+from agentao_gov.budget.states import OPEN_STATES
 from agentao_gov.budget.store import JournalRow, Verification
+from agentao_gov.errors import StoreError
 
 __all__ = ["read_journal", "verify_file"]
 
@@ -32,7 +34,7 @@ _PROBLEMS_MAX = 50
 def _snapshot(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection of its own that sees one moment, while others go on writing."""
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as sql:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as sql:
             sql.execute("BEGIN")
             yield sql
     except (sqlite3.Error, *_UNREADABLE) as error:
@@ -55,6 +57,8 @@ def verify_file(path: Path) -> Verification:
         problems += _times(sql)
         if (changed := checkpoint.problem(result)) is not None:
             problems.append(changed)
+        if sql.execute("SELECT size FROM checkpoint").fetchone() != (len(checkpoint.body),):
+            problems.append("journal: the checkpoint has another size than it says")
         if sql.execute("SELECT value FROM meta WHERE name = 'ledger_id'").fetchone() != (result.ledger,):
             problems.append("the ledger's identity is not the journal's")
         now = Cache()
@@ -64,13 +68,14 @@ def verify_file(path: Path) -> Verification:
             for row in sql.execute(f"SELECT {LINE_COLUMNS} FROM lines ORDER BY id")
         ]
         problems += _compare_lines(result, lines)
+        there = {line_id for line_id, _ in lines}
         calls = len(now.calls)
         for name, call in now.calls.items():
-            problems += _compare_call(result, name, call)
+            problems += _compare_call(result, name, call, there)
         for row in sql.execute(f"SELECT {CALL_COLUMNS}, id FROM calls"):
             if row[-1] not in now.calls:
                 calls += 1
-                problems += _compare_row(result, row)
+                problems += _compare_row(result, row, there)
         problems += [
             f"reservation {name} is in the journal only" for name in sorted(result.calls) if name in result.notes
         ]
@@ -90,7 +95,7 @@ def _follow(sql: sqlite3.Connection, now: Cache) -> Iterator[str]:
     for number, body, _ in rows[1:]:
         try:
             now.follow(sql, journal.decode(body))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, StoreError) as error:
             yield f"journal: entry {number} cannot be applied: {error}"
 
 
@@ -112,6 +117,8 @@ def _compare_lines(result: Replay, lines: list[tuple[int, Line]]) -> list[str]:
             problems.append(f"limit of {name} is {line.limit}, the journal says {result.limits.get(reference)}")
         if result.warned.get(reference, "0") != str(round(line.warned * THOUSANDTHS)):
             problems.append(f"the soft threshold of {name} is {line.warned}, the journal says otherwise")
+        if line.reserved < 0:
+            problems.append(f"balance of {name}: {line.reserved:,} tokens are reserved")
         stated = Totals(line.used, line.reserved, line.estimated, line.granted, line.cost, line.unpriced)
         summed = result.lines.get(reference, Totals())
         if stated != summed:
@@ -120,18 +127,20 @@ def _compare_lines(result: Replay, lines: list[tuple[int, Line]]) -> list[str]:
     return problems
 
 
-def _compare_row(result: Replay, row: tuple[Any, ...]) -> Iterator[str]:
+def _compare_row(result: Replay, row: tuple[Any, ...], there: set[int]) -> Iterator[str]:
     name = str(row[-1])
     try:
         call = call_of(row[:-1])
-    except (ValueError, TypeError) as error:
+    except StoreError as error:
         result.calls.pop(name, None)
         yield f"reservation {name} cannot be read: {error}"
         return
-    yield from _compare_call(result, name, call)
+    yield from _compare_call(result, name, call, there)
 
 
-def _compare_call(result: Replay, name: str, call: StoredCall) -> Iterator[str]:
+def _compare_call(result: Replay, name: str, call: StoredCall, there: set[int]) -> Iterator[str]:
+    if call.holding.state in OPEN_STATES and not there.issuperset(call.lines):
+        yield f"reservation {name} holds tokens of a line that is not there"
     summed, last = result.calls.pop(name, None), result.steps.get(name)
     if summed is not None and name not in result.notes:
         # It began before the checkpoint and was corrected after it.
