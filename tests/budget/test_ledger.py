@@ -14,11 +14,13 @@ from agentao_gov.budget import (
     MemoryStore,
     Refusal,
     Reservation,
+    ReservationLostError,
     ReserveRequest,
     SqliteStore,
     StoreFailureAllowed,
     TokenLedger,
 )
+from agentao_gov.budget.heartbeat import Heartbeat
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import BudgetExhaustedError, BudgetImpossibleError, ConfigError, StoreError, TurnTimeoutError
@@ -33,6 +35,8 @@ class FailingStore(MemoryStore):
     """A real store whose file can be taken away."""
 
     broken = False
+    #: A reservation that cannot be ended.
+    unreadable = ""
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
         if self.broken:
@@ -42,6 +46,8 @@ class FailingStore(MemoryStore):
     def release(self, reservation_id: str) -> None:
         if self.broken:
             raise StoreError("The disk is gone.")
+        if reservation_id == self.unreadable:
+            raise StoreError("It cannot be read.")
         super().release(reservation_id)
 
 
@@ -221,6 +227,65 @@ def test_what_a_failing_store_could_not_take_is_posted_when_it_is_back() -> None
     ledger._beat()
 
     assert idle(store, limits)
+
+
+def test_what_never_succeeds_does_not_keep_the_rest_from_being_posted() -> None:
+    """Each is tried; the failure is told at the end, and tried again at the next beat."""
+    store = FailingStore()
+    ledger, _ = open_ledger(store)
+    limits = scopes()
+    for number in range(3):
+        ledger.reserve(call(f"c-{number}", limits), deadline=Deadline.after(GUARD_S))
+    store.broken = True
+    for number in range(3):
+        with pytest.raises(StoreError):
+            ledger.release(f"c-{number}")
+    store.broken = False
+    store.unreadable = "c-0"
+
+    with pytest.raises(StoreError, match="cannot be read"):
+        ledger._beat()
+    left = store.balances(limits)[0].reserved
+    store.unreadable = ""
+    ledger._beat()
+
+    assert left == 200
+    assert idle(store, limits)
+
+
+def test_more_output_for_what_was_never_reserved_is_refused_in_either_mode(tmp_path: Path) -> None:
+    """`allow` is for a store that fails, not for a reservation that it does not know."""
+    for mode in ("refuse", "allow"):
+        ledger = TokenLedger(SqliteStore(tmp_path / f"{mode}.db"), on_store_failure=mode, heartbeat_s=None)
+
+        with pytest.raises(ReservationLostError):
+            ledger.extend("nobody", 1_000)
+        ledger.close()
+
+
+def test_the_heart_goes_on_after_a_failure_that_nobody_expected(caplog: pytest.LogCaptureFixture) -> None:
+    """Neighbours would else take what this process holds; the failure is logged with its trace."""
+    beats, told, again = 0, threading.Event(), threading.Event()
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+        if beats == 1:
+            raise RuntimeError("a surprise")
+        told.set()
+        again.wait(GUARD_S)
+
+    heart = Heartbeat(beat, 0.01)
+    try:
+        assert told.wait(GUARD_S), "the heart stopped"
+        failure = heart.failure
+    finally:
+        again.set()
+        heart.stop()
+
+    assert failure is not None
+    assert "RuntimeError" in str(failure)
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_a_grant_to_an_unlimited_budget_is_refused() -> None:

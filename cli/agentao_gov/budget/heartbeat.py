@@ -40,3 +40,7 @@ class Heartbeat:
                 self.failure = error
                 # The next call of a turn meets the same error and fails closed; here it is only worth a line.
                 _log.warning("token ledger heartbeat failed: %s", error)
+            except Exception as error:
+                # Whatever it is: a heart that stops lets neighbours take what this process holds.
+                self.failure = StoreError(f"The token ledger's heartbeat failed: {type(error).__name__}.")
+                _log.exception("token ledger heartbeat failed")

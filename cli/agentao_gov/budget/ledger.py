@@ -144,6 +144,8 @@ class TokenLedger:
             return output_tokens
         try:
             return self._store.extend(reservation_id, output_tokens)
+        except ReservationLostError:
+            raise
         except StoreError as error:
             self._let_through("extend", error)
             return output_tokens
@@ -264,11 +266,19 @@ class TokenLedger:
         self._store.heartbeat()
         with self._lock:
             owed = dict(self._owed)
+        failure: Exception | None = None
         for key, post in owed.items():
-            with contextlib.suppress(ReservationLostError):
-                post()
+            try:
+                with contextlib.suppress(ReservationLostError):
+                    post()
+            except Exception as error:
+                # One that never succeeds must not keep the others from being made.
+                failure = error
+                continue
             with self._lock:
                 self._owed.pop(key, None)
+        if failure is not None:
+            raise failure
 
     def _report(self, settlement: Settlement) -> None:
         for crossing in settlement.crossings:
