@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import stat
 from contextlib import closing
@@ -230,6 +231,130 @@ def test_a_fork_does_not_share_the_connection(path: Path) -> None:
     with pytest.raises(StoreError, match="fork"):
         store.reserve(call("c-1", LIMITS))
     store.close()
+
+
+def test_a_fork_in_the_middle_of_a_step_is_refused_at_once(path: Path) -> None:
+    """A thread that is not in the child held the lock: nobody there would ever give it back."""
+    store = SqliteStore(path)
+    store.reserve(call("c-1", LIMITS))
+    steps = (lambda: store.reserve(call("c-2", LIMITS)), store.heartbeat, lambda: store.answered(["c-2"]))
+    with store.lock, store.file.lock:
+        child = os.fork()
+        if child == 0:
+            # Whatever hangs or goes wrong here ends the child, and the parent sees how.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            refused = 0
+            try:
+                for step in steps:
+                    with pytest.raises(StoreError, match="fork"):
+                        step()
+                    refused += 1
+                store.close()
+            finally:
+                os._exit(refused)
+        _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == len(steps)
+    store.settle("c-1", 5, 5, 0)
+    assert store.verify().ok
+    store.close()
+
+
+def test_looking_while_a_neighbour_writes_is_no_alarm(path: Path) -> None:
+    """A look sees the moment at which it began, and the mark goes on meanwhile."""
+    store, neighbour = SqliteStore(path), SqliteStore(path)
+    spend(store)
+    written = 0
+
+    def write(statement: str) -> None:
+        nonlocal written
+        if "data_version" in statement:
+            # The moment that is seen is fixed by now.
+            spend(neighbour, start=100 + written, count=1)
+            written += 1
+
+    store.connection.set_trace_callback(write)
+    try:
+        seen = [balance(store, LIMITS).used for _ in range(3)]
+        store.all_balances()
+    finally:
+        store.connection.set_trace_callback(None)
+
+    assert written == 4
+    assert seen == [300, 400, 500]
+    store.close()
+    neighbour.close()
+
+
+def test_a_row_that_cannot_be_read_is_a_store_error(path: Path) -> None:
+    """Not a failure that nobody expects: calls fail closed, and whoever opens the file is told."""
+    store = SqliteStore(path)
+    store.reserve(call("c-1", LIMITS))
+    store.heartbeat()
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute("UPDATE calls SET lines = '1,x'")
+        sql.commit()
+
+    for step in (store.heartbeat, lambda: SqliteStore(path)):
+        with pytest.raises(StoreError, match="cannot be read"):
+            step()
+    assert not verify_file(path).ok
+    store.close()
+
+
+def test_a_mark_that_cannot_be_synced_is_a_store_error(path: Path) -> None:
+    """The disk may fail there as anywhere."""
+    store = SqliteStore(path)
+    store.mark.close()
+
+    with pytest.raises(StoreError):
+        store.file.sync(store.mark)
+    store.close()
+
+
+def test_a_path_with_odd_characters_is_verified(tmp_path: Path) -> None:
+    """What means something in an address is a plain character of a file's name."""
+    path = tmp_path / "a#b?c%20d.db"
+    spent(path)
+
+    result = verify_file(path)
+
+    assert result.ok
+    assert result.entries > 3
+
+
+def test_a_file_that_was_open_to_others_is_closed_to_them(path: Path) -> None:
+    """Whoever made it before us, with whatever mask."""
+    spent(path)
+    beside = [path, *(path.with_name(path.name + end) for end in (".mark", "-wal", "-shm"))]
+    for file in beside:
+        file.touch()
+        file.chmod(0o666)
+
+    store = SqliteStore(path)
+
+    assert {stat.S_IMODE(file.stat().st_mode) for file in beside} == {0o600}
+    store.close()
+
+
+def test_verify_says_so_where_an_open_call_has_lost_its_line(path: Path) -> None:
+    """Also where the journal no longer knows of that line; and no balance is below nothing."""
+    store = SqliteStore(path)
+    store.reserve(call("c-1", LIMITS))
+    store.heartbeat()
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute("DELETE FROM lines WHERE kind = 'turn'")
+        sql.execute("UPDATE lines SET reserved = -20 WHERE kind = 'user'")
+        sql.commit()
+
+    problems = verify_file(path).problems
+
+    assert any("c-1 holds tokens of a line that is not there" in problem for problem in problems)
+    assert any("-20 tokens are reserved" in problem for problem in problems)
+    store.connection.close()
+    store.file.sql.close()
+    store.mark.close()
 
 
 CHANGES = [

@@ -31,7 +31,10 @@ class Mark:
         self._path = path
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            if os.fstat(descriptor).st_size < _LAYOUT.size:
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+            if status.st_size < _LAYOUT.size:
                 # Real blocks, not a hole: writing to a mapped hole on a full disk would kill the process.
                 os.posix_fallocate(descriptor, 0, _LAYOUT.size)
             self._map = mmap.mmap(descriptor, _LAYOUT.size)
@@ -57,9 +60,19 @@ class Mark:
             marked_last, on_disk = last, 0
         self._map[:] = _LAYOUT.pack(_MAGIC, identity, boot, marked_last, on_disk)
 
-    def check(self, last: int) -> None:
-        """Raises StoreError when the ledger ends before the mark. Called in every transaction."""
+    @property
+    def last(self) -> int:
+        """The last entry that is known to have been committed."""
         (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
+        return int(marked)
+
+    def check(self, last: int, marked: int | None = None) -> None:
+        """Raises StoreError when the ledger ends before the mark. Called in every transaction.
+
+        One that only looks sees the ledger as it was when it began: it states the mark as it was before that.
+        """
+        if marked is None:
+            (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
         if last < marked:
             raise self._problem(f"it ends at entry {last:,}, but had come to {marked:,}: an older copy")
 

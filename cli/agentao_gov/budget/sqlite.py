@@ -293,6 +293,7 @@ class SqliteStore:
 
     def heartbeat(self) -> None:
         """See Store. Then syncs what was written, so that the mark may rely on it, and lets go of what is old."""
+        self.file.check_process()
         with self.lock:
             # Once per beat the journal's end is looked at in the file itself, and compared with the mark.
             self.cache.version = -1
@@ -356,6 +357,9 @@ class SqliteStore:
 
     def close(self) -> None:
         """See Store. Idempotent."""
+        if self.file.forked:
+            # It is the parent's to close.
+            return
         with self.file.lock:
             if self._closed:
                 return

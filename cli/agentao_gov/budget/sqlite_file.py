@@ -36,10 +36,18 @@ class LedgerFile:
         #: When the path is looked at again, on the monotonic clock.
         self._look_again_s = 0.0
 
-    def check(self) -> None:
-        """Raises StoreError when the path no longer leads to the file that is open, or after a fork."""
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the file."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raises StoreError after a fork. Before any lock: a thread that is not in the child may have held it."""
         if os.getpid() != self._pid:
             raise StoreError("The token ledger was opened before a fork.", hint="Open it in the child process.")
+
+    def check(self) -> None:
+        """Raises StoreError when the path no longer leads to the file that is open."""
         now_s = time.monotonic()
         if now_s < self._look_again_s:
             return
@@ -65,7 +73,10 @@ class LedgerFile:
         except sqlite3.Error as error:
             raise store_error(self._path, error) from error
         if not busy and pages == moved:
-            mark.on_disk(last)
+            try:
+                mark.on_disk(last)
+            except (OSError, ValueError, TypeError) as error:
+                raise store_error(self._path, error) from error
 
     def give_back(self) -> None:
         """Returns some unused pages to the file system: a file that once was large does not stay so."""

@@ -26,6 +26,7 @@ class SqliteReader:
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
         """See Store."""
+        self._store.file.check_process()
         with self._store.lock:
             try:
                 ((version,),) = self._read("PRAGMA data_version")

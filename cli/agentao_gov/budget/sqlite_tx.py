@@ -75,18 +75,22 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         store = self._store
+        store.file.check_process()
         if not store.lock.acquire(timeout=store.lock_wait_s):
             # Whoever has it waits for the file: all who stand behind would else wait so long one after the other.
             raise StoreError(f"The token ledger {store.path} cannot be used: it is locked.", hint=LOCKED_HINT)
+        marked: int | None = None
         try:
             store.file.check()
             if self._write:
                 begin_immediate(self.sql, store.lock_wait_s)
             else:
+                # Before the moment that is seen: neighbours go on, and the mark with them.
+                marked = store.mark.last
                 patiently(self._begin_reading, store.lock_wait_s)
             self._look()
             if self._checked:
-                store.mark.check(self.last)
+                store.mark.check(self.last, marked)
         except BaseException as error:
             self._abandon()
             if isinstance(error, sqlite3.Error | TypeError | ValueError | KeyError):
