@@ -159,6 +159,36 @@ def test_a_turn_that_goes_on_after_a_long_rest_keeps_its_budget(
     store.close()
 
 
+def test_a_turn_that_rests_for_less_than_a_day_keeps_its_budget(
+    short: Callable[[], Store], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is open on it, and its calls are long cut: it is over only a day after its last one."""
+    monkeypatch.setattr("agentao_gov.budget.checkpoint._PIECE", 20)
+    store = short()
+    store.reserve(call("first", LIMITS))
+    store.settle("first", 150, 50, 0)
+    for hour in range(10):
+        clock.advance(7_200)
+        fill(store, f"hour-{hour}", 3)
+    clock.advance(4 * DAY_S)
+    fill(store, "after", 1)
+    starts, used = set(), set()
+
+    for _ in range(5):
+        store.heartbeat()
+        starts.add(next(iter(store.journal()))[0])
+        used.add(balance(store, LIMITS, "turn").used)
+    clock.advance(4 * DAY_S)
+    fill(store, "end", 1)
+    store.heartbeat()
+
+    assert len(starts) > 3
+    assert used == {200}
+    assert balance(store, LIMITS, "turn").used == 0
+    assert store.verify().ok
+    store.close()
+
+
 def rested(store: Store, clock: FakeClock) -> None:
     """A turn whose line may go with what is cut next."""
     store.reserve(call("first", LIMITS))
