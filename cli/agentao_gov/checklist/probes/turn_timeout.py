@@ -72,6 +72,8 @@ def probe_turn_timeout(context: Context) -> None:
         # other session opens here, so that the threads counted later are the turns' own.
         _ask_all(stage, "Hello.", "warm")
         _ask_all(stage, "Hello.", "sleeper", *_HUNG)
+        # The pool keeps a thread for each turn at a time, for a while after: these are as many as will hang.
+        _ask_all(stage, directive("Hello.", first_token="500ms", text="Hello."), "sleeper", *_HUNG)
         threads = _threads(stage.pid)
         context.say("a model that never sends a byte, one that drips, and a tool that sleeps")
         futures = [_begin(stage, fault) for fault in _FAULTS]
