@@ -7,6 +7,7 @@ command's own module are imported only when a command runs.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import signal
@@ -171,9 +172,12 @@ def _flush(code: int) -> int:
             stream.flush()
         except BrokenPipeError:
             _to_null(stream)
-        except OSError:
+        except OSError as error:
             _to_null(stream)
-            code = code or InternalError.exit_code
+            if not code:
+                code = InternalError.exit_code
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(f"agentao-gov: The output could not be written: {error.strerror}\n")
     return code
 
 

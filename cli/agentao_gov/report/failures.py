@@ -47,19 +47,23 @@ def report_unexpected(error: BaseException, as_json: bool) -> int:
     place = _write_traceback(error)
     message = f"Internal error: {type(error).__name__}: {_one_line(str(error))}"
     hint = f"The traceback is in {place}." if place else "The traceback could not be written to a file."
-    try:
+    with contextlib.suppress(OSError):
         _show(InternalError.code, message, hint, as_json)
-    except OSError:
-        # Where output goes is what failed: a full disk, for one. Standard error may still be read.
-        with contextlib.suppress(OSError):
-            _show(InternalError.code, message, hint, as_json=False)
     return InternalError.exit_code
 
 
 def _show(code: str, message: str, hint: str | None, as_json: bool) -> None:
     if as_json:
         record = {"error": {"code": code, "message": message, "hint": hint}}
-        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            # Only now is it known whether there was room for it.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            as_json = False  # A full disk, for one. Standard error may still be read.
+    if as_json:
         return
     sys.stderr.write(f"agentao-gov: {message}\n")
     if hint:

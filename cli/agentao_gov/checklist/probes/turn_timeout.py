@@ -27,6 +27,8 @@ SLACK_S = 3.0
 EACH = 2
 #: Threads of the service's own (its pools grow and shrink) beside those of the turns; the faults hang six.
 THREADS_SLACK = 4
+#: To the first token, so that turns that begin together also run together.
+OVERLAP = "500ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def probe_turn_timeout(context: Context) -> None:
         _ask_all(stage, "Hello.", "warm")
         _ask_all(stage, "Hello.", "sleeper", *_HUNG)
         # The pool keeps a thread for each turn at a time, for a while after: these are as many as will hang.
-        _ask_all(stage, directive("Hello.", first_token="500ms", text="Hello."), "sleeper", *_HUNG)
+        _ask_all(stage, directive("Hello.", first_token=OVERLAP, text="Hello."), "sleeper", *_HUNG)
         threads = _threads(stage.pid)
         context.say("a model that never sends a byte, one that drips, and a tool that sleeps")
         futures = [_begin(stage, fault) for fault in _FAULTS]
