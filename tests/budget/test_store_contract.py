@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -728,3 +729,19 @@ def test_a_turn_in_redis_outlives_the_time_after_its_last_call(redis_ledger: Cal
     assert ended > 0
     assert store._redis.pttl(line) == -1
     store.close()
+
+
+def test_more_threads_at_once_than_a_client_has_connections_are_all_served(open_store: OpenStore) -> None:
+    """A pool of sessions asks from as many threads as it has turns; none of them is refused for that."""
+    store, limits = open_store(), scopes()
+    together = threading.Barrier(160)
+
+    def reserve(number: int) -> object:
+        together.wait(20)
+        return store.reserve(call(f"c-{number}", limits))
+
+    with ThreadPoolExecutor(160) as threads:
+        answers = list(threads.map(reserve, range(160)))
+
+    assert [type(answer) for answer in answers] == [Reservation] * 160
+    assert balance(store, limits).reserved == 160 * 200

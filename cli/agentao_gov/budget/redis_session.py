@@ -29,6 +29,8 @@ _KEEP_MS = 7 * 86_400_000
 _ALWAYS_MS = 1 << 50
 #: Tries to agree with the server on the day; one is enough but at midnight.
 _STALE_TRIES = 5
+#: Open connections of one process, at most.
+_CONNECTIONS = 32
 
 
 class WaitingCall(NamedTuple):
@@ -203,8 +205,12 @@ def _connect(url: str, timeout_s: float) -> Any:
             hint="pip install 'agentao-gov[redis]'",
         ) from error
     try:
-        return redis.Redis.from_url(
+        pool = redis.BlockingConnectionPool.from_url(
             url,
+            # The server does one step at a time: more connections would only wait there. Who finds none waits for one;
+            # the client's ordinary pool fails beyond 100 calls at once.
+            max_connections=_CONNECTIONS,
+            timeout=timeout_s,
             decode_responses=True,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
@@ -212,6 +218,7 @@ def _connect(url: str, timeout_s: float) -> Any:
             # A step may have happened although its answer was lost, and a grant must not happen twice.
             retry=Retry(NoBackoff(), 0),
         )
+        return redis.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError("[budget] store is no Redis address.", hint="Write redis://HOST:PORT/DB.") from error
 
