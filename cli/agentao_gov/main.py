@@ -50,12 +50,8 @@ def main(argv: list[str] | None = None) -> None:
 def _help(text: str) -> int:
     try:
         sys.stdout.write(text)
-    except BrokenPipeError:
-        _to_null(sys.stdout)
-        return 141
-    except OSError:
-        _to_null(sys.stdout)
-        return InternalError.exit_code
+    except OSError as error:
+        return _lost(sys.stdout, error, 0)
     return _flush(0)
 
 
@@ -165,19 +161,26 @@ def _retire_pools() -> None:
         queue.put(None)
 
 
+def _lost(stream: TextIO, error: OSError, code: int) -> int:
+    """The code to end with where a stream did not take what was written."""
+    _to_null(stream)
+    if code:
+        return code
+    if isinstance(error, BrokenPipeError):
+        # The reader left (`| head`). What a shell reports for SIGPIPE.
+        return 141
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"agentao-gov: The output could not be written: {error.strerror}\n")
+    return InternalError.exit_code
+
+
 def _flush(code: int) -> int:
     """The code to end with: output that could not be written, on a full disk for one, is not a success."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            _to_null(stream)
         except OSError as error:
-            _to_null(stream)
-            if not code:
-                code = InternalError.exit_code
-                with contextlib.suppress(OSError):
-                    sys.stderr.write(f"agentao-gov: The output could not be written: {error.strerror}\n")
+            code = _lost(stream, error, code)
     return code
 
 

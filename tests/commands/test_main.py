@@ -154,6 +154,13 @@ def _in_a_shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=20)
 
 
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output that does not go fails when it is written, or only at the very end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", request.param)
+
+
+@pytest.mark.usefixtures("buffering")
 def test_a_reader_that_was_never_there_is_no_failed_gate() -> None:
     """141, as a shell reports SIGPIPE; 1 would say that a gate failed."""
     for arguments in (["schema", "deployment"], ["run", "--help"]):
@@ -172,7 +179,8 @@ def test_a_reader_that_was_never_there_is_no_failed_gate() -> None:
         assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("command", ["schema deployment", "profile show qa --json"])
+@pytest.mark.usefixtures("buffering")
+@pytest.mark.parametrize("command", ["schema deployment", "profile show qa --json", "run --help"])
 def test_output_that_a_full_disk_swallows_is_an_error(command: str) -> None:
     """10 and a sentence, whichever stream is read; never 0, nor 1, which says that a gate failed."""
     done = _in_a_shell(f"{command} > /dev/full")
