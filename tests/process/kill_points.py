@@ -66,8 +66,11 @@ def scenarios() -> list[tuple[str, str, str]]:
 
 def in_place(mode: str, phase: str, point: str) -> Counter[str]:
     """Who must at least be alive when the service is killed there, or the kill would show nothing."""
-    if phase == "draining" and point in {"lame_duck", "drain_begins", "cancelling"}:
+    if phase == "draining" and point in {"lame_duck", "drain_begins"}:
         return EVERYONE + SHELLS
+    if (phase, point) == ("draining", "cancelling"):
+        # Turns are cancelled side by side: by the time one tells who is there, others' shells may have gone.
+        return EVERYONE + Counter({"shell": 1})
     if phase == "idle" or (mode != "fresh" and (phase, point) == ("evicting", "close_begins")):
         return EVERYONE
     if phase == "working" and point in {"shell_running", "background_running"}:
