@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from agentao_gov.budget import journal
+from agentao_gov.budget.admission import Answer
 from agentao_gov.budget.checkpoint import Checkpoint
 from agentao_gov.budget.journal import Totals
-from agentao_gov.budget.line import line_name
+from agentao_gov.budget.line import line_name, refusal
 from agentao_gov.budget.store import Crossing, JournalRow, Refused, Verification
 from agentao_gov.budget.types import (
     Balance,
@@ -77,18 +78,7 @@ def balance_of(line: dict[str, Any]) -> Balance:
 
 def refused(answer: dict[str, Any], request: ReserveRequest, retry_after_s: float | None) -> Refused:
     """A refusal with the figures of the scope that says no."""
-    balance = balance_of(answer["line"])
-    impossible = answer["answer"] == "impossible"
-    return Refused(
-        "impossible" if impossible else "exhausted",
-        balance.scope,
-        balance.window,
-        balance.limit or 0,
-        balance.used,
-        balance.reserved,
-        request.prompt_tokens + request.output_tokens_min,
-        None if impossible else retry_after_s,
-    )
+    return refusal(Answer(answer["answer"]), balance_of(answer["line"]), request, retry_after_s)
 
 
 def crossings_of(answer: dict[str, Any]) -> tuple[Crossing, ...]:

@@ -1,8 +1,9 @@
 """Sessions on disk: each turn's end is written, so that a session goes on after eviction, restart or crash.
 
-    SESSIONS/t-TENANT/s-SESSION/session    head (a JSON line) and conversation (zlib over JSON), replaced whole
-                               /lock       held by whoever runs a turn on the session, in any process
-                               /work/      the session's private working directory
+    SESSIONS/t-TENANT/s-SESSION/
+        session    head (a JSON line) and conversation (zlib over JSON), replaced whole
+        lock       held by whoever runs a turn on the session, in any process
+        work       the session's private working directory
 
 The head carries a version that grows with each save. A worker process with a copy in memory compares versions before
 a turn: another worker may have gone on with the session meanwhile.
