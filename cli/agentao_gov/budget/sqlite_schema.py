@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,14 @@ from agentao_gov.budget import journal
 from agentao_gov.budget.journal import GENESIS, Entry
 from agentao_gov.errors import StoreError
 
-__all__ = ["LOCKED_HINT", "Synchronous", "begin_immediate", "connect", "create", "patiently", "store_error"]
+__all__ = ["LOCKED_HINT", "Synchronous", "begin_immediate", "connect", "create", "is_busy", "patiently", "store_error"]
 
 T = TypeVar("T")
 
 Synchronous = Literal["NORMAL", "FULL"]
+
+#: Two threads that open the same new file: the second finds it there.
+_TOUCHING = threading.Lock()
 
 #: Marks the file as ours ("AGVL"), and the layout below.
 _APPLICATION_ID = 0x4147564C
@@ -82,7 +86,7 @@ def _connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
 def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
     """Makes the file and its tables where there are none; private from the first moment."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    _touch(path)
     for ours in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         # One that was there before may be open to others. A file of somebody else's cannot be closed: refused.
         with contextlib.suppress(FileNotFoundError):
@@ -101,6 +105,18 @@ def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
         _check_layout(connection, path)
     finally:
         connection.close()
+
+
+def _touch(path: Path) -> None:
+    """Makes the empty file, if there is none.
+
+    One that is there is never opened but by SQLite: closing any descriptor of a file lets go of all locks that this
+    process has on it. A neighbour that ends would then take itself for the last one and remove the log under those
+    who are still writing to it: what they write from then on is lost (`test_a_second_opening_keeps_the_locks`).
+    """
+    with _TOUCHING:
+        if not path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _fill(connection: sqlite3.Connection, now_ms: int) -> None:
@@ -129,12 +145,17 @@ def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def raise_counter(connection: sqlite3.Connection) -> None:
+    """Writes the first page anew, with what it says already: then SQLite raises the file's change counter."""
+    connection.execute(f"PRAGMA user_version={_LAYOUT}")
+
+
 def begin_immediate(connection: sqlite3.Connection, lock_wait_s: float) -> None:
     """Takes the write lock, waiting for it; SQLite's own waiting sleeps up to 100 ms at a time."""
     try:
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
-        if not _is_busy(error):
+        if not is_busy(error):
             raise
         patiently(lambda: connection.execute("BEGIN IMMEDIATE"), lock_wait_s)
 
@@ -147,14 +168,15 @@ def patiently(action: Callable[[], T], lock_wait_s: float) -> T:
         try:
             return action()
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() >= give_up:
+            if not is_busy(error) or time.monotonic() >= give_up:
                 raise
         # Another process is writing; it holds the lock for about 0.1 ms. Uneven, so that waiters do not march in step.
         time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
         pause_s = min(0.001, pause_s * 1.3)
 
 
-def _is_busy(error: sqlite3.OperationalError) -> bool:
+def is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another process's lock is in the way, and nothing else."""
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
