@@ -28,7 +28,7 @@
 
 Each class maps to exactly one exit code and one HTTP status (`contract.md`, "Exit codes" and "HTTP service").
 `message` says what happened with the figures, `hint` says what to do next; both are written for the operator.
-`public_message` is what a tenant may read over HTTP.
+`public_message` is what a tenant may read over HTTP: never the hint, which is about the operator's files.
 """
 
 from __future__ import annotations
@@ -75,10 +75,19 @@ class GovError(Exception):
     #: What a tenant reads instead of the message, where that names the operator's files, addresses or providers.
     told_outside: ClassVar[str | None] = None
 
-    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        outside: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """`outside`: what a tenant reads instead of this one message."""
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.outside = outside
         #: Seconds after which trying again may help; None where waiting never helps.
         self.retry_after_s = retry_after_s
 
@@ -88,7 +97,7 @@ class GovError(Exception):
     @property
     def public_message(self) -> str:
         """Safe for a tenant; `str(error)` is for the log and the operator's own terminal."""
-        return self.told_outside or str(self)
+        return self.outside or self.told_outside or self.message
 
 
 class UsageError(GovError):
@@ -302,8 +311,8 @@ class SessionStuckError(GovError):
 
     def __init__(self, session: str) -> None:
         super().__init__(
-            f"Session {session} is quarantined: an earlier turn of it never came back.",
-            hint="Start another session; a restart of the service frees this one.",
+            f"Session {session} is quarantined: an earlier turn of it never came back. Start another session.",
+            hint="A restart of the service frees this one.",
         )
         self.session = session
 

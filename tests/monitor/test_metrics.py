@@ -6,6 +6,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentao_gov.errors import QueueFullError
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import ToolCall
 from agentao_gov.governor.requests import SessionKey
@@ -96,7 +97,7 @@ def busy_metrics() -> Metrics:
     lines = (line("user", "acme/ann", limit=100, used=100),)
     metrics.on_event(TurnEnded(report(Outcome.BUDGET_EXHAUSTED, answer=None, budget=lines)))
     metrics.on_event(TurnStarted(SessionKey("acme", "s"), "t1", 0.02))
-    metrics.on_event(TurnRefused(SessionKey("acme", "s"), "t2", "queue_full"))
+    metrics.on_event(TurnRefused(SessionKey("acme", "s"), "t2", QueueFullError("full")))
     metrics.on_event(SessionClosed(SessionKey("acme", "s"), CloseReason.TTL, 0.2))
     return metrics
 

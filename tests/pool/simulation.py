@@ -77,6 +77,7 @@ class Simulation:
             queue_timeout_s=pick.choice((0.5, 5.0)),
             session_ttl_s=pick.choice((1.0, 20.0)),
             open_timeout_s=pick.choice((2.0, 30.0)),
+            open_patience_s=pick.choice((0.5, 5.0)),
             caps=caps,
             memory_batch=2,
             pin_s=1.0,
@@ -113,9 +114,11 @@ class Simulation:
             and core.busy < core.limits.max_busy
             and not core._ready
         )
+        open_s = pick.choice((1.0, 1e9))
         waiter, effects = core.acquire(
-            self.now, key, f"u{pick.randint(0, 1)}", deadline_at=deadline_at, once=once, leak_after_s=4.0
-        )
+            self.now, key, f"u{pick.randint(0, 1)}",
+            deadline_at=deadline_at, once=once, leak_after_s=4.0, open_s=open_s,
+        )  # fmt: skip
         if place_is_free and not any(isinstance(effect, Grant) and effect.waiter_id == waiter for effect in effects):
             raise self.violation(f"waiter {waiter} was not granted, although its session and a place were free")
         self.unanswered[waiter] = key
@@ -167,11 +170,13 @@ class Simulation:
         return self.core.closed(self.now, key)
 
     def tick(self) -> list[Effect]:
-        return self.core.tick(self.now)
+        effects = self.core.tick(self.now)
+        self.check_patience(self.core)
+        return effects
 
     def late_tick(self) -> list[Effect]:
         self.now += 10
-        return self.core.tick(self.now)
+        return self.tick()
 
     def cancel(self) -> list[Effect] | None:
         pool = list(self.unanswered) + [waiter for waiter, _ in self.running.values()]
@@ -268,6 +273,8 @@ class Simulation:
                 continue
             for group in entry.groups:
                 resident[group] = resident.get(group, 0) + 1
+            if now is at_rest and not entry.waiters and entry.once and entry not in pinned:
+                raise self.violation(f"the fresh {entry.key} stays in memory for nobody")
             if now is at_rest and not entry.waiters and entry not in pinned:
                 idle += 1
                 if entry not in listed:
@@ -298,6 +305,18 @@ class Simulation:
             raise self.violation("leases are not those that are out")
         self.check_no_idle_hands(core, limits)
 
+    def check_patience(self, core: PoolCore) -> None:
+        """After a tick nobody waits beyond its own deadline, or longer for an opening than its turn may take."""
+        for waiter in core.waiters.values():
+            entry = core.table.entries[waiter.key]
+            began = max(waiter.arrived_at, entry.opening_since)
+            opens = entry.state is SessionState.OPENING and entry.waiters[0] is waiter
+            if waiter.deadline_at <= self.now or (opens and began + waiter.open_s <= self.now):
+                raise self.violation(f"waiter {waiter.id} waits beyond its time")
+        for entry in core.openings:
+            if entry.opening_since + core.limits.open_patience_s <= self.now:
+                raise self.violation(f"the slow opening of {entry.key} holds a place")
+
     def check_no_idle_hands(self, core: PoolCore, limits: PoolLimits) -> None:
         """Nobody waits for something that is free."""
         if core._ready and core.busy < limits.max_busy:
@@ -327,7 +346,8 @@ class Simulation:
             if not (self.running or self.opening or self.closing or self.stuck or self.alive):
                 break
         core = self.core
-        left = (self.unanswered, self.alive, core.waiters, core.table.entries, core.leases, core.openings, core._pinned)
+        held = (core.leases, core.openings, core.slow_openings, core._pinned)
+        left = (self.unanswered, self.alive, core.waiters, core.table.entries, *held)
         if (
             any(left)
             or core.busy

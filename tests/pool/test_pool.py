@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import CancelledError, Future
@@ -18,9 +19,10 @@ from agentao_gov.errors import (
     SessionNotFoundError,
     SessionStuckError,
     TenantSessionLimitError,
+    TurnTimeoutError,
     UserSessionLimitError,
 )
-from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.outcome import Mode, Outcome
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
@@ -291,7 +293,7 @@ def test_a_hung_opening_leaves_the_others_alone(make_pool: MakePool, hosts: Scri
     pool.pool.resize(PoolLimits(max_opening=1, open_timeout_s=0.05))
     hosts.hold("open hung")
 
-    with pytest.raises(QueueTimeoutError, match="was not ready"):
+    with pytest.raises(TurnTimeoutError, match="was not ready"):
         pool.ask("hung")
     pool.pool.resize(limits)
     assert pool.ask("other").outcome is Outcome.ANSWERED
@@ -299,6 +301,41 @@ def test_a_hung_opening_leaves_the_others_alone(make_pool: MakePool, hosts: Scri
 
     eventually(lambda: hosts.closed[SessionKey("acme", "hung")] == 1)
     eventually(lambda: pool.stats().sessions[SessionState.STUCK] == 0)
+
+
+def test_a_slow_opening_gives_its_place_to_another_and_is_used_when_it_is_there(
+    make_pool: MakePool, hosts: ScriptedHosts
+) -> None:
+    """It waits for something and does not work; its own turn goes on waiting."""
+    pool = make_pool(max_opening=1)
+    pool.pool.resize(dataclasses.replace(pool.pool.limits, open_patience_s=0.05))
+    hosts.hold("open slow")
+
+    slow = pool.submit("slow")
+    hosts.arrive("open slow")
+    other = pool.ask("other")
+    hosts.release("open slow")
+
+    assert other.outcome is Outcome.ANSWERED
+    assert slow.result(HANG_S).outcome is Outcome.ANSWERED
+
+
+@pytest.mark.parametrize(("mode", "resident"), [("in-process", 1), ("fresh", 0)])
+def test_an_opening_longer_than_its_turn_may_take_serves_the_next_one(
+    make_pool: MakePool, hosts: ScriptedHosts, mode: Mode, resident: int
+) -> None:
+    """The turn's time is up; the agent comes later. A fresh one was for that turn alone and leaves."""
+    pool = make_pool()
+    pool.mode, pool.profile = mode, a_profile(turn_timeout="50ms", tool_timeout="10ms")
+    hosts.hold("open late")
+
+    with pytest.raises(TurnTimeoutError, match="was not ready"):
+        pool.ask("late")
+    hosts.release("open late")
+    eventually(lambda: pool.stats().sessions[SessionState.OPENING] == 0)
+
+    eventually(lambda: pool.stats().resident == resident)
+    assert pool.ask("late").outcome is Outcome.ANSWERED
 
 
 def test_a_waiting_turn_can_be_cancelled_by_its_future(make_pool: MakePool, hosts: ScriptedHosts) -> None:

@@ -45,7 +45,9 @@ class Live(Client):
         self.ledger = TokenLedger(MemoryStore())
         self.archive = SessionArchive(root / "sessions")
         self.pool = AgentPool(deployment, {"fresh": hosts, "in-process": hosts}, self.archive)
+        quick = a_profile("quick", turn_timeout="300ms", tool_timeout="100ms")
         offered = {name: OfferedProfile(a_profile(name), a_model()) for name in ("qa", "other")}
+        offered["quick"] = OfferedProfile(quick, a_model())
         self.service = build_service(deployment, self.pool, self.ledger, offered)
         listener = bind("127.0.0.1", 0)
         self.port = listener.getsockname()[1]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.pool import PoolLimits
+from agentao_gov.governor.requests import SessionKey
+from agentao_gov.pool import PoolLimits, SessionState
 from tests.e2e.raw import raw
 from tests.e2e.service import running
 from tests.pool.bench import eventually
@@ -84,20 +85,41 @@ def test_an_agent_that_cannot_be_built_is_500_and_tells_no_path(
 def test_an_agent_whose_construction_hangs_is_given_up_and_others_are_served(
     make_live: MakeLive, hosts: ScriptedHosts
 ) -> None:
-    """It holds one of the few openings; the rest goes on, and what comes of it late is closed."""
+    """Two hang, as many as open at once: the rest goes on, the turns meet their time, late agents are closed."""
     live = make_live(max_opening=2)
-    resized(live, open_timeout_s=0.3)
-    hosts.hold("open stuck")
+    resized(live, open_patience_s=0.1, open_timeout_s=0.5)
+    hosts.hold("open h0", "open h1")
 
-    with running(lambda: live.turn("stuck", "hello")) as hung:
-        hosts.arrive("open stuck")
+    with running(lambda: live.turn("h0", "hello"), lambda: live.turn("h1", "hello")) as hung:
+        hosts.arrive("open h0")
+        hosts.arrive("open h1")
         others = [live.turn(f"s{n}", "hello").status for n in range(3)]
-    hosts.release("open stuck")
+    again = live.turn("h0", "hello")
+    during = live.pool.stats()
+    hosts.release("open h0", "open h1")
 
     assert others == [200] * 3
-    assert (hung[0].status, hung[0].code) == (429, "queue_timeout")
-    eventually(lambda: live.pool.stats().resident == 3, "the late agent's close")
-    assert live.turn("stuck", "hello").status == 200
+    assert [(answer.status, answer.code) for answer in hung] == [(504, "turn_timeout")] * 2
+    assert (again.status, again.code) == (500, "stuck")
+    assert (during.busy, during.queue_length, during.sessions[SessionState.STUCK]) == (0, 0, 2)
+    eventually(lambda: live.pool.stats().resident == 3, "the late agents' close")
+    assert live.turn("h0", "hello").status == 200
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_the_turns_own_time_ends_its_wait_for_an_agent(make_live: MakeLive, hosts: ScriptedHosts, accept: str) -> None:
+    """With a long `queue_timeout` and a longer limit for openings; the agent that comes late serves the next turn."""
+    live = make_live(queue_timeout="1h")
+    hosts.hold("open late")
+
+    refused = live.turn("late", "hello", profile="quick", headers={"Accept": accept})
+    hosts.release("open late")
+    eventually(lambda: live.pool.stats().sessions[SessionState.IDLE] == 1, "the late agent")
+    after = live.turn("late", "hello", profile="quick")
+
+    assert (refused.status, refused.code) == (504, "turn_timeout")
+    assert after.status == 200
+    assert hosts.opened[SessionKey("default", "late")] == 1
 
 
 def test_a_close_that_raises_frees_its_place_and_its_processes_are_killed(

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from agentao_gov.errors import CapacityError, GovError
 from agentao_gov.pool.events import (
     LeaseLeaked,
     PoolEvent,
@@ -19,7 +20,15 @@ from agentao_gov.pool.events import (
     TurnRefused,
 )
 
-__all__ = ["LOGGER", "JsonFormatter", "PlainFormatter", "configure_logging", "log_event", "log_pool_event"]
+__all__ = [
+    "LOGGER",
+    "JsonFormatter",
+    "PlainFormatter",
+    "configure_logging",
+    "log_event",
+    "log_pool_event",
+    "log_refusal",
+]
 
 LOGGER = logging.getLogger("agentao_gov.service")
 _FIELDS = "gov_fields"
@@ -30,6 +39,12 @@ def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
     if LOGGER.isEnabledFor(level):
         kept = {key: value for key, value in fields.items() if value is not None}
         LOGGER.log(level, event, extra={_FIELDS: kept})
+
+
+def log_refusal(error: GovError, event: str = "request refused", **ids: str) -> None:
+    """The operator's telling of what a client was refused; the client has the public one."""
+    level = logging.ERROR if error.http_status >= 500 and not isinstance(error, CapacityError) else logging.WARNING
+    log_event(event, level, **ids, code=error.code, reason=str(error))
 
 
 class JsonFormatter(logging.Formatter):
@@ -88,10 +103,8 @@ def log_pool_event(event: PoolEvent) -> None:
             warnings=list(r.operator_warnings) or None,
         )  # fmt: skip
     elif isinstance(event, TurnRefused):
-        log_event(
-            "turn refused", logging.WARNING, tenant=event.key.tenant, session=event.key.session,
-            turn_id=event.turn_id, code=event.code,
-        )  # fmt: skip
+        log_refusal(event.error, "turn refused", tenant=event.key.tenant, session=event.key.session,
+                    turn_id=event.turn_id)  # fmt: skip
     elif isinstance(event, SessionOpened):
         log_event(
             "session opened", logging.DEBUG, tenant=event.key.tenant, session=event.key.session,

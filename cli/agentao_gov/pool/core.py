@@ -70,13 +70,17 @@ class PoolCore(Scheduler):
         deadline_at: float = UNLIMITED,
         once: bool = False,
         leak_after_s: float = UNLIMITED,
+        open_s: float = UNLIMITED,
     ) -> tuple[int, list[Effect]]:
-        """A turn wants to run. It is granted, refused, or waits until its deadline or `queue_timeout`."""
+        """A turn wants to run. It is granted, refused, or waits until its deadline or `queue_timeout`.
+
+        `open_s`: how long it waits beyond that once its session is being opened.
+        """
         now = self._advance(now)
         out: list[Effect] = []
         self._ids += 1
-        waiter = Waiter(self._ids, key, user, now, deadline_at, once, leak_after_s)
-        waiter.wake_at = min(deadline_at, now + self.limits.queue_timeout_s)
+        wait_by = now + self.limits.queue_timeout_s
+        waiter = Waiter(self._ids, key, user, now, deadline_at, once, leak_after_s, open_s, wait_by)
         entry = self.table.entries.get(key)
         if self.draining:
             self._refuse(waiter, "draining", out)
@@ -90,7 +94,7 @@ class PoolCore(Scheduler):
             self._enqueue(waiter, entry or self.table.add(key, user))
             self._schedule(out)
             if waiter.id in self.waiters:
-                self._remind(waiter)
+                self._remind(waiter, wait_by)
         return waiter.id, out
 
     def cancel(self, now: float, waiter_id: int) -> tuple[int | None, list[Effect]]:
@@ -152,9 +156,14 @@ class PoolCore(Scheduler):
         if entry.overdue:
             self._close(entry, CloseReason.UNSTUCK, out)
         else:
-            del self.openings[entry]
+            self._end_opening(entry)
             self.table.move(entry, _IDLE)
             entry.idle_since = now
+            if entry.waiters:
+                head = entry.waiters[0]
+                # Its opening was no waiting for a place.
+                head.wait_by += now - max(head.arrived_at, entry.opening_since)
+                self._remind(head, head.wait_by)
             self._head_changed(entry, out)
         self._schedule(out)
         return out
@@ -165,7 +174,7 @@ class PoolCore(Scheduler):
         out: list[Effect] = []
         entry = self.table.entries[key]
         self.counters.opening_failures += 1
-        self.openings.pop(entry, None)
+        self._end_opening(entry)
         doomed = entry.doomed is not None or entry.overdue
         self.table.leave(entry)
         if not doomed:
@@ -231,7 +240,7 @@ class PoolCore(Scheduler):
         idle = self.table.pool.idle
         while idle and (oldest := next(iter(idle))).idle_since + self.limits.session_ttl_s <= now:
             self._close(oldest, CloseReason.TTL, out)
-        if self.openings:
+        if self.openings or self.slow_openings:
             self._expire_openings(out)
         closing = self.table.closing
         while closing and (oldest := next(iter(closing))).closing_since + self.limits.close_patience_s <= now:
@@ -292,7 +301,8 @@ class PoolCore(Scheduler):
             times.append(next(iter(self.table.pool.idle)).idle_since + self.limits.session_ttl_s)
         times.extend(lease.leak_at for lease in self.leases.values() if not lease.reported)
         times.extend(entry.pinned_until for entry in self._pinned)
-        times.extend(entry.open_by for entry in self.openings)
+        times.extend(entry.opening_since + self.limits.open_patience_s for entry in self.openings)
+        times.extend(entry.open_by for entry in self._all_openings())
         if self.table.closing and self._crowded:
             times.append(next(iter(self.table.closing)).closing_since + self.limits.close_patience_s)
         return min(times)

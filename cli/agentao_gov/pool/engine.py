@@ -129,7 +129,7 @@ class Engine:
             cause = self._causes.get(refusal.key)
         error = error_of(refusal, cause)
         if ticket.future.set_running_or_notify_cancel():
-            self.tell(TurnRefused(ticket.key, ticket.order.turn_id, error.code))
+            self.tell(TurnRefused(ticket.key, ticket.order.turn_id, error))
             ticket.future.set_exception(error)
 
     # -- openings --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ __all__ = ["Entry", "Lease", "Waiter"]
 class Waiter:
     """A turn that has no place yet."""
 
-    __slots__ = ("arrived_at", "deadline_at", "id", "key", "leak_after_s", "once", "queue", "user", "wake_at")
+    __slots__ = ("arrived_at", "deadline_at", "id", "key", "leak_after_s", "once", "open_s", "queue", "user", "wait_by")
 
     def __init__(
         self,
@@ -28,6 +28,8 @@ class Waiter:
         deadline_at: float,
         once: bool,
         leak_after_s: float,
+        open_s: float,
+        wait_by: float,
     ) -> None:
         #: Arrival order over the whole pool; never used twice.
         self.id = id
@@ -36,8 +38,10 @@ class Waiter:
         self.arrived_at = arrived_at
         #: When its caller stops caring; infinity: never.
         self.deadline_at = deadline_at
-        #: When it must be looked at next: its deadline or the end of `queue_timeout`.
-        self.wake_at = deadline_at
+        #: When it has waited long enough for a place; the opening of its own session does not count.
+        self.wait_by = wait_by
+        #: How long it waits for its session's opening.
+        self.open_s = open_s
         #: The session closes after this turn.
         self.once = once
         self.leak_after_s = leak_after_s
@@ -74,8 +78,10 @@ class Entry:
         "lease",
         "once",
         "open_by",
+        "opening_since",
         "overdue",
         "pinned_until",
+        "spent",
         "state",
         "user",
         "waiters",
@@ -93,12 +99,16 @@ class Entry:
         #: Set while busy or stuck.
         self.lease: Lease | None = None
         self.idle_since = 0.0
+        #: It closes when its one turn is over, or when nobody waits for that any more.
         self.once = False
+        #: It has had a turn since it was opened.
+        self.spent = False
         #: Why it must close as soon as nobody uses it; None: it may stay.
         self.doomed: CloseReason | None = None
         self.close_reason: CloseReason | None = None
         self.closing_since = 0.0
-        #: While opening: when it counts as hung.
+        #: While opening: since when, and when it counts as hung.
+        self.opening_since = 0.0
         self.open_by = 0.0
         #: Its opening hung: whatever comes of it is closed at once.
         self.overdue = False

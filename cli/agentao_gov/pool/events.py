@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agentao_gov.errors import GovError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool.types import CloseReason
@@ -72,11 +73,17 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class TurnRefused:
-    """A turn got no place; `code` is the error's."""
+    """A turn ended without a report: it got no place, or no agent."""
 
     key: SessionKey
     turn_id: str
-    code: str
+    #: Its text is the operator's, with everybody's figures and the settings to look at; its public one the client's.
+    error: GovError
+
+    @property
+    def code(self) -> str:
+        """The error's, for counting."""
+        return self.error.code
 
 
 @dataclass(frozen=True, slots=True)

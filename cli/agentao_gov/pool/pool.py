@@ -289,6 +289,7 @@ class AgentPool:
                 deadline_at=deadline_at,
                 once=order.mode == "fresh",
                 leak_after_s=leak_after_s + _LEAK_MARGIN_S,
+                open_s=order.open_s_max,
             )
             engine.tickets[ticket.waiter_id] = ticket
             return effects

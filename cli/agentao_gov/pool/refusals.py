@@ -1,9 +1,8 @@
-"""From the core's refusal to the error its caller meets, with the figures and the next step."""
+"""From the core's refusal to the error its caller meets: one telling for the tenant, one with all figures."""
 
 from __future__ import annotations
 
 from agentao_gov.errors import (
-    CapacityError,
     DrainingError,
     GovError,
     InternalError,
@@ -13,6 +12,7 @@ from agentao_gov.errors import (
     SessionStuckError,
     StoreError,
     TenantSessionLimitError,
+    TurnTimeoutError,
     UserSessionLimitError,
 )
 from agentao_gov.pool.effects import Refuse
@@ -21,54 +21,56 @@ __all__ = ["error_of"]
 
 
 def error_of(refusal: Refuse, cause: GovError | None = None) -> GovError:
-    """The error for one refusal. `cause`: why the opening failed, where it did."""
-    key, retry_after_s = refusal.key, refusal.retry_after_s
+    """The error for one refusal. `cause`: why the opening failed, where it did.
+
+    How full the pool is, and what would make it larger, is for the operator: a tenant must not learn others' load.
+    """
+    session, tenant, waited_s = refusal.key.session, refusal.key.tenant, refusal.waited_s
     figures = f"{refusal.busy} turns run, {refusal.waiting} wait, {refusal.resident} sessions are in memory"
-    if refusal.reason == "open_failed":
-        return cause if cause is not None else InternalError(f"Session {key} could not be opened.")
-    if refusal.reason == "stuck":
-        return SessionStuckError(str(key))
-    if refusal.reason == "deleted":
-        return SessionNotFoundError(f"Session {key.session!r} was deleted while the turn waited for it.")
-    if refusal.reason == "store":
-        return StoreError(
-            "No session can leave memory, because the session directory cannot be written.",
-            hint="See the log for the reason; make room under `[state] dir`.",
-            retry_after_s=retry_after_s,
-        )
-    capacity = _CAPACITY.get(refusal.reason, QueueTimeoutError)
-    return capacity(_text(refusal, figures), hint=_HINTS.get(refusal.reason), retry_after_s=retry_after_s)
-
-
-def _text(refusal: Refuse, figures: str) -> str:
-    tenant = refusal.key.tenant
+    retry_after_s = refusal.retry_after_s
     match refusal.reason:
         case "draining":
-            return "The service is shutting down and takes no new turns."
+            return DrainingError("The service is shutting down and takes no new turns.", retry_after_s=retry_after_s)
         case "queue_full":
-            return f"The waiting room is full: {figures}."
+            return QueueFullError(
+                f"The waiting room is full: {figures}.",
+                hint="Raise `[pool] max_busy` or `queue_limit`, or send fewer turns at once.",
+                outside="Too many turns are waiting already.",
+                retry_after_s=retry_after_s,
+            )
+        case "queue_timeout":
+            return QueueTimeoutError(
+                f"The turn waited {waited_s:.1f} s without getting a place: {figures}.",
+                hint="Raise `[pool] max_busy` or `queue_timeout`, or send fewer turns at once.",
+                outside=f"The turn waited {waited_s:.1f} s without getting a place.",
+                retry_after_s=retry_after_s,
+            )
         case "tenant_session_limit":
-            return f"All of the {refusal.limit} sessions that tenant {tenant!r} may have at once are busy."
+            return TenantSessionLimitError(
+                f"All of the {refusal.limit} sessions that tenant {tenant!r} may have at once are busy.",
+                hint="Wait for a turn to end, or raise the tenant's `max_sessions`.",
+                retry_after_s=retry_after_s,
+            )
         case "user_session_limit":
-            return f"All of the {refusal.limit} sessions that a user of tenant {tenant!r} may have at once are busy."
+            return UserSessionLimitError(
+                f"All of the {refusal.limit} sessions that a user of tenant {tenant!r} may have at once are busy.",
+                hint="Wait for a turn to end, or raise the tenant's `max_sessions_per_user`.",
+                retry_after_s=retry_after_s,
+            )
         case "open_timeout":
-            return f"Session {refusal.key.session!r} was not ready after {refusal.waited_s:.1f} s."
-        case _:
-            return f"The turn waited {refusal.waited_s:.1f} s without getting a place: {figures}."
-
-
-_CAPACITY: dict[str, type[CapacityError]] = {
-    "draining": DrainingError,
-    "queue_full": QueueFullError,
-    "queue_timeout": QueueTimeoutError,
-    "tenant_session_limit": TenantSessionLimitError,
-    "user_session_limit": UserSessionLimitError,
-    "open_timeout": QueueTimeoutError,
-}
-_HINTS = {
-    "queue_full": "Raise `[pool] max_busy` or `queue_limit`, or send fewer turns at once.",
-    "queue_timeout": "Raise `[pool] max_busy` or `queue_timeout`, or send fewer turns at once.",
-    "tenant_session_limit": "Wait for a turn to end, or raise the tenant's `max_sessions`.",
-    "user_session_limit": "Wait for a turn to end, or raise the tenant's `max_sessions_per_user`.",
-    "open_timeout": "See the start-up time limits of the profile's MCP servers.",
-}
+            return TurnTimeoutError(
+                f"Session {session!r} was not ready after {waited_s:.1f} s, so the turn met its time limit.",
+                hint="The building of its agent hangs: see the profile's MCP servers and the session directory's disk.",
+            )
+        case "store":
+            return StoreError(
+                "No session can leave memory, because the session directory cannot be written.",
+                hint="See the log for the reason; make room under `[state] dir`.",
+                retry_after_s=retry_after_s,
+            )
+        case "stuck":
+            return SessionStuckError(str(refusal.key))
+        case "deleted":
+            return SessionNotFoundError(f"Session {session!r} was deleted while the turn waited for it.")
+        case "open_failed":
+            return cause if cause is not None else InternalError(f"Session {refusal.key} could not be opened.")

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.errors import CapacityError, DrainingError, GovError, ModelError, StoreError
+from agentao_gov.errors import (
+    CapacityError,
+    DrainingError,
+    GovError,
+    ModelError,
+    SessionStuckError,
+    StoreError,
+    TurnTimeoutError,
+)
 from agentao_gov.governor.classify import Verdict
 from agentao_gov.governor.observe import TurnLabels
 from agentao_gov.governor.outcome import Outcome
@@ -25,6 +33,8 @@ _REFUSALS: tuple[tuple[type[GovError], Outcome], ...] = (
     (CapacityError, Outcome.REFUSED),
     (StoreError, Outcome.STORE_UNAVAILABLE),
     (ModelError, Outcome.MODEL_ERROR),
+    (SessionStuckError, Outcome.STUCK),
+    (TurnTimeoutError, Outcome.TURN_TIMEOUT),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool.counters import Counters
@@ -35,8 +36,10 @@ class Scheduler:
         self.table = SessionTable(limits)
         #: Turns running, and stuck ones: each holds a thread.
         self.busy = 0
-        #: Openings under way; one that hangs leaves, and its place is free.
+        #: Openings under way that hold one of the `max_opening` places, the oldest first.
         self.openings: dict[Entry, None] = {}
+        #: Those that take so long that they gave their place away.
+        self.slow_openings: dict[Entry, None] = {}
         #: Every turn without a place, by id.
         self.waiters: dict[int, Waiter] = {}
         #: The same turns by tenant, oldest first.
@@ -64,7 +67,7 @@ class Scheduler:
     def queue_length(self) -> int:
         """Turns that wait for a place; one whose session is being opened, with a place free for it, has got its own."""
         places = max(0, self.limits.max_busy - self.busy)
-        return max(0, len(self.waiters) - min(len(self.openings), places))
+        return max(0, len(self.waiters) - min(len(self.openings) + len(self.slow_openings), places))
 
     def waiting_by_tenant(self) -> dict[str, int]:
         """How many turns of each tenant have no place."""
@@ -105,7 +108,7 @@ class Scheduler:
             return self._is_free(entry)
         if len(self.openings) >= self.limits.max_opening or self._cold or self._crowded or self._ready:
             return False
-        if self.busy + len(self.openings) >= self.limits.max_busy:
+        if self.busy + len(self.openings) + len(self.slow_openings) >= self.limits.max_busy:
             return False
         return self.table.room_for(waiter.key, waiter.user)
 
@@ -121,7 +124,7 @@ class Scheduler:
         self.waiters[waiter.id] = waiter
         self._waiting_of.setdefault(waiter.key.tenant, {})[waiter.id] = waiter
         entry.waiters.insert(0, waiter)
-        self._remind(waiter)
+        self._remind(waiter, waiter.wait_by)
 
     def _line_up(self, head: Waiter, entry: Entry) -> None:
         """Puts the head of a session into the queue that its session's state calls for."""
@@ -132,6 +135,8 @@ class Scheduler:
         elif entry.state is _GONE:
             self._cold.push(head)
             head.queue = self._cold
+        elif entry.state is _OPENING:
+            self._remind(head, _ready_by(head, entry))
 
     def _take(self, waiter: Waiter, entry: Entry) -> None:
         """Takes a waiter out of every list it stands in."""
@@ -153,23 +158,23 @@ class Scheduler:
         if was_head:
             self._head_changed(entry, out)
 
-    def _remind(self, waiter: Waiter) -> None:
+    def _remind(self, waiter: Waiter, at: float) -> None:
         """Notes when the waiter must be looked at. The heap is rebuilt when most of it is about waiters long served."""
         if len(self._deadlines) > 64 + 4 * len(self.waiters):
             self._deadlines = [item for item in self._deadlines if item[1] in self.waiters]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (waiter.wake_at, waiter.id))
+        heapq.heappush(self._deadlines, (min(at, waiter.deadline_at), waiter.id))
 
     def _expire(self, waiter: Waiter, out: list[Effect]) -> None:
-        """The waiter's time is up, unless its session is just being opened for it: that has a limit of its own."""
+        """Refuses the waiter if its time is up. While its session is opened for it, that is the turn's own time."""
         entry = self.table.entries[waiter.key]
-        patience = min(waiter.deadline_at, entry.open_by)
-        if entry.state is _OPENING and entry.waiters[0] is waiter and patience > self._now:
-            waiter.wake_at = patience
-            self._remind(waiter)
+        opens = entry.state is _OPENING and entry.waiters[0] is waiter
+        patience = _ready_by(waiter, entry) if opens else waiter.wait_by
+        if min(patience, waiter.deadline_at) > self._now:
+            self._remind(waiter, patience)
             return
         self._remove(waiter, out)
-        self._refuse(waiter, "queue_timeout", out)
+        self._refuse(waiter, "open_timeout" if opens else "queue_timeout", out)
 
     # -- handing out -----------------------------------------------------------------------------------------------
 
@@ -195,7 +200,7 @@ class Scheduler:
         self.busy += 1
         self._ids += 1
         lease = entry.lease = self.leases[self._ids] = Lease(self._ids, entry, waiter, self._now)
-        entry.once = waiter.once
+        entry.once, entry.spent = waiter.once, True
         self.counters.grants += 1
         out.append(Grant(waiter.id, waiter.key, lease.id, self._now - waiter.arrived_at))
 
@@ -222,8 +227,11 @@ class Scheduler:
                 self._crowded[group] = None
                 return
         self.table.enter(entry)
+        entry.opening_since = self._now
         entry.open_by = self._now + self.limits.open_timeout_s
+        entry.once = waiter.once
         self.openings[entry] = None
+        self._remind(waiter, _ready_by(waiter, entry))
         self.counters.openings += 1
         evicted_at = self._evicted.pop(entry.key, None)
         if evicted_at is not None and self._now - evicted_at <= self.limits.ghost_window_s:
@@ -254,7 +262,8 @@ class Scheduler:
     def _head_changed(self, entry: Entry, out: list[Effect]) -> None:
         """Whoever is first for this session now is lined up; with nobody, the session rests, closes or is forgotten."""
         if entry.state is _IDLE:
-            reason = entry.doomed or (CloseReason.DRAIN if self.draining else CloseReason.ONCE if entry.once else None)
+            over = entry.once and (entry.spent or not entry.waiters)
+            reason = entry.doomed or (CloseReason.DRAIN if self.draining else CloseReason.ONCE if over else None)
             if reason is not None and entry not in self._pinned:
                 self._close(entry, reason, out)
                 return
@@ -286,12 +295,25 @@ class Scheduler:
             self._evicted.popitem(last=False)
 
     def _expire_openings(self, out: list[Effect]) -> None:
-        """An opening that hangs keeps its slot in memory, but neither its place among the openings nor its waiters."""
-        for entry in [entry for entry in self.openings if entry.open_by <= self._now]:
+        """A slow opening gives up its place among the openings, a hung one its waiters; both keep a slot in memory."""
+        patience_s = self.limits.open_patience_s
+        for entry in [entry for entry in self.openings if entry.opening_since + patience_s <= self._now]:
             del self.openings[entry]
+            self.slow_openings[entry] = None
+        for entry in [entry for entry in self._all_openings() if entry.open_by <= self._now]:
+            self._end_opening(entry)
             entry.overdue = True
             self.table.move(entry, _STUCK)
             self._refuse_all(entry, "open_timeout", out)
+
+    def _all_openings(self) -> Iterator[Entry]:
+        yield from self.openings
+        yield from self.slow_openings
+
+    def _end_opening(self, entry: Entry) -> None:
+        """Its opening is over or given up. One that was given up may still come back."""
+        self.openings.pop(entry, None)
+        self.slow_openings.pop(entry, None)
 
     # -- refusals --------------------------------------------------------------------------------------------------
 
@@ -307,6 +329,11 @@ class Scheduler:
         retry_after_s = self.counters.retry_after_s(waiting, self.limits.max_busy)
         waited_s = self._now - waiter.arrived_at
         out.append(Refuse(waiter.id, waiter.key, reason, waited_s, retry_after_s, waiting, busy, resident, limit))
+
+
+def _ready_by(head: Waiter, entry: Entry) -> float:
+    """Until when the first who waits for a session that is being opened goes on waiting."""
+    return max(head.arrived_at, entry.opening_since) + head.open_s
 
 
 _CAP_REASON: dict[str, RefusalReason] = {

@@ -131,7 +131,7 @@ class SessionTable:
             group.resident -= 1
         self.move(entry, _GONE)
         entry.close_reason = entry.doomed = None
-        entry.once = entry.overdue = False
+        entry.once = entry.spent = entry.overdue = False
 
     def _group(self, kind: GroupKind, *id: str) -> Group:
         group = self._groups.get(id)

@@ -74,7 +74,7 @@ class Turns:
             self._engine.tell(TurnEnded(ending))
             future.set_result(ending)
         elif ending is not None:
-            self._engine.tell(TurnRefused(ticket.key, ticket.order.turn_id, ending.code))
+            self._engine.tell(TurnRefused(ticket.key, ticket.order.turn_id, ending))
             future.set_exception(ending)
 
     def cancelled_report(self, ticket: Ticket) -> TurnReport:

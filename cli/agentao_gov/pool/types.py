@@ -74,6 +74,16 @@ class TurnOrder:
     #: Where the tools work; None: the session's own private directory.
     workdir: Path | None = None
 
+    @property
+    def open_s_max(self) -> float:
+        """How long the turn waits for its session's opening: as long as it may take itself, and its servers to start.
+
+        One that hangs before its agent is there is cut like one that hangs later. Servers start side by side.
+        """
+        profile = self.profile.profile
+        servers_s = max((server.startup_timeout_s for server in profile.mcp.servers.values()), default=0.0)
+        return float(profile.limits.turn_timeout_s + servers_s)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -14,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, InternalError, NotFoundError, QueueFullError
+from agentao_gov.monitor.logs import log_refusal
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import Failure, failure_of_error
 from agentao_gov.service.openapi import openapi_document
@@ -38,6 +40,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
     document = openapi_document()
     page = page_html()
 
+    def turned_away(error: GovError) -> Response:
+        # Refusals of turns are counted and logged by the pool's events; these never became turns.
+        gateway.metrics.rejected(error.code)
+        if str(error) != error.public_message:
+            log_refusal(error)
+        return failure_of_error(error).response()
+
     async def openapi(request: Request) -> Response:
         del request
         return JSONResponse(document)
@@ -48,9 +57,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
 
     async def refuse(request: Request, error: GovError) -> Response:
         del request
-        # Refusals of turns are counted by the pool's events; these never became turns.
-        gateway.metrics.rejected(error.code)
-        return failure_of_error(error).response()
+        return turned_away(error)
 
     routes = [
         Route("/v1/chat/completions", at.chat_completions, methods=["POST"]),
@@ -69,9 +76,10 @@ def create_app(gateway: Gateway) -> ASGIApp:
         Route("/", live_page, methods=["GET"]),
     ]
     limits = gateway.deployment.pool
+    requests_max = limits.max_busy + limits.queue_limit + SPARE_REQUESTS
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Door, requests_max=limits.max_busy + limits.queue_limit + SPARE_REQUESTS)],
+        middleware=[Middleware(_Door, requests_max=requests_max, turned_away=turned_away)],
         exception_handlers={GovError: refuse, HTTPException: _http_error, Exception: _bug},  # type: ignore[dict-item]
     )
     # Starlette keeps the handler of `Exception` outside all middleware, and raises again after answering.
@@ -108,9 +116,10 @@ def _head_bytes(scope: Scope) -> int:
 class _Door:
     """Lets so many requests in at once. Probes and metrics always pass: they are how one sees that it is full."""
 
-    def __init__(self, app: ASGIApp, *, requests_max: int) -> None:
+    def __init__(self, app: ASGIApp, *, requests_max: int, turned_away: Callable[[GovError], Response]) -> None:
         self._app = app
         self._requests_max = requests_max
+        self._turned_away = turned_away
         #: Requests inside now; changed on the event loop alone.
         self._inside = 0
 
@@ -124,8 +133,13 @@ class _Door:
             await self._app(scope, receive, send)
             return
         if self._inside >= self._requests_max:
-            error = QueueFullError(f"{self._inside} requests are open already.", retry_after_s=1.0)
-            await failure_of_error(error).response()(scope, receive, send)
+            error = QueueFullError(
+                f"{self._inside} requests are open already.",
+                hint="That is `[pool] max_busy`, `queue_limit` and some to spare.",
+                outside="The service takes no more requests at the moment.",
+                retry_after_s=1.0,
+            )
+            await self._turned_away(error)(scope, receive, send)
             return
         self._inside += 1
         try:

@@ -68,7 +68,7 @@ class TenantDirectory:
         scheme, _, key = (authorization or "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
-            raise AuthError("No API key was sent.", hint="Send `Authorization: Bearer KEY`.")
+            raise AuthError("No API key was sent: `Authorization: Bearer KEY` is missing.")
         digest = hashlib.sha256(key.encode()).digest()
         found: str | None = None
         # Every hash is compared, so that the time tells nothing about which one came close.
@@ -76,5 +76,5 @@ class TenantDirectory:
             if hmac.compare_digest(digest, known) and found is None:
                 found = tenant
         if found is None:
-            raise AuthError("The API key names no tenant.", hint="`agentao-gov tenant list` shows the tenants.")
+            raise AuthError("The API key names no tenant.")
         return found

@@ -93,7 +93,7 @@ class Gateway:
             self.pool.cancel(order.key, "client_gone", turn_id=order.turn_id)
 
     def turn_s_max(self, order: TurnOrder) -> float:
-        """How long a turn may take from submission to report."""
+        """How long a turn may take from submission to report, beside its session's opening."""
         limits = order.profile.profile.limits
         return float(self.deployment.pool.queue_timeout_s + limits.turn_timeout_s + limits.cancel_grace_s)
 

@@ -60,9 +60,7 @@ class ProfileBook:
         if name in mine:
             return mine[name]
         # The same words whether others may use such a profile or nobody may: its name is theirs.
-        raise ProfileNotAllowedError(
-            f"This tenant has no profile {name!r}.", hint=f"It may use: {', '.join(mine) or 'none'}."
-        )
+        raise ProfileNotAllowedError(f"This tenant has no profile {name!r}. It may use: {', '.join(mine) or 'none'}.")
 
     def all(self) -> list[OfferedProfile]:
         """Every profile that is served."""

@@ -30,7 +30,7 @@ __all__ = ["StreamWriter", "TurnResponse"]
 KEEP_ALIVE_S = 15.0
 #: How long one write to a reader that does not read may wait before the turn is given up.
 WRITE_S_MAX = 30.0
-#: Past wait, turn and grace together the pool itself must be hung; the client is answered all the same.
+#: Past wait, opening, turn and grace together the pool itself must be hung; the client is answered all the same.
 GUARD_S = 10.0
 
 
@@ -108,16 +108,7 @@ class TurnResponse(Response):
         self._gateway.abandon(self._order, future)
 
     def _refuse(self, error: GovError) -> Response:
-        return self._with_ids(self._failure(error).response())
-
-    def _failure(self, error: GovError) -> Failure:
-        """What the client is told; what it is not told goes to the log."""
-        if str(error) != error.public_message:
-            log_event(
-                "turn failed", logging.ERROR, tenant=self._order.key.tenant, session=self._order.key.session,
-                turn_id=self._order.turn_id, code=error.code, reason=str(error),
-            )  # fmt: skip
-        return failure_of_error(error)
+        return self._with_ids(failure_of_error(error).response())
 
     def _with_ids(self, response: Response) -> Response:
         response.headers["X-Turn-Id"] = self._order.turn_id
@@ -126,7 +117,7 @@ class TurnResponse(Response):
 
     async def _outcome(self, work: asyncio.Future[TurnReport]) -> TurnReport | GovError:
         """The turn's end, whichever it is."""
-        guard_s = self._gateway.turn_s_max(self._order) + GUARD_S
+        guard_s = self._gateway.turn_s_max(self._order) + self._order.open_s_max + GUARD_S
         try:
             async with asyncio.timeout(guard_s):
                 return await asyncio.shield(work)
@@ -177,7 +168,7 @@ class TurnResponse(Response):
             await stream.write(rest)
         failure: Failure | None = None
         if isinstance(end, GovError):
-            failure = self._failure(end)
+            failure = failure_of_error(end)
         elif not end.has_answer and end.outcome is not Outcome.ANSWERED:
             failure = failure_of_report(end)
         if failure is not None and not stream.started:
