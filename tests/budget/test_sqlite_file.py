@@ -1,4 +1,4 @@
-"""What happens to the files of a ledger while it is open: nobody else's copy is written to, and nobody loses the log."""
+"""What happens to a ledger's files while it is open: nobody else's copy is written to, and nobody loses the log."""
 
 from __future__ import annotations
 
