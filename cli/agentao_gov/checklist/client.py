@@ -6,14 +6,17 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient"]
+__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "in_background"]
+
+_P = ParamSpec("_P")
 
 #: The ways into a service. A limit that holds at one of them only is none.
 Door = Literal["turns", "turns stream", "chat", "chat stream"]
@@ -148,26 +151,6 @@ class ServiceClient:
             body = {"model": profile, "user": user, "messages": messages, "stream": door == "chat stream"}
         return self.request("POST", path, body, timeout_s=timeout_s, headers=headers)
 
-    def start_turn(
-        self,
-        session: str,
-        message: str,
-        *,
-        profile: str,
-        user: str = "u",
-        timeout_s: float = 60.0,
-        door: Door = "turns",
-    ) -> Future[Answer]:
-        """The same on a thread of its own."""
-        future: Future[Answer] = Future()
-
-        def run() -> None:
-            answer = self.turn(session, message, profile=profile, user=user, timeout_s=timeout_s, door=door)
-            future.set_result(answer)
-
-        threading.Thread(target=run, name=f"probe-{session}", daemon=True).start()
-        return future
-
     def delete(self, session: str) -> Answer:
         """Removes a session."""
         return self.request("DELETE", f"/v1/sessions/{session}")
@@ -191,6 +174,21 @@ class ServiceClient:
             return Metrics(text)
         except ValueError:
             return Metrics("")
+
+
+def in_background(ask: Callable[_P, Answer], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[Answer]:
+    """The same request on a thread of its own: `in_background(client.turn, "s-1", "Hello.", profile="qa")`."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask(*args, **kwargs))
+        except Exception as error:
+            # Whoever waits must not wait for ever.
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="probe-request", daemon=True).start()
+    return future
 
 
 def _parse(raw: bytes) -> Any:

@@ -7,15 +7,13 @@ refusals. A service that accepts everything fails, and so does one that refuses 
 from __future__ import annotations
 
 import secrets
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.client import Answer, ServiceClient, in_background
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
 from agentao_gov.checklist.probe import directive, verdict
@@ -80,15 +78,7 @@ class Foreign:
 
     def ask_many(self, turns: Sequence[tuple[str, str]], text: str) -> list[Answer]:
         """Turns at once, as (session, user)."""
-        futures: list[Future[Answer]] = []
-        for session, user in turns:
-            future: Future[Answer] = Future()
-            futures.append(future)
-
-            def run(future: Future[Answer] = future, session: str = session, user: str = user) -> None:
-                future.set_result(self.ask(session, text, user=user))
-
-            threading.Thread(target=run, daemon=True).start()
+        futures = [in_background(self.ask, session, text, user=user) for session, user in turns]
         return [future.result(TURN_S_MAX + 10) for future in futures]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from agentao_gov.checklist.client import Answer, Door, ServiceClient
+from agentao_gov.checklist.client import Answer, Door, ServiceClient, in_background
 from agentao_gov.checklist.probe import directive
 from agentao_gov.checklist.stage import patiently
 from agentao_gov.simulator import Simulator
@@ -42,7 +42,7 @@ class Holding:
         """Starts a turn; None when it is held at the model, its answer when it was refused."""
         before = self.held
         message = directive("hold", hold=gate, text="held and answered")
-        future = self._client.start_turn(session, message, profile=self._profile, user=user, door=door)
+        future = in_background(self._client.turn, session, message, profile=self._profile, user=user, door=door)
         for _ in patiently(DECIDED_S_MAX):
             if future.done():
                 return future.result()

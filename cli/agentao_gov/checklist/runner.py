@@ -30,7 +30,7 @@ from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.errors import GovError
 from agentao_gov.simulator import Simulator, start_simulator
 
-__all__ = ["Listener", "Silent", "walk"]
+__all__ = ["Listener", "walk"]
 
 #: More lanes than two gain nothing: what is left is work, not waiting.
 LANES_MAX = 2
@@ -49,9 +49,6 @@ class Listener:
 
     def ended(self, report: ItemReport) -> None:
         """An item is decided."""
-
-
-Silent = Listener
 
 
 @dataclass
@@ -160,7 +157,7 @@ def walk(
 
     KeyboardInterrupt ends the walk and everything it started. Blocks for about a minute.
     """
-    listener = listener or Silent()
+    listener = listener or Listener()
     began, started_at = time.monotonic(), datetime.now(UTC)
     choice = list(chosen)
     wanted = deque(item for item, asked in choice if asked)

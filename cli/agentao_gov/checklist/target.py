@@ -6,7 +6,6 @@ Only loopback is walked without the caller's word for it.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import secrets
 import time
@@ -21,6 +20,7 @@ from agentao_gov.checklist.items import Item
 from agentao_gov.checklist.probe import directive
 from agentao_gov.checklist.report import ChecklistReport, ItemReport, assemble, judge, skipped
 from agentao_gov.checklist.runner import Listener
+from agentao_gov.config.load_deployment import is_loopback
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.governor.redact import redact
@@ -38,7 +38,7 @@ def check_target(url: str, *, owned: bool) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--target {url!r} is not an http or https URL.")
-    if not owned and not _loopback(parts.hostname):
+    if not owned and not is_loopback(parts.hostname):
         raise UsageError(
             f"--target {parts.hostname} is not this machine.", hint="Add --i-own-this-target if you may probe it."
         )
@@ -137,13 +137,6 @@ def _remove(target: Foreign) -> None:
     for session in dict.fromkeys(target.opened):
         if target.client.request("DELETE", f"/v1/sessions/{session}", timeout_s=DELETE_S_MAX).status == 0:
             return
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _item(target: Foreign, item: Item) -> ItemReport:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.checklist.client import Answer
+from agentao_gov.checklist.client import Answer, in_background
 from agentao_gov.checklist.guard import tree_bytes
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
@@ -163,7 +163,9 @@ class _Alerts:
 def _open(stage: Stage, sessions: Iterable[str], profile: str | None = None) -> list[Answer]:
     """One turn each, all at once."""
     client, name = stage.client(), profile or stage.config.profile_name
-    futures: list[Future[Answer]] = [client.start_turn(session, "Hello.", profile=name) for session in sessions]
+    futures: list[Future[Answer]] = [
+        in_background(client.turn, session, "Hello.", profile=name) for session in sessions
+    ]
     return [future.result() for future in futures]
 
 
@@ -236,7 +238,7 @@ def _abandoned(context: Context, stage: Stage, alerts: _Alerts) -> None:
         databases = (path for path in stage.state_dir.rglob("memory.db") if f"s-{session}" in path.parts)
         if (database := next(databases, None)) is not None:
             with _locked(database):
-                future = client.start_turn(session, question, profile=STICKY)
+                future = in_background(client.turn, session, question, profile=STICKY)
                 fired, _ = alerts.becomes("threads_abandoned", 1.0, STICKY_S_MAX)
             future.result()
         if fired:

@@ -9,7 +9,7 @@ from itertools import cycle
 from zoneinfo import ZoneInfo
 
 from agentao_gov.budget import tenant_timezone
-from agentao_gov.checklist.client import DOORS, Answer
+from agentao_gov.checklist.client import DOORS, Answer, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import PLENTY_TOKENS, ProbeConfig
@@ -82,7 +82,7 @@ def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns:
     answers: list[Answer] = []
     for _ in range(ROUNDS_UNLIMITED if limit is None else ROUNDS_MAX):
         futures: list[Future[Answer]] = [
-            client.start_turn(session, question, profile=profile, user=user, timeout_s=TURN_S_MAX, door=door)
+            in_background(client.turn, session, question, profile=profile, user=user, timeout_s=TURN_S_MAX, door=door)
             for (session, user), door in zip(turns, cycle(DOORS), strict=False)
         ]
         answers = [future.result(TURN_S_MAX + 5) for future in futures]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, ServiceClient
+from agentao_gov.checklist.client import Answer, ServiceClient, in_background
 from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.probes.pool_limits import stubs_below
@@ -128,9 +128,9 @@ def _turns_in_flight(context: Context, stage: Stage) -> _Turns:
     warn_of_missing(context, resting)
     # Held until some time after SIGTERM, however long the others took to get to the model.
     late = directive("Answer soon.", hold=LATE, text="delivered")
-    flying = client.start_turn("flying", late, profile=profile)
-    streaming = client.start_turn("streaming", late, profile=profile, door="chat stream")
-    hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=profile)
+    flying = in_background(client.turn, "flying", late, profile=profile)
+    streaming = in_background(client.turn, "streaming", late, profile=profile, door="chat stream")
+    hung = in_background(client.turn, "hung", directive("Hang.", fault="hang"), profile=profile)
     return _Turns(flying, streaming, hung)
 
 
@@ -193,7 +193,7 @@ def _two_signals(context: Context) -> None:
     config.lift("server.shutdown_budget", f"{LONG_DRAIN_S + 10:g}s")
     with context.stage(config) as stage:
         client = stage.client()
-        hung = client.start_turn("hung", directive("Hang.", fault="hang"), profile=config.profile_name)
+        hung = in_background(client.turn, "hung", directive("Hang.", fault="hang"), profile=config.profile_name)
         context.simulator.wait_for(in_flight=1, timeout_s=20)
         context.say("a second SIGTERM")
         began = time.monotonic()

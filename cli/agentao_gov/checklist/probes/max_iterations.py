@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentao_gov.checklist.client import Answer, Door
+from agentao_gov.checklist.client import Answer, Door, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER
 from agentao_gov.simulator import RequestRecord
@@ -29,15 +29,13 @@ def probe_max_iterations(context: Context) -> None:
     cap, fallback = int(config.limit("limits.max_iterations")), str(config.limit("on_limit.max_iterations"))
     with context.stage(config) as stage:
         context.say(f"endless tool loops against a cap of {cap}")
-        client, futures = stage.client(), []
+        client, profile, futures = stage.client(), config.profile_name, []
         for door in _LOOPS:
             tool = {"name": f"mcp_{STUB_SERVER}_ping", "args": {"n": "{round}"}, "vary": True, "rounds": "endless"}
-            question = directive("Loop.", tool=tool, tag=door)
-            futures.append(
-                client.start_turn(
-                    door.replace(" ", "-"), question, profile=config.profile_name, timeout_s=LOOP_S_MAX + 20, door=door
-                )
-            )
+            question, session = directive("Loop.", tool=tool, tag=door), door.replace(" ", "-")
+            patience_s = LOOP_S_MAX + 20
+            turn = in_background(client.turn, session, question, profile=profile, timeout_s=patience_s, door=door)
+            futures.append(turn)
         answers = [future.result() for future in futures]
         records = context.simulator.truth().requests
     for door, answer in zip(_LOOPS, answers, strict=True):

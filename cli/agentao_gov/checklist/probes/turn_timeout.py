@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, Door
+from agentao_gov.checklist.client import Answer, Door, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
@@ -99,7 +99,8 @@ def _scale_tools(config: ProbeConfig, seconds: float) -> None:
 
 def _ask_all(stage: Stage, question: str, *sessions: str) -> list[Answer]:
     client, profile = stage.client(), stage.config.profile_name
-    return [future.result() for future in [client.start_turn(name, question, profile=profile) for name in sessions]]
+    futures = [in_background(client.turn, name, question, profile=profile) for name in sessions]
+    return [future.result() for future in futures]
 
 
 def _limits_s(config: ProbeConfig) -> tuple[float, float]:
@@ -114,7 +115,7 @@ def _begin(stage: Stage, fault: _Fault) -> list[Future[Answer]]:
     client, profile = stage.client(), stage.config.profile_name
     question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(stage.config) + 10
     return [
-        client.start_turn(session, question, profile=profile, timeout_s=patience_s, door=fault.door)
+        in_background(client.turn, session, question, profile=profile, timeout_s=patience_s, door=fault.door)
         for session in fault.sessions
     ]
 
@@ -169,7 +170,7 @@ def _next_turns(context: Context, stage: Stage) -> None:
 def _begin_tool(stage: Stage) -> Future[Answer]:
     call = {"name": f"mcp_{STUB_SERVER}_sleep", "args": {"seconds": 600}, "rounds": 1}
     question = directive("Sleep.", tool=call, text="The tool was stopped.")
-    return stage.client().start_turn("sleeper", question, profile=stage.config.profile_name, timeout_s=60)
+    return in_background(stage.client().turn, "sleeper", question, profile=stage.config.profile_name, timeout_s=60)
 
 
 def _tool(context: Context, stage: Stage, future: Future[Answer]) -> None:
