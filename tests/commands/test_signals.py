@@ -163,6 +163,11 @@ def test_a_conversation_survives_a_cancelled_turn(simulator: Simulator, tmp_path
     """Ctrl-C ends the turn, not the talk; the commands answer; two more leave with 130."""
     screen = _Terminal(_command(simulator, "--session", "talk"))
     screen.read_until("› ")
+    screen.type("/save\n")
+    screen.read_until("No turn has ended yet")
+    screen.type("/sav\n")
+    screen.read_until("There is no /sav")
+    screen.read_until("› ")
     screen.type('@sim {"fault": "hang"}\n')
     simulator.wait_for(timeout_s=_GUARD_S, in_flight=1)
 
@@ -185,6 +190,34 @@ def test_a_conversation_survives_a_cancelled_turn(simulator: Simulator, tmp_path
     screen.read_until("Ctrl-C again", pressing="\x03")
     assert screen.end(pressing="\x03") == 130
     assert "## hello" in (tmp_path / "talk.md").read_text()
+
+
+def test_pasted_lines_are_one_turn(simulator: Simulator) -> None:
+    """A pasted traceback would else be as many turns as it has lines, each paid for."""
+    screen = _Terminal(_command(simulator))
+    screen.read_until("› ")
+
+    screen.type("\x1b[200~one\ntwo\nthree\x1b[201~\n")
+
+    screen.read_until("answered")
+    screen.read_until("› ")
+    screen.type("/quit\n")
+    assert screen.end() == 0
+    assert simulator.truth().total.calls == 1
+
+
+def test_ctrl_c_with_something_typed_only_clears_the_line(simulator: Simulator) -> None:
+    """Twice in a row on a line with words stays; on an empty line it leaves, and says how to go on."""
+    screen = _Terminal(_command(simulator, "--session", "talk"))
+    screen.read_until("› ")
+    for word in ("abc", "def"):
+        screen.type(word)
+        screen.read_until(word)
+        screen.read_until("Ctrl-C again", pressing="\x03")
+        screen.read_until("› ")
+
+    assert screen.end(pressing="\x03") == 130
+    assert b"--session talk" in screen.seen
 
 
 def test_a_conversation_streams_and_ends_with_quit(simulator: Simulator) -> None:

@@ -9,7 +9,7 @@ import pytest
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.report.terminal import console, is_styled, print_table, printable
-from agentao_gov.report.turn_panel import ENDINGS, bar, print_panel
+from agentao_gov.report.turn_panel import ENDINGS, bar, print_limits, print_panel
 
 
 class _Terminal(io.StringIO):
@@ -112,6 +112,42 @@ def test_the_panel_says_why_a_turn_failed() -> None:
     first, second, *_ = out.getvalue().splitlines()
     assert "stopped at its time limit" in first
     assert second.strip() == "met its limit"
+
+
+def test_a_brief_panel_shows_daily_budgets_only_where_they_run_out() -> None:
+    """After each turn of a conversation the same bars of empty budgets would be noise; so would a told warning."""
+    lines = tuple(
+        BudgetLine(scope=scope, key="k", window="2026-11-22", timezone="UTC", limit=100, used=used, reserved=0)
+        for scope, used in (("tenant", 10), ("user", 80))
+    )
+    out = io.StringIO()
+
+    print_panel(console(out), _report(budget=lines, warnings=("told", "new")), brief=True, told=("told",))
+
+    text = out.getvalue()
+    assert "user " in text
+    assert "tenant " not in text
+    assert "warning: new" in text
+    assert "told" not in text
+
+
+def test_limits_are_shown_as_people_write_them() -> None:
+    """`90s` and `100,000`, not `90.0` and `{}`."""
+    limits = {
+        "turn_timeout": LimitLine(value=90.0, source="flag --timeout"),
+        "turn_tokens": LimitLine(value=100_000, source="profile qa"),
+        "tool_timeouts": LimitLine(value={"run_shell_command": 15.0}, source="profile qa"),
+    }
+    out = io.StringIO()
+
+    print_limits(console(out), _report(limits=limits))
+
+    rows = {row.split()[0]: " ".join(row.split()[1:]) for row in out.getvalue().splitlines()}
+    assert rows == {
+        "turn_timeout": "90s flag --timeout",
+        "turn_tokens": "100,000 profile qa",
+        "tool_timeouts": "run_shell_command 15s profile qa",
+    }
 
 
 @pytest.mark.parametrize(("used", "limit", "full"), [(0, 10, 0), (5, 10, 6), (10, 10, 12), (50, 10, 12), (3, None, 0)])

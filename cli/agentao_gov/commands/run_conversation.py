@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ _HELP = """/limits   every limit with its value and where it came from
 /budget   what is used of each token budget
 /report   the last turn's report as JSON
 /save     write the conversation to a Markdown file: /save [FILE]
+/help     this
 /quit     leave; the session is kept and can be continued"""
 
 
@@ -43,13 +44,12 @@ class _Talk:
 
 def converse(context: RunContext, asker: Asker | None) -> int:
     """Talks until /quit or the end of input; returns the exit code: 0, or 130 after two Ctrl-C."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 -- gives input() its line editing and history
+    typed = _line_editing()
     session = context.options.session or f"chat-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     context.options = replace(context.options, session=session)
     talk = _Talk(session, console(sys.stderr))
-    talk.err.print(f"session {session} · /limits /budget /report /save /quit · Ctrl-C cancels the turn", style="dim")
-    interrupted = False
+    talk.err.print(f"session {session} · /help · /quit · Ctrl-C cancels a turn", style="dim")
+    code, interrupted = 0, False
     while True:
         try:
             line = input("\n› " if sys.stdout.isatty() else "").strip()
@@ -60,12 +60,24 @@ def converse(context: RunContext, asker: Asker | None) -> int:
             break
         except KeyboardInterrupt:
             # At the prompt, or on the way back to it; a turn catches its own.
-            if interrupted:
-                return 130
+            if interrupted and not typed():
+                code = 130
+                break
             interrupted = True
             talk.err.print("\nCtrl-C again, or /quit, leaves.", style="dim")
     talk.err.print(f"\nTo go on: agentao-gov run --session {session}", style="dim")
-    return 0
+    return code
+
+
+def _line_editing() -> Callable[[], bool]:
+    """Gives `input` its editing and history; returns what tells whether something was typed before Ctrl-C."""
+    try:
+        import readline
+    except ImportError:
+        return lambda: False
+    # Python turns it off, for the sake of its own prompt. Without it each line of a pasted text is a turn of its own.
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    return lambda: bool(readline.get_line_buffer())
 
 
 def _say(context: RunContext, talk: _Talk, line: str, asker: Asker | None) -> bool:
@@ -90,27 +102,28 @@ def _turn(context: RunContext, talk: _Talk, message: str, asker: Asker | None) -
     talk.said.append((message, report))
     print_answer(report)
     if not context.options.quiet:
-        print_panel(talk.err, report)
+        print_panel(talk.err, report, brief=True, told=context.profile.adjustments)
 
 
 def _slash(talk: _Talk, line: str) -> bool:
     """Carries out a slash command; False ends the conversation."""
     name, _, rest = line.partition(" ")
-    report = talk.last
     if name in {"/quit", "/exit"}:
         return False
-    if name == "/save":
-        _save(talk, rest.strip())
-    elif name not in {"/limits", "/budget", "/report"}:
+    if name == "/help":
         talk.err.print(_HELP)
-    elif report is None:
+    elif name not in {"/limits", "/budget", "/report", "/save"}:
+        talk.err.print(f"There is no {name}; a question cannot begin with a slash.\n{_HELP}")
+    elif talk.last is None:
         talk.err.print("No turn has ended yet.")
+    elif name == "/save":
+        _save(talk, rest.strip())
     elif name == "/limits":
-        print_limits(talk.err, report)
+        print_limits(talk.err, talk.last)
     elif name == "/budget":
-        print_budget(talk.err, report.budget)
+        print_budget(talk.err, talk.last.budget)
     else:
-        talk.err.print(report.model_dump_json(by_alias=True, indent=2))
+        talk.err.print(talk.last.model_dump_json(by_alias=True, indent=2))
     return True
 
 
