@@ -139,6 +139,14 @@ def test_an_interrupted_command_ends_with_130(cli: Cli, monkeypatch: pytest.Monk
     assert (result.code, result.err) == (130, "")
 
 
+def test_the_package_runs_as_a_module() -> None:
+    """`python -m agentao_gov` is the command, also where no script is on the PATH."""
+    done = subprocess.run([sys.executable, "-m", "agentao_gov", "rnu"], capture_output=True, text=True, timeout=20)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean 'run'?" in done.stderr
+
+
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
     """`agentao-gov schema deployment | head -1` is no crash."""
     command = f"{sys.executable} -m agentao_gov.main schema deployment | head -c 10; exit ${{PIPESTATUS[0]}}"

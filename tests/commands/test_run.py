@@ -91,11 +91,13 @@ def test_a_failed_turn_says_why_to_a_person(run: Cli) -> None:
 def test_a_clamped_limit_is_told_to_people_and_machines(run: Cli) -> None:
     """`--timeout` below the profile's tool time-out lowers that too, and every report says so."""
     result = run("--timeout", "10s", "--json", "hi")
-    shown = run("--timeout", "10s", "hi").err
+    short, long = run("--timeout", "10s", "hi").err, run("--timeout", "10s", "-v", "hi").err
 
     assert result.json["limits"]["tool_timeout"]["value"] == 10.0
     assert result.json["warnings"] == ["limits.tool_timeout: lowered from 20s to the turn_timeout of 10s"]
-    assert "warning: limits.tool_timeout: lowered from 20s" in shown
+    assert "lowered to fit: tool_timeout = 10s" in short
+    assert "warning: limits.tool_timeout: lowered from 20s" in long
+    assert [text.count("tool_timeout") for text in (short, long)] == [1, 1]
 
 
 def test_a_session_goes_on_where_it_stopped(run: Cli, simulator: Simulator) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ApiKeyEnv", "BaseUrl", "Config", "Json", "Model", "Sets"]
+__all__ = ["ApiKeyEnv", "BaseUrl", "Config", "Json", "Mode", "Model", "Sets", "Strict"]
 
 Config = Annotated[
     Path | None,
@@ -17,7 +17,9 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="K=V", help="Override one setting, like limits.turn_timeout=30s. Repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, one line.")]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning fails, too.")]
+Mode = Annotated[str | None, typer.Option("--mode", metavar="MODE", help="fresh, in-process or subprocess.")]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="The model's name, or: embedded, simulated.")
 ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from agentao_gov.config import Finding
 from agentao_gov.config.keys import flatten
 
-__all__ = ["findings_json", "print_findings", "settings_json", "settings_lines", "summary"]
+__all__ = ["findings_json", "judge_findings", "print_findings", "settings_json", "settings_lines"]
 
 _BARE = re.compile(r"^[A-Za-z0-9_-]+$")
 
@@ -79,7 +79,20 @@ def print_findings(findings: Iterable[Finding]) -> None:
         sys.stderr.write(f"{place}{finding.level}: {finding.key}: {finding.message}{source}\n")
 
 
-def summary(findings: Iterable[Finding]) -> str:
+def judge_findings(findings: Iterable[Finding], *, strict: bool, as_json: bool) -> int:
+    """Shows what a check found, as lines or as one object; returns the exit code: 3 where something fails."""
+    found = list(findings)
+    failed = any(finding.level == "error" or strict for finding in found)
+    if as_json:
+        record = {"verdict": "fail" if failed else "pass", "findings": findings_json(found)}
+        sys.stdout.write(json.dumps(record) + "\n")
+    else:
+        print_findings(found)
+        sys.stdout.write(f"{_summary(found)}\n")
+    return 3 if failed else 0
+
+
+def _summary(findings: Iterable[Finding]) -> str:
     """`2 errors, 1 warning`."""
     levels = [finding.level for finding in findings]
     errors, warnings = levels.count("error"), levels.count("warning")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentao_gov.commands._options import ApiKeyEnv, Config, Sets
+from agentao_gov.commands._options import ApiKeyEnv, Config, Sets, Strict
 
 if TYPE_CHECKING:
     from agentao_gov.checklist.items import Item
@@ -41,7 +41,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report there; the table stays.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A warning fails, too.")] = False,
+    strict: Strict = False,
     list_: Annotated[bool, typer.Option("--list", help="Name the items and how each is tried; do nothing.")] = False,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Show a JSON report that was written before.")
@@ -55,12 +55,13 @@ def command(
     Exit codes: 0 all items hold, 1 an item failed, 3 wrong configuration, 11 nothing was tried.
     """
     from agentao_gov.checklist.items import select
+    from agentao_gov.commands._output import check_output
 
     form = _format(form, output, as_json=as_json)
     chosen = select(_split(only), _split(skip))
     if list_:
         return _list(form, chosen)
-    _check_output(output)
+    check_output(output)
     if from_ is not None:
         _alone("--from", config=config, profile=profile, target=target, only=only, skip=skip, set=sets)
         report = _read(from_, strict=strict)
@@ -160,21 +161,6 @@ def _read(path: Path, *, strict: bool) -> ChecklistReport:
     return report.model_copy(update={"strict": strict, "verdict": judge(report.items, strict=strict)})
 
 
-def _check_output(output: Path | None) -> None:
-    """A minute's work must not be lost to a directory that is not there, or to a file that cannot be written."""
-    import os
-
-    from agentao_gov.errors import UsageError
-
-    if output is None:
-        return
-    target = output.resolve()
-    hint = "Name a file in a directory that exists and can be written."
-    place = target if target.exists() and not target.is_file() else target.parent
-    if target.is_dir() or not target.parent.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"--output {str(output)!r} cannot be written.", hint=hint)
-
-
 def _list(form: str, chosen: tuple[tuple[Item, bool], ...]) -> int:
     import json
 
@@ -195,23 +181,13 @@ def _list(form: str, chosen: tuple[tuple[Item, bool], ...]) -> int:
 
 def _write(report: ChecklistReport, form: str, output: Path | None) -> None:
     from agentao_gov.commands._checklist_view import print_checklist, rendered
+    from agentao_gov.commands._output import write_output
 
     if output is not None:
-        _write_file(output.resolve(), rendered(report, form))
+        # Unlike an answer it holds no secret, and the next step of a CI may be another user.
+        write_output(output, rendered(report, form), new_mode=0o644)
         form = "table"
     if form == "table":
         print_checklist(report, sys.stdout)
     else:
         sys.stdout.write(rendered(report, form))
-
-
-def _write_file(path: Path, text: str) -> None:
-    """Whole or not at all: a half-written report must not reach a CI's parser."""
-    from agentao_gov.config.edit import write_whole
-
-    if path.exists() and not path.is_file():
-        # A terminal, a pipe, /dev/null: replacing it would be the end of it.
-        path.write_text(text, encoding="utf-8")
-    else:
-        # Unlike the configuration it holds no secret, and the next step of a CI may be another user.
-        write_whole(path, text, new_mode=0o644)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
 
 import typer
 
-from agentao_gov.commands._options import Config, Json, Sets
+from agentao_gov.commands._options import Config, Json, Sets, Strict
 
 app = typer.Typer(help="The deployment file agentao-gov.toml.", no_args_is_help=True)
 
@@ -19,7 +18,7 @@ def show(config: Config = None, sets: Sets = None, as_json: Json = False) -> Non
     from agentao_gov.commands._show import findings_json, print_findings, settings_json, settings_lines
     from agentao_gov.config import Overrides, load_deployment
 
-    resolved = load_deployment(config, overrides=Overrides(sets=tuple(sets or ())))
+    resolved = load_deployment(config, overrides=Overrides.given({}, sets))
     shown = resolved.deployment.model_copy(
         update={"state": resolved.deployment.state.model_copy(update={"dir": str(resolved.state_dir)})}
     )
@@ -39,23 +38,16 @@ def show(config: Config = None, sets: Sets = None, as_json: Json = False) -> Non
 @app.command()
 def check(
     config: Config = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A warning fails too.")] = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> int:
     """Judge the deployment file and every profile it offers."""
-    from agentao_gov.commands._show import findings_json, print_findings, summary
+    from agentao_gov.commands._show import judge_findings
     from agentao_gov.config.audit import audit_deployment
     from agentao_gov.loadtest.thresholds import parse_threshold
 
     findings = audit_deployment(config, check_threshold=parse_threshold)
-    failed = any(finding.level == "error" or strict for finding in findings)
-    if as_json:
-        record = {"verdict": "fail" if failed else "pass", "findings": findings_json(findings)}
-        sys.stdout.write(json.dumps(record) + "\n")
-    else:
-        print_findings(findings)
-        sys.stdout.write(f"{summary(findings)}\n")
-    return 3 if failed else 0
+    return judge_findings(findings, strict=strict, as_json=as_json)
 
 
 @app.command()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Json, Model
 
 if TYPE_CHECKING:
     from agentao_gov.checklist.doctor import Examination
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def command(
-    config: Annotated[str | None, typer.Option(help="The deployment file.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model to examine instead of the configured one.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Its address.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="The variable that holds its key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    config: Config = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    as_json: Json = False,
 ) -> int:
     """What this machine and configuration can guarantee: model, tokenizer, store, process isolation layers.
 

@@ -12,7 +12,7 @@ __all__ = ["command"]
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write them.")] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them.")] = Path(),
 ) -> None:
     """Write agentao-gov.toml and profiles/, commented. Files that exist are left as they are."""
     from agentao_gov.config.create import write_starter

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentao_gov.commands._options import Config, Json, Sets
+from agentao_gov.commands._options import Config, Json, Mode, Sets
 
 if TYPE_CHECKING:
-    from agentao_gov.config import ResolvedDeployment
+    from agentao_gov.config import Overrides, ResolvedDeployment
     from agentao_gov.monitor.capacity import CapacityPlan, Machine, Measured
 
 __all__ = ["command"]
@@ -25,8 +24,10 @@ _SCHEMA = "agentao-gov/plan/1"
 
 def command(
     config: Config = None,
-    profile: Annotated[str | None, typer.Option("-p", "--profile", help="The profile to measure; default: qa.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="fresh | in-process | subprocess")] = None,
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", metavar="NAME|PATH", help="The profile to measure.")
+    ] = "qa",
+    mode: Mode = None,
     turn_time: Annotated[
         str,
         typer.Option("--turn-time", metavar="D", help="How long one of your turns takes, nearly all of it the model."),
@@ -35,20 +36,20 @@ def command(
         str | None,
         typer.Option("--memory", metavar="SIZE", help="Memory the service may use; default: this machine's."),
     ] = None,
-    set_: Sets = None,
+    sets: Sets = None,
     write: Annotated[
         bool, typer.Option("--write", help="Put the plan into [capacity] of the deployment file.")
     ] = False,
     as_json: Json = False,
 ) -> int:
     """Measure what a session costs on this machine, and print how many it holds and what gives way first."""
-    from agentao_gov.config import Overrides, find_deployment, load_deployment, parse_bytes, parse_duration_s
+    from agentao_gov.config import Overrides, load_deployment, parse_bytes, parse_duration_s
     from agentao_gov.errors import ConfigError, UsageError
     from agentao_gov.monitor.capacity import make_plan
     from agentao_gov.monitor.machine import this_machine
 
-    flags = {"pool.mode": ("--mode", mode)} if mode is not None else {}
-    deployment = load_deployment(config, overrides=Overrides(flags=flags, sets=tuple(set_ or ())))
+    overrides = Overrides.given({"pool.mode": ("--mode", mode)}, sets)
+    deployment = load_deployment(config, overrides=overrides)
     if write and deployment.path is None:
         raise ConfigError("There is no agentao-gov.toml to write the plan into.", hint="`agentao-gov init` writes one.")
     try:
@@ -56,9 +57,7 @@ def command(
         memory_bytes = parse_bytes(memory) if memory is not None else None
     except ValueError as error:
         raise UsageError(str(error)) from None
-    name = profile or "qa"
-    path = find_deployment(config, os.environ)
-    measured = _measure(path, name, deployment.deployment.pool.mode)
+    measured = _measure(deployment, profile, overrides)
     machine = this_machine(memory_bytes)
     pool, capacity = deployment.deployment.pool, deployment.deployment.capacity
     plan = make_plan(
@@ -74,33 +73,34 @@ def command(
         assert deployment.path is not None
         _write(deployment.path, plan)
     if as_json:
-        sys.stdout.write(json.dumps(_document(machine, measured, plan, name, turn_s)) + "\n")
+        sys.stdout.write(json.dumps(_document(machine, measured, plan, profile, turn_s)) + "\n")
     else:
-        _show(machine, measured, plan, name=name, turn_s=turn_s, deployment=deployment, written=write)
+        _show(machine, measured, plan, name=profile, turn_s=turn_s, deployment=deployment, written=write)
     return 0
 
 
-def _measure(config: Path | None, profile: str, mode: str) -> Measured:
+def _measure(deployment: ResolvedDeployment, profile: str, overrides: Overrides) -> Measured:
     """Runs the probe in a process of its own against a simulated model in another."""
     import subprocess
 
-    from agentao_gov.config import load_deployment, load_profile
+    from agentao_gov.config import load_profile
     from agentao_gov.errors import ConfigError
     from agentao_gov.monitor.capacity import McpMeasured, Measured
     from agentao_gov.simulator import start_simulator
 
-    load_profile(profile, deployment=load_deployment(config))  # its errors are the user's, and belong here
+    load_profile(profile, deployment=deployment, overrides=overrides)  # its errors are the user's, and belong here
     with start_simulator() as simulator:
         order = {
-            "config": None if config is None else str(config),
+            "config": str(deployment.path) if deployment.path else None,
+            "sets": overrides.sets,
             "profile": profile,
-            "mode": mode,
+            "mode": deployment.deployment.pool.mode,
             "base_url": simulator.base_url,
             "imports": ["agentao_gov.service.build", "agentao_gov.service.server"],
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "agentao_gov.monitor.probe"],
+                [sys.executable, "-P", "-m", "agentao_gov.monitor.probe"],
                 input=json.dumps(order), capture_output=True, text=True, timeout=_PROBE_S_MAX, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agentao_gov.commands._options import Config, Json, Sets
+from agentao_gov.commands._options import Config, Json, Sets, Strict
 
 app = typer.Typer(help="Profiles: the limits, tools and model of a task type.", no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def list_profiles(config: Config = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or file of a profile.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="The profile.")],
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -55,7 +55,7 @@ def show(
     from agentao_gov.commands._show import findings_json, print_findings, settings_json, settings_lines
     from agentao_gov.config import Overrides, load_deployment, load_profile
 
-    overrides = Overrides(sets=tuple(sets or ()))
+    overrides = Overrides.given({}, sets)
     resolved = load_profile(name, deployment=load_deployment(config, overrides=overrides), overrides=overrides)
     if as_json:
         record = {
@@ -74,10 +74,13 @@ def show(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new profile.")],
-    source: Annotated[str, typer.Option("--from", metavar="NAME", help="Name or file to copy.")] = "qa",
+    source: Annotated[str, typer.Option("--from", metavar="NAME|FILE", help="The profile to copy.")] = "qa",
     config: Config = None,
 ) -> None:
-    """Write profiles/NAME.toml, a copy of another profile with its comments. Never overwrites."""
+    """Write profiles/NAME.toml, a copy of another profile.
+
+    Its comments come along. A file that exists is never overwritten.
+    """
     from agentao_gov.config.create import new_profile
 
     path = new_profile(name, source, config)
@@ -87,13 +90,16 @@ def new(
 
 @app.command()
 def check(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="Default: every profile.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(metavar="NAME|FILE", help="Default: every profile.")] = None,
     config: Config = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A warning fails too.")] = False,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> int:
-    """Judge profiles: impossible values and unknown keys are errors, unusual values warnings."""
-    from agentao_gov.commands._show import findings_json, print_findings, summary
+    """Judge profiles.
+
+    Impossible values and unknown keys are errors, unusual values warnings.
+    """
+    from agentao_gov.commands._show import judge_findings
     from agentao_gov.config import Finding, inspect_profile, load_deployment, profile_paths
 
     deployment = load_deployment(config)
@@ -103,14 +109,7 @@ def check(
     for name in names or list(profile_paths(deployment).values()):
         _, found = inspect_profile(name, deployment=deployment)
         findings += found
-    failed = any(finding.level == "error" or strict for finding in findings)
-    if as_json:
-        record = {"verdict": "fail" if failed else "pass", "findings": findings_json(findings)}
-        sys.stdout.write(json.dumps(record) + "\n")
-    else:
-        print_findings(findings)
-        sys.stdout.write(f"{summary(findings)}\n")
-    return 3 if failed else 0
+    return judge_findings(findings, strict=strict, as_json=as_json)
 
 
 @app.command()

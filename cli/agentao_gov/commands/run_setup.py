@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import getpass
-import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.batch import SESSION_ID
+from agentao_gov.commands._output import check_output
 from agentao_gov.config import (
     ModelChoice,
     ModelFlags,
@@ -29,6 +29,7 @@ from agentao_gov.config import (
     parse_tokens,
     resolve_model,
 )
+from agentao_gov.config.keys import flatten
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.report.terminal import console, warn
@@ -55,13 +56,10 @@ class RunOptions:
     user: str | None
     session: str | None
     workdir: Path | None
-    model: str | None
-    base_url: str | None
-    api_key_env: str | None
+    model: ModelFlags
     gguf: Path | None
-    sets: tuple[str, ...]
-    #: Dotted key to the flag's name and value.
-    flags: Mapping[str, tuple[str, Any]]
+    #: What the command line says about the configuration.
+    overrides: Overrides
     daily_tokens: str | None
     batch: str | None
     jobs: int
@@ -70,11 +68,6 @@ class RunOptions:
     stream: bool
     quiet: bool
     verbose: bool
-
-    @property
-    def overrides(self) -> Overrides:
-        """What the command line says about the configuration."""
-        return Overrides(dict(self.flags), self.sets)
 
 
 @dataclass(slots=True)
@@ -122,9 +115,7 @@ def run(options: RunOptions) -> int:
     prompt = _check(options)
     deployment = _deployment(options)
     profile = _profile(options, deployment, options.profile)
-    choice = resolve_model(
-        ModelFlags(options.model, options.base_url, options.api_key_env), profile=profile, deployment=deployment
-    )
+    choice = resolve_model(options.model, profile=profile, deployment=deployment)
     note = console()
 
     def say(line: str) -> None:
@@ -137,9 +128,10 @@ def run(options: RunOptions) -> int:
         profile = fit_to_model(profile, model)
         say(f"model: {model.name} ({model.source})")
         if options.verbose:
-            # What was adjusted stands in every report's warnings anyway.
-            for finding in (f for f in (*deployment.findings, *profile.findings) if not f.adjusted):
+            for finding in (*deployment.findings, *profile.findings):
                 warn(f"{finding.key}: {finding.message}")
+        elif profile.adjustments:
+            say(f"lowered to fit: {_lowered(profile)} (-v says why)")
         from agentao_gov.runtime import build_runtime
 
         with _asking(options) as asker, contextlib.closing(build_runtime(deployment, confirm=asker)) as runtime:
@@ -149,6 +141,16 @@ def run(options: RunOptions) -> int:
             gc.enable()
             context = RunContext(options, deployment, profile, model, local, runtime.pool)
             return _dispatch(context, prompt, asker)
+
+
+def _lowered(profile: ResolvedProfile) -> str:
+    """`max_context_tokens = 6,553, tool_timeout = 10s`."""
+    values = dict(flatten(profile.profile.model_dump(by_alias=True)))
+    parts = []
+    for key in dict.fromkeys(finding.key for finding in profile.findings if finding.adjusted):
+        value = values[key]
+        parts.append(f"{key.removeprefix('limits.')} = {f'{value:,}' if isinstance(value, int) else value}")
+    return ", ".join(parts)
 
 
 def _dispatch(context: RunContext, prompt: str | None, asker: Any) -> int:
@@ -190,8 +192,7 @@ def _prompt(options: RunOptions) -> str | None:
         raise UsageError("A session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
     if options.workdir is not None and not options.workdir.is_dir():
         raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
-    if options.output is not None:
-        _check_output(options.output)
+    check_output(options.output)
     if options.batch is not None:
         if options.prompt is not None:
             raise UsageError("Give a PROMPT or --batch, not both.")
@@ -211,14 +212,6 @@ def _prompt(options: RunOptions) -> str | None:
     if not text.strip():
         raise UsageError("The prompt is empty.", hint="Give it as the argument or on standard input.")
     return text
-
-
-def _check_output(path: Path) -> None:
-    """Refuses, before a turn is paid for, an output that cannot be written."""
-    # A file is replaced as a whole, which takes its directory; a device or a pipe is written to.
-    special = path.exists() and not path.is_file()
-    if path.is_dir() or not os.access(path if special else path.resolve().parent, os.W_OK):
-        raise UsageError(f"The output {str(path)!r} cannot be written.", hint="Name a file in a directory that exists.")
 
 
 def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:

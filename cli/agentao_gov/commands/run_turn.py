@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from agentao_gov.config.edit import write_whole
+from agentao_gov.commands._output import write_output
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
@@ -215,25 +214,16 @@ def _deliver(context: RunContext, report: TurnReport) -> int:
         print_answer(report)
         if not options.quiet:
             sys.stdout.flush()
-            print_panel(console(sys.stderr), report)
+            print_panel(console(sys.stderr), report, told=context.profile.adjustments)
     if options.output is None:
         return report.exit_code
     try:
-        _save(options.output, report.to_json() + "\n" if options.json else f"{report.answer or ''}\n")
+        write_output(options.output, report.to_json() + "\n" if options.json else f"{report.answer or ''}\n")
     except OSError as error:
         # The answer is paid for and shown; only its file is missing.
         warn(f"the output {str(options.output)!r} could not be written: {error.strerror}")
         return report.exit_code or StoreError.exit_code
     return report.exit_code
-
-
-def _save(path: Path, text: str) -> None:
-    if path.exists() and not path.is_file():
-        # /dev/stderr, a named pipe: written to, never replaced by a file.
-        with path.open("w", encoding="utf-8") as file:
-            file.write(text)
-    else:
-        write_whole(path.resolve(), text)
 
 
 def print_answer(report: TurnReport) -> None:

@@ -35,9 +35,9 @@ def _schema(name: str) -> dict[str, Any]:
 
         return TurnReport.model_json_schema(by_alias=True)
     if name == "checklist":
-        from agentao_gov.checklist.report import ChecklistReport
+        from agentao_gov.checklist.report import json_schema
 
-        return ChecklistReport.model_json_schema(by_alias=True)
+        return json_schema()
     if name == "loadtest":
         from agentao_gov.loadtest.document import schema
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Model, Sets
+from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Mode, Model, Sets
 
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, Overrides, ResolvedDeployment, ResolvedProfile
@@ -21,14 +21,16 @@ __all__ = ["command", "run_one"]
 
 def command(
     config: Config = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; not loopback: needs keys.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="fresh | in-process | subprocess")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, max=64, help="Processes over one ledger.")] = 1,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Where to listen; anything but loopback needs keys.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")] = None,
+    mode: Mode = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Processes over one ledger.")] = 1,
     model: Model = None,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
-    set_: Sets = None,
+    sets: Sets = None,
     warden: Annotated[bool, typer.Option("--warden/--no-warden", help="A supervisor above the service.")] = True,
 ) -> int:
     """The session pool as an HTTP service: OpenAI-compatible and native API, metrics, a live page at `/`."""
@@ -36,11 +38,15 @@ def command(
 
     if warden and not is_guarded():
         # What must not survive this process, even when it is killed or hangs, has to be ended by another one.
-        run_below_warden([sys.executable, "-m", "agentao_gov.main", *sys.argv[1:]])
+        run_below_warden([sys.executable, "-P", "-m", "agentao_gov.main", *sys.argv[1:]])
     settings = {
         "config": None if config is None else str(config),
-        "flags": {"server.host": host, "server.port": port, "pool.mode": mode},
-        "sets": list(set_ or ()),
+        "flags": {
+            "server.host": ("--host", host),
+            "server.port": ("--port", port),
+            "pool.mode": ("--mode", mode),
+        },
+        "sets": list(sets or ()),
         "model": (model, base_url, api_key_env),
         "workers": workers,
     }
@@ -115,9 +121,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
 def _overrides(settings: Mapping[str, Any]) -> Overrides:
     from agentao_gov.config import Overrides
 
-    names = {"server.host": "--host", "server.port": "--port", "pool.mode": "--mode"}
-    flags = {key: (names[key], value) for key, value in settings["flags"].items() if value is not None}
-    return Overrides(flags=flags, sets=tuple(settings["sets"]))
+    return Overrides.given(settings["flags"], settings["sets"])
 
 
 def _deployment(settings: Mapping[str, Any]) -> ResolvedDeployment:

@@ -32,6 +32,11 @@ class Overrides:
     flags: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     sets: tuple[str, ...] = ()
 
+    @classmethod
+    def given(cls, flags: Mapping[str, tuple[str, Any]], sets: Iterable[str] | None = None) -> Overrides:
+        """From a command's parameters: a flag whose value is None was not given."""
+        return cls({key: pair for key, pair in flags.items() if pair[1] is not None}, tuple(sets or ()))
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:

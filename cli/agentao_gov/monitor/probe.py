@@ -54,7 +54,7 @@ class Probe:
 
     def __init__(self, order: dict[str, Any], workdir: Path) -> None:
         from agentao_gov.budget import MemoryStore, TokenLedger
-        from agentao_gov.config import ModelChoice, load_deployment, load_profile
+        from agentao_gov.config import ModelChoice, Overrides, load_deployment, load_profile
         from agentao_gov.governor import Governor
 
         for module in order.get("imports", ()):
@@ -62,8 +62,9 @@ class Probe:
             importlib.import_module(module)
         self._workdir = workdir
         self._mode: Mode = order["mode"]
-        deployment = load_deployment(order["config"])
-        self._profile = load_profile(order["profile"], deployment=deployment)
+        overrides = Overrides(sets=tuple(order.get("sets", ())))
+        deployment = load_deployment(order["config"], overrides=overrides)
+        self._profile = load_profile(order["profile"], deployment=deployment, overrides=overrides)
         self._model = ModelChoice("simulated", "simulated", order["base_url"], SecretStr("probe"), None, "plan")
         self._ledger = TokenLedger(MemoryStore())
         self._governor = Governor(ledger=self._ledger)
