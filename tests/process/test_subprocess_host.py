@@ -62,6 +62,8 @@ def test_a_turn_reports_what_the_provider_counted(subprocesses: Subprocesses) ->
     assert report.usage.total_tokens == truth.prompt_tokens + truth.completion_tokens
     assert subprocesses.balance(report).used == report.usage.total_tokens
     assert subprocesses.balance(report).reserved == 0
+    cost = report.usage.prompt_tokens * 2_000_000 + report.usage.completion_tokens * 8_000_000
+    assert (subprocesses.balance(report).unpriced, subprocesses.balance(report).cost_pico_usd) == (0, cost)
     assert {line.scope for line in report.budget} == {"tenant", "user", "session", "turn"}
     assert "".join(e.delta for e in subprocesses.events if isinstance(e, TextEvent)) == "Done."
     assert [e.name for e in subprocesses.events if isinstance(e, ToolEvent)] == ["glob"]
@@ -275,7 +277,8 @@ def test_a_tenant_s_own_python_starts_cold(
     report = subprocesses.ask(host, say(text="cold"))
 
     assert report.answer == "cold"
-    assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:3] == [
+    assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:4] == [
+        b"-P",
         b"-m",
         b"agentao_gov.worker.main",
     ]
@@ -313,7 +316,7 @@ def test_a_python_with_other_versions_is_refused(
     """What crosses the wire is only understood by the same version: refused before anything is read."""
     program = tmp_path / "python"
     change = "from agentao_gov.worker import wire; wire.VERSIONS['agentao-gov'] = '0.0.9'"
-    run = "import sys, runpy; del sys.argv[:2]; runpy.run_module(sys.argv[0], {}, '__main__')"
+    run = "import sys, runpy; del sys.argv[:3]; runpy.run_module(sys.argv[0], {}, '__main__')"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{change}; {run}" "$@"\n')
     program.chmod(0o700)
     spec = subprocesses.spec()

@@ -73,7 +73,7 @@ class Stage:
     """One running service. Use as a context manager."""
 
     #: What runs `serve`; the tests' sabotages put a broken product here.
-    program: ClassVar[tuple[str, ...]] = (sys.executable, "-m", "agentao_gov.main")
+    program: ClassVar[tuple[str, ...]] = (sys.executable, "-P", "-m", "agentao_gov.main")
 
     def __init__(self, config: ProbeConfig, simulator: Simulator) -> None:
         self.config = config

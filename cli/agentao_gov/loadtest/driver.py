@@ -188,7 +188,7 @@ class LoadDriver:
                 raise GeneratorDied(f"A process ended with {code}. {self.last_words()}")
 
     def _spawn(self, *options: str) -> None:
-        command = [sys.executable, "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py")]
+        command = [sys.executable, "-P", "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py")]
         command += ["--host", self._plan.target, "-u", str(self._plan.workers), "-r", str(self._plan.workers)]
         if "--worker" not in options:
             command += ["--exit-code-on-error", "0", *self._view()]

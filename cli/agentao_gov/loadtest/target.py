@@ -179,7 +179,7 @@ def _start_serve(
     folder: Path,
     started: Callable[[int], None],
 ) -> None:
-    command = [sys.executable, "-m", "agentao_gov.main", "serve"]
+    command = [sys.executable, "-P", "-m", "agentao_gov.main", "serve"]
     command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     command += [part for pair in flags.items() for part in pair]
     assert target.log is not None

@@ -28,7 +28,13 @@ from agentao_gov.process.tree import kill_processes
 __all__ = ["ColdSpawner", "SessionProcess", "ZygoteSpawner", "scrubbed_env"]
 
 #: What a session process may know of the service's environment. Keys, tokens and everything else stay behind.
-_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
+#: The way out of the network belongs to it: behind a proxy no session would reach its model otherwise.
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"),
+    *_PROXIES,
+    *(name.lower() for name in _PROXIES),
+)
 #: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
 GRACE_S = 0.3
 #: Importing everything takes a zygote two seconds, on a busy machine ten times that. A fork takes milliseconds.
@@ -94,14 +100,19 @@ class SessionProcess:
         with self._lock:
             if self.status < 0:
                 return True
-        until = time.monotonic() + within_s
-        poller = select.poll()
-        poller.register(self.status, select.POLLHUP)
-        while (left := until - time.monotonic()) > 0:
-            for _, event in poller.poll(left * 1000):
-                if event & (select.POLLHUP | select.POLLNVAL):
-                    return True
-        return False
+            # Its own: whoever reads the last words meanwhile closes the descriptor, and another may get its number.
+            watched = os.dup(self.status)
+        try:
+            until = time.monotonic() + within_s
+            poller = select.poll()
+            poller.register(watched, select.POLLHUP)
+            while (left := until - time.monotonic()) > 0:
+                for _, event in poller.poll(left * 1000):
+                    if event & select.POLLHUP:
+                        return True
+            return False
+        finally:
+            os.close(watched)
 
     def last_words(self, within_s: float) -> tuple[int | None, str | None]:
         """The worker's exit code (negative: signal) and the limit that struck; call once, after the wire ended."""
@@ -177,7 +188,7 @@ class ColdSpawner:
             options.append("--pid-namespace")
         command = [
             *(sys.executable, "-I", "-S", warden.PROGRAM, *options, "--"),
-            *(self._python, "-m", "agentao_gov.worker.main", json.dumps(limits.to_wire())),
+            *(self._python, "-P", "-m", "agentao_gov.worker.main", json.dumps(limits.to_wire())),
         ]
         try:
             child = subprocess.Popen(  # noqa: S603
@@ -302,7 +313,7 @@ class ZygoteSpawner:
 
     def _launch(self, control: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "agentao_gov.worker.zygote", str(control.fileno())],
+            [sys.executable, "-P", "-m", "agentao_gov.worker.zygote", str(control.fileno())],
             env=scrubbed_env(self._env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
