@@ -253,6 +253,55 @@ def test_a_service_that_stops_beating_is_dumped_killed_and_restarted(tree: Sessi
     guarded.close_lifeline()
 
 
+#: Beats until its input ends; echoes what it reads.
+BEATS = """
+import os, sys, threading, time
+def beat():
+    while True:
+        os.write(int(os.environ["AGENTAO_GOV_HEARTBEAT_FD"]), b".")
+        time.sleep(0.05)
+threading.Thread(target=beat, daemon=True).start()
+for line in sys.stdin: print(line.strip(), flush=True)
+"""
+
+
+def test_a_service_that_was_stopped_together_with_its_warden_goes_on(tree: SessionTree) -> None:
+    """A container that is paused: nobody could beat and nobody could hear, so nobody hung."""
+    guarded = Guarded(tree, BEATS, "--heartbeat", "--stale-s", "1", "--dump-s", "1")
+    assert guarded.warden.stdin is not None
+    guarded.warden.stdin.write(b"before\n")
+    guarded.warden.stdin.flush()
+    assert guarded.line() == b"before"
+
+    for pid in (guarded.warden.pid, guarded.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.6)  # not a wait for something: longer than the patience is what is tried
+    for pid in (guarded.warden.pid, guarded.pid):
+        os.kill(pid, signal.SIGCONT)
+    guarded.warden.stdin.write(b"after\n")
+    guarded.warden.stdin.close()
+
+    assert guarded.line() == b"after"
+    assert guarded.status_line() == "killed 0"
+    assert guarded.wait() == 0
+    guarded.close_lifeline()
+
+
+def test_a_service_that_is_stopped_alone_is_hung(tree: SessionTree) -> None:
+    """Its warden runs and hears nothing: the service is killed, though it cannot dump its stacks."""
+    guarded = Guarded(tree, BEATS, "--heartbeat", "--stale-s", "0.3", "--dump-s", "0.1")
+    assert guarded.warden.stdin is not None
+    guarded.warden.stdin.write(b"up\n")
+    guarded.warden.stdin.flush()
+    assert guarded.line() == b"up"
+
+    os.kill(guarded.pid, signal.SIGSTOP)
+
+    assert guarded.status_line() == "stale 0.3"
+    assert guarded.wait() == -signal.SIGKILL
+    guarded.close_lifeline()
+
+
 def test_a_tree_over_its_memory_is_killed_and_the_limit_named(tree: SessionTree) -> None:
     """What a helper eats counts too."""
     eater = "b = []\nwhile True: b.append(b'x' * (1 << 20))"

@@ -23,6 +23,10 @@ __all__ = ["Warden", "supervise"]
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 #: The child says by it that it started something. Harmless to a parent that is no warden: its default is nothing.
 _STARTED = signal.SIGWINCH
+#: A watched service beats once a second. Waiting no longer than that shows how long this process did not run itself.
+_WATCH_S_MAX = 1.0
+#: Woken this much too late, it did not run: frozen with the service, as a paused container is.
+_PAUSED_S = 0.5
 
 
 class Warden:
@@ -121,7 +125,7 @@ class Warden:
             if fd >= 0:
                 poll.register(fd, select.POLLIN)
         while self._wait_status is None:
-            ready = poll.poll(self._timeout_ms())
+            ready = self._wait(poll)
             for fd, _ in ready:
                 if fd == self._beat_fd:
                     self._beat(poll)
@@ -139,11 +143,21 @@ class Warden:
             os.close(self._beat_fd)
             self._beat_fd = -1
 
+    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
+        """Until something happens or is due. Silence counts only while this process ran to hear it."""
+        timeout_ms, began = self._timeout_ms(), time.monotonic()
+        ready = poll.poll(timeout_ms)
+        if self._last_beat is not None and timeout_ms is not None:
+            waited_s = time.monotonic() - began
+            if waited_s - timeout_ms / 1000 > _PAUSED_S:
+                self._last_beat += waited_s  # nobody knows how much of it was spent hearing
+        return ready
+
     def _timeout_ms(self) -> int | None:
         """Until the next thing that is due."""
         due = min(self._kill_at, self._look.due)
         if self._last_beat is not None and not self._hung:
-            due = min(due, self._last_beat + self._options.stale_s)
+            due = min(due, self._last_beat + self._options.stale_s, time.monotonic() + _WATCH_S_MAX)
         return None if due == float("inf") else max(1, int((due - time.monotonic()) * 1000) + 1)
 
     def _beat(self, poll: select.poll) -> None:
