@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
+from agentao_gov.budget.states import Price
 from agentao_gov.budget.types import Balance, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice
@@ -92,7 +93,9 @@ def alive(host: SubprocessHost) -> Sequence[int]:
 
 @pytest.fixture(scope="session")
 def ledger() -> Iterator[TokenLedger]:
-    ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+    prices = {"simulated": Price(2_000_000, 8_000_000)}
+    settings = StoreSettings(price=prices.get)
+    ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK), SYSTEM_CLOCK, settings=settings, heartbeat_s=None)
     yield ledger
     ledger.close()
 

@@ -25,7 +25,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
-        self.desk = LedgerDesk(self.ledger, "acme")
+        self.desk = LedgerDesk(self.ledger, "acme", "gpt-4.1")
         self.desk.begin("ann", (ACME,))
 
     def ask(self, op: str, **params: Any) -> Any:
@@ -96,6 +96,44 @@ def test_a_reservation_of_somebody_else_is_not_touched(desk: Desk, op: str) -> N
     assert "not its own" in answer.message
 
 
+def test_a_name_that_another_session_uses_is_another_reservation(desk: Desk) -> None:
+    """The ledger answers a known id with the reservation it has: a process must not get at another's by its name."""
+    theirs = Desk()
+    theirs.ledger, theirs.desk = desk.ledger, LedgerDesk(desk.ledger, "other", "gpt-4.1")
+    others = ScopeLimit(Scope("tenant", "other"), 50_000)
+    theirs.desk.begin("bob", (others,))
+    theirs.reserve("r1", prompt=7_000, output=500)
+
+    desk.reserve("r1")
+    desk.ask("release", id="r1")
+
+    assert desk.balance(others).reserved == 7_500
+    assert desk.balance().reserved == 0
+
+
+def test_a_name_is_used_for_one_reservation_at_a_time(desk: Desk) -> None:
+    """Asked for twice it is refused; after its end it is a new one, and what was settled stays as it is."""
+    desk.reserve()
+    twice = desk.reserve()
+    desk.ask("dispatch", id="r1")
+    desk.ask("settle", id="r1", prompt_tokens=900, completion_tokens=50, estimated_tokens=0)
+    again = desk.ask("settle", id="r1", prompt_tokens=1, completion_tokens=0, estimated_tokens=0)
+    desk.reserve()
+    desk.ask("release", id="r1")
+
+    assert isinstance(twice, WireError)
+    assert isinstance(again, WireError)
+    assert (desk.balance().used, desk.balance().reserved) == (950, 0)
+
+
+def test_tokens_that_belong_to_no_turn_are_refused(desk: Desk) -> None:
+    """Before its first turn a process has nobody's budget to spend from."""
+    early = LedgerDesk(desk.ledger, "acme", "gpt-4.1")
+    desk.desk = early
+
+    assert isinstance(desk.reserve(), WireError)
+
+
 @pytest.mark.parametrize("tokens", [-1, 1.5, "many", True, None, 1 << 40])
 def test_amounts_that_are_none_never_reach_the_ledger(desk: Desk, tokens: Any) -> None:
     """Negative settlements would mint tokens."""
@@ -133,7 +171,7 @@ def test_what_a_dead_process_held_is_charged_or_given_back(desk: Desk) -> None:
 def test_a_wait_of_a_dead_process_ends(desk: Desk) -> None:
     """A reservation that waits for others' tokens is called off, and holds nothing."""
     holder = Desk()
-    holder.ledger, holder.desk = desk.ledger, LedgerDesk(desk.ledger, "acme")
+    holder.ledger, holder.desk = desk.ledger, LedgerDesk(desk.ledger, "acme", "gpt-4.1")
     holder.desk.begin("bob", (ACME,))
     holder.reserve("held", prompt=9_000, output=500)
     answers: list[Any] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ from agentao_gov.governor import Outcome, TurnRequest, Usage
 from agentao_gov.governor.reason import Reason
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
 from agentao_gov.pool.subprocess_report import TurnWitness
-from tests.governor.harness import say
 from tests.process.conftest import Subprocesses
 
 
@@ -39,17 +37,21 @@ def test_a_report_carries_the_identity_and_the_totals_that_the_owner_knows(
     assert "reported 0 tokens, the ledger booked 42" in signed.warnings[0]
 
 
-def test_warnings_of_a_session_process_reach_the_owner_s_log(
-    subprocesses: Subprocesses, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A turn that had to be abandoned is worth a line where somebody reads it."""
-    host = subprocesses.open()
-    subprocesses.ask(host, say(text="ok"))
+def test_a_report_s_tokens_are_those_that_were_booked(subprocesses: Subprocesses, witness: TurnWitness) -> None:
+    """A right total of wrong parts, or a negative one, does not reach a bill."""
+    honest = witness.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
+    said = Usage(prompt_tokens=-100, completion_tokens=142, total_tokens=42, cached_tokens=7)
 
-    with caplog.at_level(logging.WARNING):
-        host._on_log({"level": logging.INFO, "text": "abandoned"})
+    signed = witness.sign(
+        honest.model_copy(update={"usage": said, "model": "gpt-5"}),
+        Usage(prompt_tokens=40, completion_tokens=2, total_tokens=42, estimated_tokens=3),
+    )
 
-    assert f"In the process of session {host.spec.key}: abandoned" in caplog.text
+    usage = signed.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.estimated_tokens) == (40, 2, 3)
+    assert usage.cached_tokens == 7
+    assert signed.model == honest.model
+    assert signed.warnings == ()
 
 
 def test_a_factory_that_still_warms_up_is_shut_down_at_once(make_factory: Callable[..., SubprocessFactory]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
 import tempfile
 import threading
 from collections import deque
@@ -20,6 +17,7 @@ from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.observe import Observers, TurnObserver
 from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.pool.subprocess_homes import Homes
 from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
@@ -97,8 +95,7 @@ class SubprocessFactory:
         elif homes is None:
             self._own_homes = tempfile.TemporaryDirectory(prefix="agentao-gov-homes-")
             homes = Path(self._own_homes.name)
-        self._homes = homes
-        _remove_left_behind(homes)
+        self._homes = Homes(homes)
         self._observers = Observers(observers)
         if zygote is None:
             # The zygote serves all sessions, so its own tag names none; what its forks start carries their session's.
@@ -112,7 +109,7 @@ class SubprocessFactory:
             scopes=self._scopes,
             limits=settings.limits,
             spawn=self._spawn,
-            home=self._home,
+            home=self._homes.of,
         )
         self._lock = threading.Lock()
         # All below under `_lock`.
@@ -157,6 +154,7 @@ class SubprocessFactory:
         for process in spare:
             process.wait_gone(max(0.1, min(deadline.remaining_s(), 2.0)))
             _discard(process)
+        self._homes.close()
         if self._own_homes is not None:
             self._own_homes.cleanup()
 
@@ -241,11 +239,6 @@ class SubprocessFactory:
                 process.wait_gone(1.0)
                 _discard(process)
 
-    def _home(self, spec: SessionSpec) -> Path:
-        """Lives as long as the session is resident; what is to be kept belongs into its working directory."""
-        name = hashlib.sha256(f"{spec.key.tenant}\0{spec.key.session}".encode()).hexdigest()[:24]
-        return self._homes / f"{os.getpid()}-{name}"
-
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:
         tenant, session = spec.key.tenant, spec.key.session
         tokens = spec.profile.profile.limits.turn_tokens
@@ -257,14 +250,6 @@ class SubprocessFactory:
             ScopeLimit(Scope("session", f"{tenant}/{session}"), None),
             ScopeLimit(Scope("turn", request.turn_id), tokens),
         )
-
-
-def _remove_left_behind(homes: Path) -> None:
-    """Homes of processes that are gone: a killed service removes nothing."""
-    for path in homes.glob("*-*"):
-        owner = path.name.partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _discard(process: SessionProcess) -> None:

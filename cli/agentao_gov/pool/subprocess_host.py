@@ -25,8 +25,9 @@ from agentao_gov.governor.observe import LlmCallEnd, Observers, ToolCallEnd, Tur
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
+from agentao_gov.governor.requests import Conversation, EventSink, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_ledger import LedgerDesk
+from agentao_gov.pool.subprocess_log import RelayedLog
 from agentao_gov.pool.subprocess_report import TurnWitness
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.tags import TAG_VARIABLE
@@ -64,7 +65,7 @@ class HostParts:
     #: Gets a process, ready-made where there is one; raises GovError.
     spawn: Callable[[SessionSpec, Deadline], SessionProcess]
     #: Private home of the session's processes.
-    home: Callable[[SessionSpec], Path]
+    home: Callable[[SessionKey], Path]
 
 
 @dataclass(slots=True)
@@ -82,7 +83,8 @@ class SubprocessHost:
     def __init__(self, spec: SessionSpec, parts: HostParts, conversation: Conversation | None) -> None:
         self.spec = spec
         self._parts = parts
-        self._desk = LedgerDesk(parts.ledger, spec.key.tenant, parts.clock)
+        self._desk = LedgerDesk(parts.ledger, spec.key.tenant, spec.model.name, parts.clock)
+        self._log = RelayedLog(spec.key, parts.clock)
         #: The conversation after the last turn that ended well: what a new process starts from.
         self._conversation = conversation if conversation is not None else Conversation()
         self._one_turn = threading.Lock()
@@ -106,7 +108,7 @@ class SubprocessHost:
                 wire.EVENT: self._on_event,
                 wire.OBSERVE: self._on_observe,
                 wire.LEDGER: self._desk.notice,
-                wire.LOG: self._on_log,
+                wire.LOG: self._log.handle,
             },
             requests={wire.LEDGER: self._desk.handle},
             on_close=gone.set,
@@ -129,7 +131,7 @@ class SubprocessHost:
                     "versions": wire.VERSIONS,
                     "spec": wire.encode_spec(self.spec),
                     "conversation": wire.encode_conversation(self._conversation),
-                    "home": str(self._parts.home(self.spec)),
+                    "home": str(self._parts.home(self.spec.key)),
                     "within_s": within_s,
                 },
             )
@@ -191,7 +193,7 @@ class SubprocessHost:
         live.peer.close()
         live.gone.wait(min(0.5, within_s))
         self._bury(live)
-        shutil.rmtree(self._parts.home(self.spec), ignore_errors=True)
+        shutil.rmtree(self._parts.home(self.spec.key), ignore_errors=True)
 
     def kill(self) -> None:
         """Ends the session's processes by force, at once."""
@@ -201,7 +203,7 @@ class SubprocessHost:
         self.cancel("shutdown")
         if live is not None:
             self._bury(live)
-        shutil.rmtree(self._parts.home(self.spec), ignore_errors=True)
+        shutil.rmtree(self._parts.home(self.spec.key), ignore_errors=True)
 
     @property
     def stuck(self) -> bool:
@@ -279,6 +281,7 @@ class SubprocessHost:
         try:
             data = answer.result()
             report = witness.sign(TurnReport.model_validate(data["report"]), self._desk.usage())
+            self._take_over(data)
         except WireClosed:
             outcome, why = self._why_stopped(witness) if self._cancelled else (Outcome.INTERNAL_ERROR, "")
             text = f"{why} The session process ended during the turn. {self._obituary(live)}".strip()
@@ -291,7 +294,6 @@ class SubprocessHost:
             self._bury(live)
             nonsense = "The session process answered nonsense"
             return self._own_report(witness, Outcome.INTERNAL_ERROR, Reason(f"{nonsense}.", f"{nonsense}: {error}"))
-        self._take_over(data)
         if data.get("stuck") or report.outcome is Outcome.STUCK:
             # Elsewhere such a session is quarantined for good; a process can be ended, and the next turn goes on.
             self._bury(live)
@@ -303,11 +305,11 @@ class SubprocessHost:
         return report
 
     def _take_over(self, data: Mapping[str, Any]) -> None:
-        """Puts the messages that changed onto those that are known."""
+        """Puts the messages that changed onto those that are known. Raises KeyError, TypeError or ValueError."""
         changes = data.get("conversation")
         if changes is None:
             return
-        kept = self._conversation.messages[: int(data["keep"])]
+        kept = self._conversation.messages[: max(0, int(data["keep"]))]
         changed = wire.decode_conversation(changes)
         self._conversation = dataclasses.replace(changed, messages=(*kept, *changed.messages))
 
@@ -372,10 +374,6 @@ class SubprocessHost:
             witness = self._witness
         if witness is not None:
             witness.event(wire.decode_event(params))
-
-    def _on_log(self, params: Mapping[str, Any]) -> None:
-        level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
-        _log.log(level, "In the process of session %s: %s", self.spec.key, str(params["text"]))
 
     def _on_observe(self, params: Mapping[str, Any]) -> None:
         with self._lock:

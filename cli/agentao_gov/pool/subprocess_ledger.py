@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,13 +28,15 @@ _log = logging.getLogger(__name__)
 _TOKENS_MAX = 1 << 32
 #: Calls a session may wait or hold tokens for at once: its loop, its summariser, some sub-agents.
 _OPEN_MAX = 64
+#: A reservation is named by a UUID.
+_NAME_CHARS_MAX = 64
 
 Answer = Callable[[Any], None]
 
 
 @dataclasses.dataclass(slots=True)
 class _Open:
-    """A reservation the process holds."""
+    """A reservation the process holds. Its id in the ledger is ours: a name the process chose could be another's."""
 
     reservation: Reservation
     dispatched: bool = False
@@ -42,14 +45,17 @@ class _Open:
 class LedgerDesk:
     """Books for one session. Handlers come from the wire's reader thread; waits get a thread of their own."""
 
-    def __init__(self, ledger: Ledger, tenant: str, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, ledger: Ledger, tenant: str, model: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        """`model`: whose price the session's tokens have."""
         self._ledger = ledger
         self._tenant = tenant
+        self._model = model
         self._clock = clock
         self._lock = threading.Lock()
         # All below under `_lock`.
         self._scopes: tuple[ScopeLimit, ...] = ()
         self._user = ""
+        #: By the process's own names for them.
         self._open: dict[str, _Open] = {}
         self._waiting: dict[str, threading.Event] = {}
         self._prompt = self._completion = self._estimated = self._calls = 0
@@ -78,16 +84,16 @@ class LedgerDesk:
             waiting, self._waiting = self._waiting, {}
         for event in waiting.values():
             event.set()
-        for number, entry in left.items():
+        for entry in left.values():
+            held = entry.reservation
             try:
                 if entry.dispatched:
-                    held = entry.reservation
-                    self._ledger.charge_estimate(number, held.prompt_tokens, held.output_tokens)
+                    self._ledger.charge_estimate(held.id, held.prompt_tokens, held.output_tokens)
                     self._book(held.prompt_tokens, held.output_tokens, held.total_tokens)
                 else:
-                    self._ledger.release(number)
+                    self._ledger.release(held.id)
             except StoreError:
-                _log.exception("The reservation %s of a session process that died could not be posted", number)
+                _log.exception("The reservation %s of a session process that died could not be posted", held.id)
 
     def handle(self, params: Mapping[str, Any], answer: Answer) -> None:
         """One request from the process."""
@@ -113,23 +119,28 @@ class LedgerDesk:
             answer(WireError(-32602, f"Invalid params: {error!r}", None))
 
     def _reserve(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        number = str(params["id"])
+        number = _name(params["id"])
         event = threading.Event()
         with self._lock:
-            if len(self._waiting) + len(self._open) >= _OPEN_MAX or number in self._waiting:
+            if len(self._waiting) + len(self._open) >= _OPEN_MAX:
                 raise BadRequestError("A session process holds too many reservations.")
+            if number in self._waiting or number in self._open:
+                raise BadRequestError("A session process asked for the same reservation twice.")
+            if not self._scopes:
+                raise BadRequestError("A session process asked for tokens before its first turn.")
             self._waiting[number] = event
             scopes, user = self._scopes, self._user
         try:
             reservation = self._ledger.reserve(
                 ReserveRequest(
-                    id=number,
+                    id=uuid.uuid4().hex,
                     scopes=scopes,
                     prompt_tokens=_tokens(params["prompt_tokens"]),
                     output_tokens_min=_tokens(params["output_tokens_min"]),
                     output_tokens_max=_tokens(params["output_tokens_max"]),
                     tenant=self._tenant,
                     user=user,
+                    model=self._model,
                 ),
                 deadline=Deadline.after(float(params["remaining_s"]), self._clock),
                 cancelled=event,
@@ -141,7 +152,7 @@ class LedgerDesk:
             if not abandoned:
                 self._open[number] = _Open(reservation)
         if abandoned:  # the process died while this was granted
-            self._ledger.release(number)
+            self._ledger.release(reservation.id)
         return {
             "prompt_tokens": reservation.prompt_tokens,
             "output_tokens": reservation.output_tokens,
@@ -155,19 +166,19 @@ class LedgerDesk:
             with self._lock:
                 scopes = self._scopes
             return {"balances": [dataclasses.asdict(balance) for balance in self._ledger.balances(scopes)]}
-        number = str(params["id"])
+        number = _name(params["id"])
         with self._lock:
             entry = self._open.get(number)
         if entry is None:
             raise BadRequestError("A session process named a reservation that is not its own.")
         if operation == "dispatch":
-            self._ledger.dispatch(number)
+            self._ledger.dispatch(entry.reservation.id)
             with self._lock:
                 entry.dispatched = True
                 self._calls += 1
             return {}
         if operation == "extend":
-            granted = self._ledger.extend(number, _tokens(params["output_tokens"]))
+            granted = self._ledger.extend(entry.reservation.id, _tokens(params["output_tokens"]))
             with self._lock:
                 held = entry.reservation
                 entry.reservation = dataclasses.replace(held, output_tokens=held.output_tokens + granted)
@@ -176,28 +187,39 @@ class LedgerDesk:
         return {}
 
     def _finish(self, operation: str, number: str, params: Mapping[str, Any]) -> None:
-        """Settles, charges or releases; a charge may be corrected by a settle later, so it stays open until then."""
-        if operation == "release":
-            self._ledger.release(number)
-        else:
+        """Settles, charges or releases: the last that is heard of a reservation."""
+        if operation not in ("settle", "charge_estimate", "release"):
+            raise ValueError(operation)
+        prompt = completion = estimated = 0
+        if operation != "release":
             prompt, completion = _tokens(params["prompt_tokens"]), _tokens(params["completion_tokens"])
-            if operation == "settle":
-                estimated = _tokens(params["estimated_tokens"])
-                self._ledger.settle(number, prompt, completion, estimated_tokens=estimated)
-            elif operation == "charge_estimate":
-                estimated = prompt + completion
-                self._ledger.charge_estimate(number, prompt, completion)
-            else:
-                raise ValueError(operation)
-            self._book(prompt, completion, estimated)
+            estimated = prompt + completion if operation == "charge_estimate" else _tokens(params["estimated_tokens"])
         with self._lock:
-            self._open.pop(number, None)
+            entry = self._open.pop(number, None)
+        if entry is None:  # the process is being buried: what it held was just charged or given back
+            return
+        held = entry.reservation.id
+        if operation == "release":
+            self._ledger.release(held)
+            return
+        if operation == "settle":
+            self._ledger.settle(held, prompt, completion, estimated_tokens=estimated)
+        else:
+            self._ledger.charge_estimate(held, prompt, completion)
+        self._book(prompt, completion, estimated)
 
     def _book(self, prompt: int, completion: int, estimated: int) -> None:
         with self._lock:
             self._prompt += prompt
             self._completion += completion
             self._estimated += estimated
+
+
+def _name(value: Any) -> str:
+    """What the process calls a reservation."""
+    if not isinstance(value, str) or not 0 < len(value) <= _NAME_CHARS_MAX:
+        raise ValueError("not the name of a reservation")
+    return value
 
 
 def _tokens(value: Any) -> int:

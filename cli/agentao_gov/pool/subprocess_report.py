@@ -72,14 +72,23 @@ class TurnWitness:
             "tenant": spec.key.tenant,
             "user": request.user,
             "session": spec.key.session,
+            "profile": self.labels.profile,
             "mode": spec.mode,
+            "model": self.labels.model,
             "exit_code": report.outcome.exit_code,
         }
-        if report.usage.total_tokens != booked.total_tokens:
-            truth["usage"] = booked
+        said = report.usage
+        truth["usage"] = said.model_copy(
+            update={
+                "prompt_tokens": booked.prompt_tokens,
+                "completion_tokens": booked.completion_tokens,
+                "total_tokens": booked.total_tokens,
+                "estimated_tokens": booked.estimated_tokens,
+            }
+        )
+        if said.total_tokens != booked.total_tokens:
             text = (
-                f"The session process reported {report.usage.total_tokens:,} tokens, the ledger booked "
-                f"{booked.total_tokens:,}."
+                f"The session process reported {said.total_tokens:,} tokens, the ledger booked {booked.total_tokens:,}."
             )
             report = report.with_warning(Reason(text))
         return report.model_copy(update=truth)

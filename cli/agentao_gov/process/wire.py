@@ -114,8 +114,10 @@ class WirePeer:
                         _log.warning("a session process sent a line without end; closing its wire")
                         break
                     self._dispatch(line)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
             _log.debug("wire ended: %s", error)
+        except Exception as error:  # whatever a stranger's line does to a handler, it ends this wire and no more
+            _log.warning("a session process sent what cannot be understood; closing its wire: %r", error)
         finally:
             with self._lock:
                 self._closed = True
@@ -154,13 +156,21 @@ class WirePeer:
             self._send({"jsonrpc": "2.0", "id": number, "result": result})
 
     def _answered(self, message: Mapping[str, Any]) -> None:
-        number = message.get("id")
+        number, error = message.get("id"), message.get("error")
+        failure = None if error is None else _failure(error)
         with self._lock:
             future = self._waiting.pop(number, None) if isinstance(number, int) else None
         if future is None:
             return
-        error = message.get("error")
-        if error is None:
+        if failure is None:
             future.set_result(message.get("result"))
         else:
-            future.set_exception(WireError(int(error.get("code", 0)), str(error.get("message")), error.get("data")))
+            future.set_exception(failure)
+
+
+def _failure(error: Any) -> WireError:
+    """The error of an answer. Raises for one without its shape, before anybody is told."""
+    code, data = error["code"], error.get("data") or {}
+    if not (isinstance(code, int) and isinstance(data, dict)):
+        raise TypeError("an error that is none")
+    return WireError(code, str(error.get("message")), data)

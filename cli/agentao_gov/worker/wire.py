@@ -11,7 +11,9 @@ import dataclasses
 import pickle
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from agentao_gov.budget.errors import CancelledWait, ReservationLostError
 from agentao_gov.errors import (
@@ -59,6 +61,8 @@ LEDGER, EVENT, OBSERVE, REPORT, LOG = "_gov/ledger", "_gov/event", "_gov/observe
 VERSIONS = {name: version(name) for name in ("agentao-gov", "agentao")}
 #: JSON-RPC error code of a GovError; `data` says which.
 GOV_ERROR = -32010
+#: Beyond any count of tokens or milliseconds; and beyond the name of any tool or error.
+_NUMBER_MAX, _WORD_CHARS_MAX = 1 << 53, 512
 
 _ERRORS: dict[str, type[GovError]] = {
     cls.__name__: cls
@@ -98,13 +102,12 @@ def encode_conversation(conversation: Conversation) -> dict[str, Any]:
 
 
 def decode_conversation(data: Mapping[str, Any]) -> Conversation:
-    """Back from JSON."""
-    return Conversation(
-        messages=tuple(data["messages"]),
-        todos=tuple(data["todos"]),
-        active_skills=tuple(data["active_skills"]),
-        anchor=data["anchor"],
-    )
+    """Back from JSON. Raises KeyError or TypeError for what is none."""
+    messages, todos, skills, anchor = (data[name] for name in ("messages", "todos", "active_skills", "anchor"))
+    plain = all(isinstance(entries, list) for entries in (messages, todos, skills))
+    if not (plain and all(isinstance(entry, dict) for entry in (*messages, *todos, anchor or {}))):
+        raise TypeError("a conversation that is none")
+    return Conversation(messages=tuple(messages), todos=tuple(todos), active_skills=tuple(skills), anchor=anchor)
 
 
 def encode_event(event: TurnEvent) -> dict[str, Any]:
@@ -112,18 +115,20 @@ def encode_event(event: TurnEvent) -> dict[str, Any]:
     return {"kind": type(event).__name__, **dataclasses.asdict(event)}
 
 
-_EVENTS: dict[str, type[TextEvent | ToolEvent | IterationEvent]] = {
-    cls.__name__: cls for cls in (TextEvent, ToolEvent, IterationEvent)
+_EVENTS: dict[str, TypeAdapter[TurnEvent]] = {
+    cls.__name__: TypeAdapter(cls) for cls in (TextEvent, ToolEvent, IterationEvent)
 }
 
 
 def decode_event(data: Mapping[str, Any]) -> TurnEvent:
-    """Back from JSON. Raises KeyError or TypeError for what is none."""
-    return _EVENTS[data["kind"]](**{name: value for name, value in data.items() if name != "kind"})
+    """Back from JSON. Raises KeyError, TypeError or ValueError for what is none."""
+    return _read(_EVENTS, data)
 
 
 Observation = LlmCallEnd | ToolCallEnd | PermissionEnd
-_OBSERVATIONS: dict[str, type[Any]] = {cls.__name__: cls for cls in (LlmCallEnd, ToolCallEnd, PermissionEnd)}
+_OBSERVATIONS: dict[str, TypeAdapter[Observation]] = {
+    cls.__name__: TypeAdapter(cls) for cls in (LlmCallEnd, ToolCallEnd, PermissionEnd)
+}
 
 
 def encode_observation(observation: Observation) -> dict[str, Any]:
@@ -132,9 +137,23 @@ def encode_observation(observation: Observation) -> dict[str, Any]:
 
 
 def decode_observation(data: Mapping[str, Any]) -> Observation:
-    """Back from JSON. Raises KeyError or TypeError for what is none."""
-    found: Observation = _OBSERVATIONS[data["kind"]](**{k: v for k, v in data.items() if k != "kind"})
-    return found
+    """Back from JSON. Raises KeyError, TypeError or ValueError for what is none."""
+    return _read(_OBSERVATIONS, data)
+
+
+_Told = TypeVar("_Told")
+
+
+def _read(kinds: Mapping[str, TypeAdapter[_Told]], data: Mapping[str, Any]) -> _Told:
+    """A value whose fields can neither break a counter nor flood a label: who wrote them may be a tenant's tool."""
+    fields = {name: value for name, value in data.items() if name != "kind"}
+    for name, value in fields.items():
+        # False for NaN too.
+        if isinstance(value, int | float) and not 0 <= value <= _NUMBER_MAX:
+            raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, str) and name != "delta":
+            fields[name] = value[:_WORD_CHARS_MAX]
+    return kinds[data["kind"]].validate_python(fields)
 
 
 def encode_error(error: GovError) -> dict[str, Any]:
@@ -151,10 +170,13 @@ def encode_error(error: GovError) -> dict[str, Any]:
 
 
 def decode_error(data: Mapping[str, Any], message: str) -> GovError:
-    """The same error again; what is not known comes back as an InternalError."""
-    name, text = data.get("class"), str(data.get("message") or message)
-    budget = _BUDGET_ERRORS.get(str(name))
-    if budget is not None:
-        fields = {field: data["fields"][field] for field in _BUDGET_FIELDS}
-        return budget(text, **fields, hint=data.get("hint"), retry_after_s=data.get("retry_after_s"))
-    return _ERRORS.get(str(name), InternalError)(text, hint=data.get("hint"), retry_after_s=data.get("retry_after_s"))
+    """The same error again; what is not known, or has not its shape, comes back as an InternalError."""
+    name, text = str(data.get("class")), str(data.get("message") or message)
+    hint, wait_s = data.get("hint"), data.get("retry_after_s")
+    # It ends up in a header and in sentences; who wrote it may be anybody.
+    hint = str(hint) if hint is not None else None
+    wait_s = float(wait_s) if isinstance(wait_s, int | float) and 0 <= wait_s < 1e9 else None
+    fields = data.get("fields")
+    if name in _BUDGET_ERRORS and isinstance(fields, dict) and set(fields) == set(_BUDGET_FIELDS):
+        return _BUDGET_ERRORS[name](text, **fields, hint=hint, retry_after_s=wait_s)
+    return _ERRORS.get(name, InternalError)(text, hint=hint, retry_after_s=wait_s)

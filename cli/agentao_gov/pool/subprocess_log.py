@@ -1,0 +1,52 @@
+"""What a session process logs, in the service's own log: bounded, because its writer may be a tenant's tool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from agentao_gov.clock import Clock
+from agentao_gov.governor.requests import SessionKey
+
+__all__ = ["RelayedLog"]
+
+_log = logging.getLogger(__name__)
+#: A traceback is some thousand characters.
+_CHARS_MAX = 8_000
+#: Records a minute: one failing turn after the other stays readable, a flood does not fill the disk.
+_RECORDS_MAX, _PERIOD_S = 60, 60.0
+
+
+class RelayedLog:
+    """Passes on warnings and errors of one session's process. Thread-safe."""
+
+    def __init__(self, key: SessionKey, clock: Clock) -> None:
+        self._key = key
+        self._clock = clock
+        self._lock = threading.Lock()
+        # All below under `_lock`.
+        self._since = clock.monotonic()
+        self._count = 0
+
+    def handle(self, params: Mapping[str, Any]) -> None:
+        """One record off the wire. Raises KeyError, TypeError or ValueError for what is none."""
+        level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
+        # Lines after the first are set off: none can pass for a record of the service itself.
+        text = str(params["text"])[:_CHARS_MAX].replace("\r", "").replace("\n", "\n    ")
+        dropped, allowed = self._admit()
+        if dropped:
+            _log.warning("In the process of session %s: %d records more were not logged", self._key, dropped)
+        if allowed:
+            _log.log(level, "In the process of session %s: %s", self._key, text)
+
+    def _admit(self) -> tuple[int, bool]:
+        """How many were dropped in the period that has just ended, and whether this one may pass."""
+        now = self._clock.monotonic()
+        with self._lock:
+            dropped = 0
+            if now - self._since >= _PERIOD_S:
+                dropped, self._since, self._count = max(0, self._count - _RECORDS_MAX), now, 0
+            self._count += 1
+            return dropped, self._count <= _RECORDS_MAX

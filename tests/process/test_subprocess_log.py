@@ -1,0 +1,57 @@
+"""What a session process logs reaches the service's log, and can neither flood it nor pass for the service."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from agentao_gov.governor import SessionKey
+from agentao_gov.pool.subprocess_log import RelayedLog
+from tests.support.clock import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def relayed(clock: FakeClock) -> RelayedLog:
+    return RelayedLog(SessionKey("acme", "s1"), clock)
+
+
+def test_warnings_of_a_session_process_reach_the_owner_s_log(
+    relayed: RelayedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A turn that had to be abandoned is worth a line where somebody reads it; its level is never above an error."""
+    relayed.handle({"level": logging.INFO, "text": "abandoned"})
+    relayed.handle({"level": 10**9, "text": "worse"})
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR]
+    assert f"In the process of session {SessionKey('acme', 's1')}: abandoned" in caplog.text
+
+
+def test_no_line_of_a_session_process_passes_for_the_service_s(
+    relayed: RelayedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lines after the first are set off, and there are not too many of them."""
+    relayed.handle({"level": logging.ERROR, "text": "Traceback:\r\n2026-11-22 ERROR forged" + "x" * 100_000})
+
+    (record,) = caplog.records
+    assert "\n    2026-11-22 ERROR forged" in record.getMessage()
+    assert "\r" not in record.getMessage()
+    assert len(record.getMessage()) < 9_000
+
+
+def test_a_flood_is_cut_and_counted(relayed: RelayedLog, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Sixty records a minute pass; the next minute says how many did not."""
+    for number in range(1_000):
+        relayed.handle({"level": logging.WARNING, "text": f"number {number}"})
+    clock.advance(60)
+    relayed.handle({"level": logging.WARNING, "text": "next minute"})
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 62
+    assert said[60].endswith("940 records more were not logged")
+    assert said[61].endswith("next minute")
