@@ -11,7 +11,7 @@ from agentao_gov.budget.store import Crossing, Refused
 from agentao_gov.budget.types import Balance, ReserveRequest, Scope
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["Line", "LineKey", "crossed", "line_name", "lower_warned", "refusal", "within_window"]
+__all__ = ["Line", "LineKey", "crossed", "crosses", "line_name", "lower_warned", "refusal", "within_window"]
 
 #: Scope, zone and window: what a balance is of.
 LineKey = tuple[Scope, str, str]
@@ -42,15 +42,17 @@ class Line:
     @property
     def level(self) -> Level:
         """What admission looks at."""
-        return Level(self.effective_limit, self.used, self.reserved)
+        limit = self.limit
+        return Level(None if limit is None else limit + self.granted, self.used, self.reserved)
 
     def add(self, posting: Posting) -> None:
         """One step of one call."""
-        self.used += posting.used
-        self.reserved += posting.reserved
-        self.estimated += posting.estimated
-        self.cost += posting.cost
-        self.unpriced += posting.unpriced
+        _, used, reserved, estimated, cost, unpriced = posting
+        self.used += used
+        self.reserved += reserved
+        self.estimated += estimated
+        self.cost += cost
+        self.unpriced += unpriced
 
     @property
     def balance(self) -> Balance:
@@ -99,17 +101,22 @@ def refusal(answer: Answer, balance: Balance, request: ReserveRequest, retry_aft
     )
 
 
+def crosses(line: Line, used: int, warn_at: Sequence[float]) -> float:
+    """The highest threshold that `used` passes and that was not reported yet; 0 for none."""
+    limit = line.effective_limit
+    if limit is None or not warn_at or used < warn_at[0] * limit:
+        return 0.0
+    return max([fraction for fraction in warn_at if fraction > line.warned and used >= fraction * limit], default=0.0)
+
+
 def crossed(line: Line, warn_at: Sequence[float]) -> Crossing | None:
     """The highest threshold that the line passed since the last one reported; marks it reported."""
-    limit = line.effective_limit
-    if limit is None or not warn_at or line.used < warn_at[0] * limit:
+    fraction, limit = crosses(line, line.used, warn_at), line.effective_limit
+    if not fraction or limit is None:
         return None
-    passed = [fraction for fraction in warn_at if fraction > line.warned and line.used >= fraction * limit]
-    if not passed:
-        return None
-    line.warned = max(passed)
+    line.warned = fraction
     scope, _, window = line.key
-    return Crossing(scope, window, line.warned, line.used, limit)
+    return Crossing(scope, window, fraction, line.used, limit)
 
 
 def lower_warned(line: Line, warn_at: Sequence[float]) -> None:

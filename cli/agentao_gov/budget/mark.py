@@ -17,10 +17,10 @@ from agentao_gov.errors import StoreError
 
 __all__ = ["Mark"]
 
-#: Magic, ledger identity, boot, last entry, last entry known to be on disk.
-_LAYOUT = struct.Struct("<8s16s16sQQ")
-_LAST = struct.Struct("<Q")
-_LAST_AT = 8 + 16 + 16
+#: Magic, ledger identity, boot, and the two figures: last entry, last entry known to be on disk.
+_LAYOUT = struct.Struct("=8s16s16sQQ")
+_FIGURES_AT = 8 + 16 + 16
+_LAST, _ON_DISK = 0, 1
 _MAGIC = b"agvmark1"
 
 
@@ -38,6 +38,7 @@ class Mark:
                 # Real blocks, not a hole: writing to a mapped hole on a full disk would kill the process.
                 os.posix_fallocate(descriptor, 0, _LAYOUT.size)
             self._map = mmap.mmap(descriptor, _LAYOUT.size)
+            self._figures = memoryview(self._map)[_FIGURES_AT:].cast("Q")
         finally:
             os.close(descriptor)
 
@@ -63,8 +64,7 @@ class Mark:
     @property
     def last(self) -> int:
         """The last entry that is known to have been committed."""
-        (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
-        return int(marked)
+        return self._figures[_LAST]
 
     def check(self, last: int, marked: int | None = None) -> None:
         """Raises StoreError when the ledger ends before the mark. Called in every transaction.
@@ -72,23 +72,23 @@ class Mark:
         One that only looks sees the ledger as it was when it began: it states the mark as it was before that.
         """
         if marked is None:
-            (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
+            marked = self._figures[_LAST]
         if last < marked:
             raise self._problem(f"it ends at entry {last:,}, but had come to {marked:,}: an older copy")
 
     def advance(self, last: int) -> None:
         """Notes the last committed entry. After the commit, never before: a crash between must not raise an alarm."""
-        (marked,) = _LAST.unpack_from(self._map, _LAST_AT)
-        if last > marked:
-            _LAST.pack_into(self._map, _LAST_AT, last)
+        if last > self._figures[_LAST]:
+            self._figures[_LAST] = last
 
     def on_disk(self, last: int) -> None:
         """Notes that everything up to `last` has been synced."""
-        _LAST.pack_into(self._map, _LAST_AT + _LAST.size, last)
+        self._figures[_ON_DISK] = last
         self._map.flush()
 
     def close(self) -> None:
         """Lets go of the file."""
+        self._figures.release()
         self._map.close()
 
     def _problem(self, what: str) -> StoreError:

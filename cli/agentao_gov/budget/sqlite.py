@@ -10,13 +10,13 @@ from pathlib import Path
 
 from agentao_gov.budget import failpoints, states
 from agentao_gov.budget.admission import Answer, extendable
-from agentao_gov.budget.book import after, reserve_note
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import Entry, Kind
 from agentao_gov.budget.line import Line, crossed, lower_warned, refusal, within_window
 from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.queue import Attempted
+from agentao_gov.budget.sqlite_append import Appender
 from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_file import LedgerFile
 from agentao_gov.budget.sqlite_lines import LineTable
@@ -24,11 +24,12 @@ from agentao_gov.budget.sqlite_owners import OwnerTable
 from agentao_gov.budget.sqlite_queue import WaitingTable
 from agentao_gov.budget.sqlite_reading import SqliteReader
 from agentao_gov.budget.sqlite_rows import StoredCall
-from agentao_gov.budget.sqlite_schema import Synchronous, connect, create, store_error
+from agentao_gov.budget.sqlite_schema import LOCKED_HINT, Synchronous, connect, create, store_error
+from agentao_gov.budget.sqlite_step import following, reserving
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_upkeep import Upkeep
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
-from agentao_gov.budget.states import Holding, Posting
+from agentao_gov.budget.states import Posting
 from agentao_gov.budget.store import (
     Crossing,
     JournalRow,
@@ -79,6 +80,7 @@ class SqliteStore:
         self._queue = WaitingTable()
         self._reader = SqliteReader(self)
         self._upkeep = Upkeep(self)
+        self._appender = Appender(self)
         self._closed = False
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
@@ -95,11 +97,28 @@ class SqliteStore:
             self.file.sql.close()
             raise
 
+    def enter(self) -> None:
+        """Takes the lock, of this process and on the file that is still at the path; raises StoreError otherwise."""
+        self.file.check_process()
+        if not self.lock.acquire(timeout=self.lock_wait_s):
+            # Whoever has it waits for the file: all who stand behind would else wait so long one after the other.
+            raise StoreError(f"The token ledger {self.path} cannot be used: it is locked.", hint=LOCKED_HINT)
+        try:
+            self.file.check()
+        except BaseException:
+            self.lock.release()
+            raise
+
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
         """See Store."""
         failpoints.reach("before_reserve")
+        answer = self._appender.reserve(request) or self._reserve(request)
+        self._upkeep.fold_if_due()
+        return answer
+
+    def _reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
         with Transaction(self, "reserve") as tx:
             if not tx.cache.known_owner:
                 self._owners.beat(tx)
@@ -107,7 +126,6 @@ class SqliteStore:
             if isinstance(answer, Refused) and not tx.answered:
                 # A refusal leaves no trace: whoever asks a thousand times fills nothing.
                 tx.discard()
-        self._upkeep.fold_if_due()
         return answer
 
     def _attempt(self, tx: Transaction, request: ReserveRequest) -> Reservation | Refused | Waiting:
@@ -143,17 +161,14 @@ class SqliteStore:
         self, tx: Transaction, request: ReserveRequest, owner: str, lines: dict[int, Line], output: int
     ) -> Reservation:
         price = self.settings.price(request.model)
-        held = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=price)
-        ids = tuple(lines)
-        tx.cache.put(request.id, StoredCall(ids, held, owner))
-        posting = Posting(ReservationState.RESERVED, reserved=held.held)
-        tx.cache.post(tx.sql, ids, posting)
-        self._journal(tx, "reserve", request.id, ids, posting, owner, reserve_note(held))
+        tx.write(reserving(request, output, price, tuple(lines), owner, tx.at_ms))
         windows = tuple([line.key[2] for line in lines.values()])
-        return Reservation(request.id, held.held_prompt, output, windows)
+        return Reservation(request.id, request.prompt_tokens, output, windows)
 
     def dispatch(self, reservation_id: str) -> None:
         """See Store."""
+        if self._appender.dispatch(reservation_id):
+            return
         with Transaction(self, "dispatch") as tx:
             call = self._call(tx, reservation_id)
             state = call.holding.state
@@ -179,13 +194,18 @@ class SqliteStore:
     def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
         """See Store."""
         failpoints.reach("before_settle")
+        settlement = self._appender.settle(reservation_id, prompt, completion, estimated) or self._settle(
+            reservation_id, prompt, completion, estimated
+        )
+        self._upkeep.fold_if_due()
+        return settlement
+
+    def _settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
         with Transaction(self, "settle") as tx:
             call = self._call(tx, reservation_id)
             kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
             posting = states.settle(call.holding, prompt, completion, estimated)
-            settlement = self._finish(tx, kind, reservation_id, call, posting)
-        self._upkeep.fold_if_due()
-        return settlement
+            return self._finish(tx, kind, reservation_id, call, posting)
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
         """See Store."""
@@ -222,9 +242,7 @@ class SqliteStore:
     def _post(
         self, tx: Transaction, kind: Kind, call_id: str, call: StoredCall, posting: Posting
     ) -> tuple[Crossing, ...]:
-        tx.cache.put(call_id, call._replace(holding=after(call.holding, posting, extends=kind == "extend")))
-        lines = tx.cache.post(tx.sql, call.lines, posting)
-        self._journal(tx, kind, call_id, call.lines, posting, self._owner_id)
+        lines = tx.write(following(kind, call_id, call, posting, self._owner_id, tx.at_ms))
         if not posting.used:
             return ()
         crossings = []
@@ -233,14 +251,6 @@ class SqliteStore:
                 crossings.append(crossing)
                 self.lines.set_warned(tx, line_id, line)
         return tuple(crossings)
-
-    @staticmethod
-    def _journal(
-        tx: Transaction, kind: Kind, call_id: str, ids: tuple[int, ...], posting: Posting, owner: str, note: str = ""
-    ) -> None:
-        _, used, reserved, estimated, cost, unpriced = posting
-        lines = tuple(map(str, ids))
-        tx.append(Entry(tx.at_ms, kind, call_id, owner, lines, used, reserved, estimated, 0, cost, unpriced, note))
 
     @staticmethod
     def _find(tx: Transaction, call_id: str) -> Reservation | None:

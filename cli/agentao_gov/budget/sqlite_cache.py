@@ -24,6 +24,7 @@ from agentao_gov.budget.sqlite_rows import (
     line_of,
     placeholders,
 )
+from agentao_gov.budget.sqlite_step import Step
 from agentao_gov.budget.states import OPEN_STATES, Holding, Posting, Price
 
 __all__ = ["Cache"]
@@ -40,6 +41,8 @@ class Cache:
     def __init__(self) -> None:
         #: SQLite's `data_version` that the file was last looked at under; -1: it has to be looked at.
         self.version = -1
+        #: Whether nobody else wrote between the last two looks.
+        self.alone = False
         #: The journal's last entry that is followed here; -1: nothing is known.
         self.last = -1
         self.hash = b""
@@ -56,6 +59,11 @@ class Cache:
         #: What has changed since the last fold.
         self.changed_lines: set[int] = set()
         self.changed_calls: set[str] = set()
+
+    @property
+    def sure(self) -> bool:
+        """Whether the next step can well be decided without a look at the file, and appended if that was right."""
+        return self.alone and self.known_owner and not self.waiting and self.version != -1
 
     def forget(self) -> None:
         """Nothing is known any more."""
@@ -113,6 +121,11 @@ class Cache:
             line.add(posting)
         self.changed_lines.update(ids)
         return lines
+
+    def apply(self, sql: sqlite3.Connection, step: Step) -> dict[int, Line]:
+        """Takes in a step of this process; returns the lines as they are now."""
+        self.put(step.entry.id, step.call)
+        return self.post(sql, step.call.lines, step.posting)
 
     # ── what other processes wrote ────────────────────────────────────────────────────────────────
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from agentao_gov.budget.admission import Admission, admit
 from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.line import Line, LineKey, line_name
+from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_rows import LINE_COLUMNS, THOUSANDTHS, line_of
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.types import Balance, ReserveRequest, ScopeLimit
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["LineTable"]
+__all__ = ["LineTable", "fits"]
 
 #: Line ids remembered; every turn opens one of its own and is soon over, so a process's memory stops growing
 #: within some hundred turns. Who is forgotten costs one look at an index.
@@ -22,6 +23,12 @@ _REMEMBERED_MAX = 512
 _RECENT_MAX = 256
 
 _FIND = "SELECT id FROM lines WHERE kind = ? AND key = ? AND timezone = ? AND window = ?"
+
+
+def fits(lines: Iterable[Line], request: ReserveRequest) -> Admission:
+    """Whether the request fits its lines as they are."""
+    levels = [line.level for line in lines]
+    return admit(levels, request.prompt_tokens, request.output_tokens_min, request.output_tokens_max)
 
 
 class LineTable:
@@ -55,32 +62,42 @@ class LineTable:
     def admission(self, tx: Transaction, request: ReserveRequest) -> tuple[dict[int, Line], Admission]:
         """The request's lines in its order, with their current limits, and whether it fits them."""
         lines = tx.cache.load(tx.sql, [self._find(tx, scope) for scope in request.scopes])
-        ids = list(lines)
-        for line_id, line, scope in zip(ids, lines.values(), request.scopes, strict=True):
+        for (line_id, line), scope in zip(lines.items(), request.scopes, strict=True):
             if line.limit != scope.limit:
                 self.set_limit(tx, line_id, line, scope.limit)
-        answer = admit(
-            [line.level for line in lines.values()],
-            request.prompt_tokens,
-            request.output_tokens_min,
-            request.output_tokens_max,
-        )
-        return lines, answer
+        return lines, fits(lines.values(), request)
+
+    def known(self, cache: Cache, request: ReserveRequest, now_s: float) -> dict[int, Line] | None:
+        """The request's lines in its order; None where one has to be looked up, or its limit to be stated anew."""
+        lines = {}
+        for scope in request.scopes:
+            line_id = self._remembered(scope, now_s)
+            line = None if line_id is None else cache.lines.get(line_id)
+            if line_id is None or line is None or line.limit != scope.limit:
+                return None
+            lines[line_id] = line
+        return lines
 
     def _find(self, tx: Transaction, scope: ScopeLimit) -> int:
-        """The scope's line of today. A turn asks with the same objects again and again."""
+        """The scope's line of today, opened if need be."""
         now_s = tx.at_ms / 1000
+        line_id = self._remembered(scope, now_s)
+        if line_id is not None:
+            return line_id
+        key = self.key(scope, now_s)
+        return tx.opened.get(key) or self._open(tx, key, scope.limit)
+
+    def _remembered(self, scope: ScopeLimit, now_s: float) -> int | None:
+        """The scope's line of today. A turn asks with the same objects again and again."""
         recent = self._recent.get(id(scope))
         if recent is not None and recent[0] is scope and recent[1] <= now_s < recent[2]:
             return recent[3]
-        key = self.key(scope, now_s)
-        line_id = self._ids.get(key)
-        if line_id is None:
-            return tx.opened.get(key) or self._open(tx, key, scope.limit)
-        window = self.calendar.window(scope.timezone, now_s)
-        if len(self._recent) > _RECENT_MAX:
-            self._recent.clear()
-        self._recent[id(scope)] = (scope, window.start_s, window.end_s, line_id)
+        line_id = self._ids.get(self.key(scope, now_s))
+        if line_id is not None:
+            window = self.calendar.window(scope.timezone, now_s)
+            if len(self._recent) > _RECENT_MAX:
+                self._recent.clear()
+            self._recent[id(scope)] = (scope, window.start_s, window.end_s, line_id)
         return line_id
 
     def line(self, tx: Transaction, scope: ScopeLimit) -> tuple[int, Line]:

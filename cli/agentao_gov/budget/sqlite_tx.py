@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.journal import Entry
 from agentao_gov.budget.line import Line, LineKey
-from agentao_gov.budget.sqlite_schema import LOCKED_HINT, begin_immediate, patiently, store_error
+from agentao_gov.budget.sqlite_schema import begin_immediate, patiently, store_error
+from agentao_gov.budget.sqlite_step import Step
 from agentao_gov.errors import StoreError
 
 if TYPE_CHECKING:
@@ -75,13 +76,9 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         store = self._store
-        store.file.check_process()
-        if not store.lock.acquire(timeout=store.lock_wait_s):
-            # Whoever has it waits for the file: all who stand behind would else wait so long one after the other.
-            raise StoreError(f"The token ledger {store.path} cannot be used: it is locked.", hint=LOCKED_HINT)
+        store.enter()
         marked: int | None = None
         try:
-            store.file.check()
             if self._write:
                 begin_immediate(self.sql, store.lock_wait_s)
             else:
@@ -111,7 +108,9 @@ class Transaction:
         """Finds the journal's end, from memory where nobody else has written since."""
         cache = self.cache
         (version,) = self.sql.execute("PRAGMA data_version").fetchone()
-        if version != cache.version:
+        cache.alone = version == cache.version
+        if not cache.alone:
+            last = cache.last
             folded, cut, waiting, known = self.sql.execute(_STATE, (self._store.owner.id,)).fetchone()
             if cache.last == folded and cut == cache.cut:
                 cache.fold()
@@ -126,6 +125,7 @@ class Transaction:
                     )
             cache.waiting, cache.known_owner = bool(waiting), bool(known)
             cache.version = version
+            cache.alone = cache.last == last
         self.last, self._hash = cache.last, cache.hash
         #: The ledger's time: never earlier than the last entry's.
         self.at_ms = max(int(self._store.clock.time() * 1000), cache.at_ms)
@@ -144,6 +144,12 @@ class Transaction:
     def discard(self) -> None:
         """Nothing of this transaction is to be kept. Only for one in which nothing was posted."""
         self._discarded = True
+
+    def write(self, step: Step) -> dict[int, Line]:
+        """Writes a reservation's step; returns its lines as they are then."""
+        lines = self.cache.apply(self.sql, step)
+        self.append(step.entry)
+        return lines
 
     def append(self, entry: Entry) -> None:
         """Adds to the journal."""

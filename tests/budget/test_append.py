@@ -1,0 +1,189 @@
+"""The short way of a step: taken where nothing has changed, left where anything has, and never with another result."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentao_gov.budget import Reservation, SqliteStore, StoreSettings, failpoints, verify_file
+from agentao_gov.budget.store import Refused, Waiting
+from tests.budget.calls import balance, call, idle, scopes
+
+LIMITS = scopes(session=1_000)
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Callable[[], SqliteStore]]:
+    """Opens the one file again: each store is a process's of its own, as far as SQLite can tell."""
+    opened: list[SqliteStore] = []
+
+    def opener() -> SqliteStore:
+        opened.append(SqliteStore(tmp_path / "ledger.db"))
+        return opened[-1]
+
+    yield opener
+    for store in opened:
+        store.close()
+    found = verify_file(tmp_path / "ledger.db")
+    assert found.problems == ()
+
+
+@contextmanager
+def statements(store: SqliteStore) -> Iterator[list[str]]:
+    """What the store says to SQLite meanwhile."""
+    said: list[str] = []
+    store.connection.set_trace_callback(said.append)
+    yield said
+    store.connection.set_trace_callback(None)
+
+
+def settled(store: SqliteStore, call_id: str, used: int = 10) -> None:
+    """One call from its start to its end."""
+    assert isinstance(store.reserve(call(call_id, LIMITS)), Reservation)
+    store.dispatch(call_id)
+    store.settle(call_id, used, 0, 0)
+
+
+def test_a_step_of_one_who_is_alone_is_one_statement(open_store: Callable[[], SqliteStore]) -> None:
+    """The first calls open the lines and look around; from then on each step is one insertion."""
+    store = open_store()
+    for number in range(3):
+        settled(store, f"c-{number}")
+
+    with statements(store) as said:
+        settled(store, "c-9")
+
+    assert len(said) == 3
+    assert all(text.lstrip().startswith("INSERT OR IGNORE INTO journal") for text in said)
+    assert balance(store, LIMITS).used == 40
+
+
+def test_neighbours_who_take_turns_see_each_others_steps(open_store: Callable[[], SqliteStore]) -> None:
+    """Each step of one makes what the other knows outdated: together they never hold or use more than the limit."""
+    stores = [open_store() for _ in range(3)]
+    dice = random.Random(5)
+    held: list[str] = []
+    for number in range(400):
+        store = dice.choice(stores)
+        if held and dice.random() < 0.5:
+            # A call may be ended by any of them.
+            store.settle(held.pop(dice.randrange(len(held))), 1, 0, 0)
+        else:
+            answer = store.reserve(call(f"c-{number}", LIMITS, prompt=dice.randrange(1, 200), output=(1, 50)))
+            if isinstance(answer, Reservation):
+                held.append(answer.id)
+            else:
+                store.withdraw(f"c-{number}")
+        now = balance(store, LIMITS, "session")
+        assert now.used + now.reserved <= 1_000
+    for name in held:
+        stores[0].settle(name, 1, 0, 0)
+
+    balances = [balance(store, LIMITS, "session") for store in stores]
+    assert balances[0].used == balances[1].used == balances[2].used > 100
+    assert idle(stores[0], LIMITS)
+
+
+def test_a_neighbour_who_writes_at_the_last_moment_is_not_written_over(
+    open_store: Callable[[], SqliteStore],
+) -> None:
+    """Between the decision and its insertion nothing is locked: both want to write the entry of the same number."""
+    store, neighbour = open_store(), open_store()
+    settled(neighbour, "n-0", used=0)
+    for number in range(3):
+        settled(store, f"c-{number}", used=0)
+    written: list[object] = []
+
+    def interfere(point: str) -> None:
+        failpoints.install(None)
+        assert point == "before_reserve_commit"
+        written.append(neighbour.reserve(call("n-1", LIMITS, prompt=900, output=(1, 1))))
+
+    failpoints.install(interfere)
+    try:
+        answer = store.reserve(call("c-9", LIMITS, prompt=900, output=(1, 1)))
+    finally:
+        failpoints.install(None)
+
+    assert isinstance(written[0], Reservation)
+    assert isinstance(answer, Waiting)
+    assert balance(store, LIMITS, "session").reserved == 901
+
+
+def test_whoever_waits_elsewhere_is_served_by_the_step_that_gives_tokens_back(
+    open_store: Callable[[], SqliteStore],
+) -> None:
+    """To wait leaves no entry in the journal, so the insertion itself has to find out."""
+    spender, waiter = open_store(), open_store()
+    for number in range(3):
+        settled(spender, f"c-{number}", used=0)
+    spender.reserve(call("large", LIMITS, prompt=900, output=(1, 1)))
+    spender.reserve(call("small", LIMITS, prompt=1, output=(1, 1)))
+
+    assert isinstance(waiter.reserve(call("waits", LIMITS, prompt=500, output=(1, 1))), Waiting)
+    spender.settle("large", 1, 0, 0)
+
+    assert waiter.answered(["waits"]) == ["waits"]
+    assert isinstance(waiter.reserve(call("waits", LIMITS, prompt=500, output=(1, 1))), Reservation)
+
+
+def test_a_newcomer_does_not_overtake_one_who_waits_elsewhere(open_store: Callable[[], SqliteStore]) -> None:
+    """It would fit, and what this process knows shows nobody who waits."""
+    spender, waiter = open_store(), open_store()
+    for number in range(3):
+        settled(spender, f"c-{number}", used=0)
+    spender.reserve(call("large", LIMITS, prompt=900, output=(1, 1)))
+    assert isinstance(waiter.reserve(call("waits", LIMITS, prompt=500, output=(1, 1))), Waiting)
+
+    assert isinstance(spender.reserve(call("newcomer", LIMITS, prompt=1, output=(1, 1))), Waiting)
+
+
+def test_an_owner_that_was_given_up_registers_again_first(open_store: Callable[[], SqliteStore]) -> None:
+    """Else its next reservation would be nobody's, and given back under its feet."""
+    store, neighbour = open_store(), open_store()
+    for number in range(3):
+        settled(store, f"c-{number}")
+    neighbour.connection.execute("DELETE FROM owners WHERE id = ?", (store.owner.id,))
+
+    store.reserve(call("c-9", LIMITS))
+    neighbour.heartbeat()
+
+    assert balance(neighbour, LIMITS).reserved == 200
+
+
+def test_a_reservation_from_before_the_last_fold_is_found(open_store: Callable[[], SqliteStore]) -> None:
+    """Its id is in the tables alone, no longer at hand; the same id is the same reservation."""
+    store = open_store()
+    for number in range(3):
+        settled(store, f"c-{number}")
+    store.heartbeat()
+    settled(store, "between", used=0)
+    settled(store, "between-2", used=0)
+
+    again = store.reserve(call("c-1", LIMITS))
+
+    assert isinstance(again, Reservation)
+    assert again.state == "settled"
+    assert balance(store, LIMITS).used == 30
+
+
+def test_soft_thresholds_and_changed_limits_are_still_seen(open_store: Callable[[], SqliteStore]) -> None:
+    """Both take a second entry, which the short way does not write."""
+    store = open_store()
+    store.settings = StoreSettings(warn_at=(0.5, 0.9))
+    for number in range(3):
+        settled(store, f"c-{number}", used=0)
+
+    crossings = []
+    for number in range(10):
+        store.reserve(call(f"d-{number}", LIMITS, prompt=99, output=(1, 1)))
+        crossings += store.settle(f"d-{number}", 95, 0, 0).crossings
+
+    assert [(crossing.scope.kind, crossing.threshold) for crossing in crossings] == [("session", 0.5), ("session", 0.9)]
+    narrower = scopes(session=960)
+    assert isinstance(store.reserve(call("e", narrower, prompt=20, output=(1, 1))), Refused)
+    assert isinstance(store.reserve(call("f", LIMITS, prompt=20, output=(1, 1))), Reservation)
