@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "finished",
     "next_ready",
     "parse_batch",
+    "read_batch",
 ]
 
 #: What names a session, on the command line and in a batch; the HTTP service has the same rule.
@@ -38,6 +40,19 @@ class BatchItem:
     prompt: str
     profile: str | None = None
     session: str | None = None
+
+
+def read_batch(name: str) -> list[BatchItem]:
+    """Every line of a file, or of standard input for `-`. Raises UsageError, as `parse_batch` does."""
+    try:
+        if name == "-":
+            return parse_batch(sys.stdin, name="standard input")
+        with Path(name).open(encoding="utf-8") as file:
+            return parse_batch(file, name=name)
+    except OSError as error:
+        raise UsageError(f"The batch file {name!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The batch file {name!r} is not UTF-8: {error}.") from None
 
 
 def parse_batch(lines: Iterable[str], *, name: str) -> list[BatchItem]:

@@ -72,6 +72,18 @@ def test_the_code_is_that_of_the_most_frequent_failure(run: Cli, here: Path) -> 
     ]  # fmt: skip
 
 
+def test_the_last_line_counts_what_this_run_did(run: Cli, here: Path) -> None:
+    """What was done before is named only where something was."""
+    _write(here, "one", "two")
+
+    first = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
+    _write(here, "one", "two", "three")
+    second = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
+
+    assert first.err.splitlines()[-1] == "batch: 2 answered"
+    assert second.err.splitlines()[-1] == "batch: 1 answered; 2 done before"
+
+
 def test_a_batch_goes_on_where_it_stopped(run: Cli, here: Path, simulator: Simulator) -> None:
     """Finished lines are not run again, a half-written last one is."""
     _write(here, *({"id": f"q{n}", "prompt": f"question {n}"} for n in range(3)))
@@ -98,7 +110,7 @@ def test_a_finished_batch_has_nothing_to_do_and_keeps_its_verdict(run: Cli, here
     result = run("--batch", "prompts.jsonl", "--output", "out.jsonl")
 
     assert (result.code, simulator.truth().total.calls) == (4, 0)
-    assert "nothing to do; 1 were done before" in result.err
+    assert "batch: nothing to do; 1 done before" in result.err
 
 
 @pytest.mark.parametrize(
@@ -160,4 +172,4 @@ def test_a_missing_batch_file_is_wrong_usage(run: Cli) -> None:
     result = run("--batch", "nope.jsonl")
 
     assert result.code == 2
-    assert "'nope.jsonl' cannot be read" in result.err
+    assert result.err.startswith("agentao-gov: The batch file 'nope.jsonl' cannot be read"), "no model was started"

@@ -165,7 +165,7 @@ def test_a_tenant_is_held_to_its_profiles(run: Cli, here: Path) -> None:
         (["--session", "s", "--batch", "lines.jsonl"], 2, "--session has no effect with --batch"),
         (["--output", "nope/answer.txt", "hi"], 2, "'nope/answer.txt' cannot be written"),
         (["--output", ".", "hi"], 2, "cannot be written"),
-        (["what is \udcff"], 2, "not UTF-8"),
+        (["what is \udcff"], 2, "not UTF-8 text: byte 0xff at character 8"),
     ],
 )
 def test_bad_input_ends_before_the_model_with_one_message(

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -32,7 +32,6 @@ MODEL_S_MAX = 5.0
 #: Measured with 0.5.17: a pooled session holds no descriptor while idle, a busy one about three, an MCP server five.
 FDS_PER_BUSY_TURN = 10
 FREE_DISK_BYTES_MIN = 256 * 2**20
-_AGENTAO = "0.5.17"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,10 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
 
 def _runtime() -> Examination:
     found = version("agentao")
-    if found != _AGENTAO:
-        remedy = f"pip install agentao=={_AGENTAO}: the governor was tested with that version."
+    pins = (line.partition("==") for line in requires("agentao-gov") or ())
+    tested = next((pinned for name, _, pinned in pins if name == "agentao"), found)
+    if found != tested:
+        remedy = f"pip install agentao=={tested}: the governor was tested with that version."
         return Examination("agentao", "agent runtime", "warn", f"agentao {found}", remedy)
     return Examination("agentao", "agent runtime", "ok", f"agentao {found}")
 
@@ -77,7 +78,7 @@ def _configuration(deployment: ResolvedDeployment) -> Examination:
     if deployment.findings:
         first = deployment.findings[0]
         remedy = "`agentao-gov config check` lists them all."
-        text = f"{where}: {len(deployment.findings)} warning(s), {first}"
+        text = f"{where}: {len(deployment.findings)} warnings, the first: {first}"
         return Examination("configuration", "deployment file", "warn", text, remedy)
     if deployment.path is None:
         return Examination("configuration", "deployment file", "warn", where, "`agentao-gov init` writes one.")
@@ -236,15 +237,19 @@ def _exposure(deployment: ResolvedDeployment) -> Examination:
     host = deployment.deployment.server.host
     keys = sum(len(tenant.api_key_sha256) for tenant in deployment.deployment.tenants.values())
     if is_loopback(host):
-        who = f"{keys} key(s)" if keys else "no keys: anyone on this machine is tenant `default`"
+        who = _keys(keys) if keys else "no keys: anyone on this machine is tenant `default`"
         return Examination("exposure", "listener", "ok", f"{host}, {who}")
     return Examination(
         "exposure",
         "listener",
         "warn",
-        f"{host}: reachable from outside, {keys} key(s), no TLS of its own",
+        f"{host}: reachable from outside, {_keys(keys)}, no TLS of its own",
         "Put a reverse proxy with TLS in front.",
     )
+
+
+def _keys(count: int) -> str:
+    return "1 key" if count == 1 else f"{count} keys"
 
 
 def _memory(deployment: ResolvedDeployment) -> Examination:
@@ -297,7 +302,9 @@ def _apart(asked: bool, layers: Mapping[str, Layer]) -> Examination:
 def _layer(layer: Layer) -> Examination:
     name = f"layer-{layer.name.replace(' ', '-')}"
     title = f"isolation: {layer.name}"
-    observed = layer.survives + (f" ({layer.detail})" if layer.detail and not layer.available else "")
     if layer.available:
-        return Examination(name, title, "ok", observed)
-    return Examination(name, title, "warn", f"not here: {observed}", _LAYER_REMEDIES.get(layer.name, ""))
+        return Examination(name, title, "ok", f"covers {layer.survives}")
+    why = f" ({layer.detail})" if layer.detail else ""
+    return Examination(
+        name, title, "warn", f"not here{why}; it would cover {layer.survives}", _LAYER_REMEDIES.get(layer.name, "")
+    )

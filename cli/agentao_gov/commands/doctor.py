@@ -52,16 +52,35 @@ def _choose(deployment: ResolvedDeployment, flags: object) -> ModelChoice | Exce
         return error
 
 
+#: Columns of the verdict and of what was looked at.
+_HEALTH_CHARS, _TITLE_CHARS = 4, 25
+#: A narrower terminal has no room for columns.
+_GRID_CHARS_MIN = 60
+
+
 def _print(line: Examination) -> None:
+    from rich.table import Table
     from rich.text import Text
 
     from agentao_gov.report.terminal import STYLES, console
 
     style = {"ok": STYLES["ok"], "warn": STYLES["warn"], "fail": STYLES["bad"]}[line.health]
     out = console(sys.stdout)
-    out.print(Text.assemble((f"{line.health:<4}", style), "  ", (f"{line.title:<26}", STYLES["strong"]), line.observed))
-    if line.remedy:
-        out.print(Text.assemble(" " * 32, ("→ ", STYLES["dim"]), line.remedy))
+    remedy = Text.assemble(("→ ", STYLES["dim"]), line.remedy) if line.remedy else None
+    if out.file.isatty() and out.width >= _GRID_CHARS_MIN:
+        # A grid a line: each is shown as soon as it is known, and long ones wrap within their column.
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=_HEALTH_CHARS)
+        grid.add_column(width=_TITLE_CHARS)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(line.health, style), Text(line.title, STYLES["strong"]), line.observed)
+        if remedy:
+            grid.add_row("", "", remedy)
+        out.print(grid)
+        return
+    out.print(f"{line.health:<{_HEALTH_CHARS}}  {line.title:<{_TITLE_CHARS}}  {line.observed}")
+    if remedy:
+        out.print(Text.assemble(" " * (_HEALTH_CHARS + _TITLE_CHARS + 4), remedy))
 
 
 def _print_json(lines: list[Examination], failed: bool) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,7 +21,6 @@ from agentao_gov.batch import (
     batch_exit_code,
     finished,
     next_ready,
-    parse_batch,
 )
 from agentao_gov.errors import GovError, UsageError
 from agentao_gov.governor.outcome import Outcome
@@ -51,21 +50,20 @@ class _Run:
     stopping: bool = False
 
 
-def run_batch(context: RunContext) -> int:
+def run_batch(context: RunContext, items: Sequence[BatchItem]) -> int:
     """The whole batch; returns 0, the code of the most frequent failure, or 130 when interrupted."""
-    options = context.options
-    items = _read(options.batch or "-")
+    output = context.options.output
     # Output as it is written by this run; on standard output when no file is named.
-    done = finished(options.output) if options.output is not None else {}
+    done = finished(output) if output is not None else {}
+    before = [done[item.id] for item in items if item.id in done]
     waiting = [item for item in items if item.id not in done]
     # Every profile is loaded before the first turn: a typing error in the last line must not cost a night.
     profiles = {name: context.load_profile(name) for name in {i.profile for i in waiting if i.profile}}
-    with _output(options.output) as out:
+    with _output(output) as out:
         run = _Run(context, out, waiting, _jobs(context), profiles=profiles)
-        with _progress(context, total=len(items), done=len(items) - len(waiting)) as advance:
+        with _progress(context, total=len(items), done=len(before)) as advance:
             interrupted = _drive(run, advance)
-    _summary(run, skipped=len(items) - len(waiting), interrupted=interrupted)
-    before = [done[item.id] for item in items if item.id in done]
+    _summary(run, done_before=len(before), interrupted=interrupted)
     return 130 if interrupted else batch_exit_code([*before, *run.outcomes])
 
 
@@ -155,18 +153,6 @@ def _cancel(run: _Run, item: BatchItem) -> None:
             run.context.pool.cancel(info.key, "cancelled")
 
 
-def _read(name: str) -> list[BatchItem]:
-    try:
-        if name == "-":
-            return parse_batch(sys.stdin, name="standard input")
-        with Path(name).open(encoding="utf-8") as file:
-            return parse_batch(file, name=name)
-    except OSError as error:
-        raise UsageError(f"The batch file {name!r} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The batch file {name!r} is not UTF-8: {error}.") from None
-
-
 @contextlib.contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
@@ -225,12 +211,12 @@ def _progress(context: RunContext, *, total: int, done: int) -> Iterator[_Advanc
         yield _Advance(context, total=total, done=done, bar=bar)
 
 
-def _summary(run: _Run, *, skipped: int, interrupted: bool) -> None:
+def _summary(run: _Run, *, done_before: int, interrupted: bool) -> None:
     if run.context.options.quiet:
         return
     counts = Counter(run.outcomes)
     words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to do"
-    before = f"; {skipped} were done before" if skipped else ""
+    before = f"; {done_before} done before" if done_before else ""
     console(sys.stderr).print(f"batch: {words}{before}")
     if interrupted:
         left = len(run.waiting) + len(run.running)

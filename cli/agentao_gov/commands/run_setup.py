@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.batch import SESSION_ID
+from agentao_gov.batch import SESSION_ID, BatchItem, read_batch
 from agentao_gov.commands._output import check_output
 from agentao_gov.config import (
     ModelChoice,
@@ -112,7 +112,8 @@ class RunContext:
 
 def run(options: RunOptions) -> int:
     """Everything behind the flags; returns the exit code."""
-    prompt = _check(options)
+    _check(options)
+    asked = _prompt(options) if options.batch is None else read_batch(options.batch)
     deployment = _deployment(options)
     profile = _profile(options, deployment, options.profile)
     choice = resolve_model(options.model, profile=profile, deployment=deployment)
@@ -140,7 +141,7 @@ def run(options: RunOptions) -> int:
             gc.freeze()
             gc.enable()
             context = RunContext(options, deployment, profile, model, local, runtime.pool)
-            return _dispatch(context, prompt, asker)
+            return _dispatch(context, asked, asker)
 
 
 def _lowered(profile: ResolvedProfile) -> str:
@@ -153,15 +154,16 @@ def _lowered(profile: ResolvedProfile) -> str:
     return ", ".join(parts)
 
 
-def _dispatch(context: RunContext, prompt: str | None, asker: Any) -> int:
-    if context.options.batch is not None:
+def _dispatch(context: RunContext, asked: str | list[BatchItem] | None, asker: Any) -> int:
+    """`asked`: one prompt, a batch, or nothing for a conversation."""
+    if isinstance(asked, list):
         from agentao_gov.commands.run_batch import run_batch
 
-        return run_batch(context)
-    if prompt is not None:
+        return run_batch(context, asked)
+    if asked is not None:
         from agentao_gov.commands.run_turn import run_once
 
-        return run_once(context, prompt, asker)
+        return run_once(context, asked, asker)
     from agentao_gov.commands.run_conversation import converse
 
     return converse(context, asker)
@@ -176,42 +178,53 @@ def _asking(options: RunOptions) -> Iterator[Any]:
     yield Asker() if person else None
 
 
-def _check(options: RunOptions) -> str | None:
-    """The prompt, from the argument or a pipe. Raises UsageError for what makes no sense together."""
-    try:
-        prompt = _prompt(options)
-        # Bytes that are no UTF-8 come through some locales as lone surrogates, which no model can be sent.
-        (prompt or "").encode()
-    except UnicodeError as error:
-        raise UsageError(f"The prompt is not UTF-8 text: {error}.") from None
-    return prompt
-
-
-def _prompt(options: RunOptions) -> str | None:
+def _check(options: RunOptions) -> None:
+    """Raises UsageError or ConfigError for what makes no sense, alone or together."""
     if options.session is not None and not SESSION_ID.fullmatch(options.session):
         raise UsageError("A session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
     if options.workdir is not None and not options.workdir.is_dir():
         raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
     check_output(options.output)
-    if options.batch is not None:
-        if options.prompt is not None:
-            raise UsageError("Give a PROMPT or --batch, not both.")
-        if options.session is not None:
-            raise UsageError(
-                "--session has no effect with --batch.", hint='Name the session in the lines: {"prompt", "session"}.'
-            )
-        return None
+    if options.batch is None:
+        return
     if options.prompt is not None:
-        text = options.prompt
-    elif not sys.stdin.isatty():
-        text = sys.stdin.read()
-    elif options.json:
-        raise UsageError("--json needs a PROMPT, or one on standard input.")
-    else:
-        return None
+        raise UsageError("Give a PROMPT or --batch, not both.")
+    if options.session is not None:
+        raise UsageError(
+            "--session has no effect with --batch.", hint='Name the session in the lines: {"prompt", "session"}.'
+        )
+
+
+def _prompt(options: RunOptions) -> str | None:
+    """The prompt, from the argument or a pipe; None for a conversation. Raises UsageError."""
+    try:
+        if options.prompt is not None:
+            text = options.prompt
+        elif not sys.stdin.isatty():
+            text = sys.stdin.read()
+        elif options.json:
+            raise UsageError("--json needs a PROMPT, or one on standard input.")
+        else:
+            return None
+        # Bytes that are no UTF-8 come through some locales as lone surrogates, which no model can be sent.
+        text.encode()
+    except UnicodeError as error:
+        raise UsageError(
+            f"The prompt is not UTF-8 text: {_where(error)}.", hint="iconv converts other texts."
+        ) from None
     if not text.strip():
         raise UsageError("The prompt is empty.", hint="Give it as the argument or on standard input.")
     return text
+
+
+def _where(error: UnicodeError) -> str:
+    """`byte 0xe1 at position 3`."""
+    if isinstance(error, UnicodeEncodeError):
+        # A surrogate stands for a byte, 0xdc00 above it.
+        return f"byte {ord(error.object[error.start]) & 0xFF:#04x} at character {error.start}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.object[error.start]:#04x} at byte {error.start}"
+    return str(error)
 
 
 def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:
