@@ -10,6 +10,7 @@ import pytest
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.simulator import Simulator
 from tests.governor.harness import Harness
+from tests.governor.provider import Answer, Provide, Provider
 from tests.support.simulator import simulator, simulator_process
 
 __all__ = ["simulator", "simulator_process"]
@@ -32,3 +33,17 @@ def harness(simulator: Simulator, tmp_path: Path, http: HttpClient) -> Iterator[
     made = Harness(simulator, tmp_path, http)
     yield made
     made.close()
+
+
+@pytest.fixture
+def provide() -> Iterator[Provide]:
+    """Starts providers that answer as the test says."""
+    started: list[Provider] = []
+
+    def start(answer: Answer) -> Provider:
+        started.append(Provider(answer))
+        return started[-1]
+
+    yield start
+    for provider in started:
+        provider.close()

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from agentao_gov.governor import Outcome
 from tests.governor.harness import Harness
-from tests.governor.test_rude_provider import Answer, Handler, Provider
-
-
-@pytest.fixture
-def provide() -> Iterator[Callable[[Answer], Provider]]:
-    started: list[Provider] = []
-
-    def start(answer: Answer) -> Provider:
-        started.append(Provider(answer))
-        return started[-1]
-
-    yield start
-    for provider in started:
-        provider.close()
+from tests.governor.provider import Answer, Handler, Provide
 
 
 def usage(prompt: Any, completion: Any) -> dict[str, Any]:
@@ -82,7 +68,7 @@ PAGE = b"<html>Please log in</html>"
     ids=["usage in every chunk", "empty choices", "a delta of null", "JSON instead of a stream"],
 )  # fmt: skip
 def test_an_odd_answer_that_can_be_read_is_one(
-    harness: Harness, provide: Callable[[Answer], Provider], answer: Answer, text: str, tokens: tuple[int, int]
+    harness: Harness, provide: Provide, answer: Answer, text: str, tokens: tuple[int, int]
 ) -> None:
     """Gateways differ; what they report is counted once."""
     provider = provide(answer)
@@ -97,7 +83,7 @@ def test_an_odd_answer_that_can_be_read_is_one(
 
 @pytest.mark.parametrize("reported", [None, usage(-5, -1), usage(0, 0)], ids=["none", "negative", "zero"])
 def test_a_usage_that_cannot_be_true_is_estimated(
-    harness: Harness, provide: Callable[[Answer], Provider], reported: dict[str, Any] | None
+    harness: Harness, provide: Provide, reported: dict[str, Any] | None
 ) -> None:
     """Nothing is given away, and the report says what nobody reported."""
     provider = provide(streams((choice({"content": "a"}), None), (choice({}, "stop"), reported)))
@@ -108,9 +94,7 @@ def test_a_usage_that_cannot_be_true_is_estimated(
     assert report.usage.estimated_tokens == report.usage.total_tokens > 1
 
 
-def test_tool_calls_with_gaps_in_their_index_are_all_made(
-    harness: Harness, provide: Callable[[Answer], Provider]
-) -> None:
+def test_tool_calls_with_gaps_in_their_index_are_all_made(harness: Harness, provide: Provide) -> None:
     """Some providers number from where they like."""
     parts = [
         {"index": 3, "id": "c3", "type": "function", "function": {"name": "glob", "arguments": ""}},
@@ -131,7 +115,7 @@ def test_tool_calls_with_gaps_in_their_index_are_all_made(
     assert [(call.name, call.outcome) for call in report.tool_calls] == [("glob", "ok"), ("glob", "ok")]
 
 
-def test_what_a_filter_cut_off_is_incomplete(harness: Harness, provide: Callable[[Answer], Provider]) -> None:
+def test_what_a_filter_cut_off_is_incomplete(harness: Harness, provide: Provide) -> None:
     """Half a sentence is not an answer; it is shown all the same."""
     provider = provide(streams((choice({"content": "I"}), None), (choice({}, "content_filter"), usage(9, 1))))
 
@@ -159,7 +143,7 @@ def test_what_a_filter_cut_off_is_incomplete(harness: Harness, provide: Callable
     ids=["page as text", "page as stream", "page as JSON", "nothing", "no choices", "an error with 200", "a circle"],
 )
 def test_what_is_no_answer_is_a_model_error_that_names_it(
-    harness: Harness, provide: Callable[[Answer], Provider], answer: Answer, said: str, free: bool
+    harness: Harness, provide: Provide, answer: Answer, said: str, free: bool
 ) -> None:
     """An empty answer would send the operator looking in the wrong place."""
     provider = provide(answer)
@@ -174,7 +158,7 @@ def test_what_is_no_answer_is_a_model_error_that_names_it(
     assert harness.used(report)[1] == 0
 
 
-def test_an_endpoint_that_speaks_no_tls_is_named(harness: Harness, provide: Callable[[Answer], Provider]) -> None:
+def test_an_endpoint_that_speaks_no_tls_is_named(harness: Harness, provide: Provide) -> None:
     """`https` for `http` is a common slip."""
     base_url = provide(sends("text/plain", b"")).base_url.replace("http:", "https:")
     session = harness.open(base_url=base_url, limits={"llm_retries": 0})

@@ -72,7 +72,7 @@ def test_what_the_provider_reported_survives_the_rest() -> None:
     """As figures, which the next call's bound is built on; the anchor itself would hold the messages."""
     made = parts(talk(40))
     system = {"role": "system", "content": "be brief"}
-    made.model.anchor.record([system, *made.agent.messages], None, 900, 20)
+    made.model.anchor.record([system, *made.agent.messages], None, 9_000, 20)
     resting = RestingTalk(made)
     before = resting.anchor(made.agent.messages)
 

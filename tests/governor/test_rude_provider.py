@@ -2,93 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from agentao_gov.governor import Outcome
 from tests.governor.harness import Harness
-
-Answer = Callable[["Handler", dict[str, Any]], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the test says."""
-
-    protocol_version = "HTTP/1.1"
-    answer: Answer
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append(body)  # type: ignore[attr-defined]
-        with contextlib.suppress(OSError):
-            type(self).answer(self, body)
-        self.close_connection = True
-
-    def send(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-
-    def event(self, delta: dict[str, Any], finish: str | None = None) -> None:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
-        self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-
-    def log_message(self, *_: Any) -> None:
-        """Keeps quiet."""
-
-
-class Provider:
-    """A running provider."""
-
-    def __init__(self, answer: Answer) -> None:
-        handler = type("Answering", (Handler,), {"answer": answer})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.seen: list[dict[str, Any]] = []
-        self._server.seen = self.seen  # type: ignore[attr-defined]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def provide() -> Iterator[Callable[[Answer], Provider]]:
-    running: list[Provider] = []
-
-    def start(answer: Answer) -> Provider:
-        running.append(Provider(answer))
-        return running[-1]
-
-    yield start
-    for provider in running:
-        provider.close()
+from tests.governor.provider import Handler, Provide
 
 
 @pytest.mark.parametrize("model", ["gpt-4.1", "unknown-tokenizer"])
-def test_a_stream_past_its_grant_is_cut(harness: Harness, provide: Callable[[Answer], Provider], model: str) -> None:
-    """It would go on for ever; what was granted is charged, and the connection is closed."""
+def test_a_stream_past_its_grant_is_cut(harness: Harness, provide: Provide, model: str) -> None:
+    """It would go on for ever; what came is charged, and the connection is closed."""
     gone = threading.Event()
 
     def endless(handler: Handler, _: dict[str, Any]) -> None:
@@ -107,14 +34,13 @@ def test_a_stream_past_its_grant_is_cut(harness: Harness, provide: Callable[[Ans
 
     assert report.outcome == Outcome.INCOMPLETE
     assert gone.wait(10)
-    assert 200 <= report.usage.completion_tokens <= 240
+    # What came is charged, although it is more than was granted; of a tokenizer unknown here twice as much may come.
+    assert 200 < report.usage.completion_tokens <= (240 if model == "gpt-4.1" else 440)
     assert report.usage.estimated_tokens == report.usage.total_tokens
     assert harness.used(report)[1] == 0
 
 
-def test_a_stream_that_reaches_its_grant_asks_the_ledger_for_more(
-    harness: Harness, provide: Callable[[Answer], Provider]
-) -> None:
+def test_a_stream_that_reaches_its_grant_asks_the_ledger_for_more(harness: Harness, provide: Provide) -> None:
     """The first grant was small because others held tokens; they gave them back meanwhile."""
     from agentao_gov.budget import ReserveRequest
     from agentao_gov.budget.types import Scope, ScopeLimit
@@ -145,9 +71,7 @@ def test_a_stream_that_reaches_its_grant_asks_the_ledger_for_more(
     assert (report.answer or "").count("word") == words
 
 
-def test_a_model_that_cannot_stream_is_asked_in_one_piece(
-    harness: Harness, provide: Callable[[Answer], Provider]
-) -> None:
+def test_a_model_that_cannot_stream_is_asked_in_one_piece(harness: Harness, provide: Provide) -> None:
     """The refusal is free, the answer is paid, the text still arrives as an event."""
 
     def whole(handler: Handler, body: dict[str, Any]) -> None:
@@ -174,9 +98,7 @@ def test_a_model_that_cannot_stream_is_asked_in_one_piece(
     assert harness.used(report) == (14, 0)
 
 
-def test_a_key_that_the_provider_echoes_is_not_in_the_report(
-    harness: Harness, provide: Callable[[Answer], Provider]
-) -> None:
+def test_a_key_that_the_provider_echoes_is_not_in_the_report(harness: Harness, provide: Provide) -> None:
     """Some gateways quote the whole header."""
 
     def echo(handler: Handler, _: dict[str, Any]) -> None:
@@ -192,9 +114,7 @@ def test_a_key_that_the_provider_echoes_is_not_in_the_report(
     assert "sk-simulated-0123456789" not in report.to_json()
 
 
-def test_a_parameter_the_model_rejects_is_repaired_once(
-    harness: Harness, provide: Callable[[Answer], Provider]
-) -> None:
+def test_a_parameter_the_model_rejects_is_repaired_once(harness: Harness, provide: Provide) -> None:
     """Reasoning models want `max_completion_tokens`; the repair is no retry."""
 
     def picky(handler: Handler, body: dict[str, Any]) -> None:

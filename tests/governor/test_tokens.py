@@ -201,3 +201,22 @@ def test_counting_never_touches_the_network(monkeypatch: pytest.MonkeyPatch) -> 
 def test_only_models_whose_tokenizer_is_known_are_counted_by_it(model: str, known: bool) -> None:
     """For all others a token is at least a byte: a looser bound, and always sound."""
     assert is_calibrated(model) == known
+
+
+def test_a_report_that_leaves_something_out_bounds_no_later_prompt() -> None:
+    """A gateway that does not count what was cached: the next prompt may be counted whole."""
+    messages = conversation(3)
+    anchor = Anchor("simulated")
+    anchor.record(messages, None, 4_000, 10)
+
+    # A prefix of the same conversation cannot have shrunk.
+    anchor.record(conversation(4), None, 500, 10)
+    grown = anchor.bound(conversation(5), None, "simulated")
+
+    # A first report that is far below any tokenizer's count is nothing to build on.
+    low = Anchor("simulated")
+    low.record(messages, None, 5, 1)
+
+    assert grown is not None
+    assert grown >= 4_000
+    assert not low.known

@@ -16,8 +16,10 @@ from openai.types.chat import ChatCompletionChunk
 
 from agentao_gov.governor.failures import NotAModelError
 from agentao_gov.governor.http import HttpClient
+from agentao_gov.governor.meter import CallUsage
 from agentao_gov.governor.spend import Spend
 from agentao_gov.governor.tokens import count_tokens, is_calibrated
+from agentao_gov.governor.usage import larger, reported_usage
 
 __all__ = ["GovernedAdapter", "StreamMeter"]
 
@@ -39,6 +41,14 @@ class StreamMeter:
         self.begun = False
         #: Cut here because the provider went past what the ledger granted.
         self.cut = False
+        #: Whether the provider said why the answer ends.
+        self.finished = False
+        #: What it reported so far: some providers do while the answer goes on.
+        self.reported: CallUsage | None = None
+        self._reported_pieces = 0
+        self._reported_alone = False
+        #: Whether what the model thought could be seen.
+        self.thought = False
         self._pieces: list[str] = []
         self._chars = 0
         self._counted_at_chars = 0
@@ -48,6 +58,11 @@ class StreamMeter:
     def text(self) -> str:
         """All that was received: text, reasoning and tool arguments."""
         return "".join(self._pieces)
+
+    @property
+    def report_is_final(self) -> bool:
+        """Whether what was reported covers all of the answer: nothing came after it, and the answer is at its end."""
+        return self._reported_pieces == len(self._pieces) and (self.finished or self._reported_alone)
 
     def watch(self, stream: Any, accumulator: Any) -> Iterator[Any]:
         """The stream's chunks, up to the grant. Closes the stream on every way out, so that the provider stops."""
@@ -68,12 +83,25 @@ class StreamMeter:
             stream.close()
 
     def _observe(self, chunk: Any) -> None:
-        for choice in chunk.choices or ():
+        self._observe_choices(chunk.choices or ())
+        said = reported_usage(chunk.usage)
+        if said is not None:
+            self.reported = larger(self.reported, said)
+            self._reported_pieces = len(self._pieces)
+            # One beside no choice comes after the answer, unless it comes before all of it.
+            self._reported_alone = not chunk.choices and bool(self._pieces)
+
+    def _observe_choices(self, choices: Any) -> None:
+        for choice in choices:
+            if choice.finish_reason:
+                self.finished = True
             delta = choice.delta
             if delta is None:
                 continue
             self._add(delta.content)
-            self._add(getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None))
+            thought = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
+            self.thought = self.thought or bool(thought)
+            self._add(thought)
             for call in delta.tool_calls or ():
                 if call.function is not None:
                     self._add(call.function.name)
@@ -102,12 +130,17 @@ class StreamMeter:
         return room > 0 and self._spend.extend(min(EXTEND_TOKENS, room))
 
 
-def _one_chunk(response: Any) -> Any:
+def _one_chunk(response: Any, meter: StreamMeter) -> Any:
     """A stream was asked for and JSON came: the whole answer as a stream of one chunk, or an error as what it is."""
     try:
-        body = json.loads(response.read())
+        text = response.read()
+    except Exception:
+        # It began to come, so all of it had been produced.
+        meter.begun = True
+        raise
     finally:
         response.close()
+    body = json.loads(text)
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         said = body.get("error", body) if isinstance(body, dict) else body
@@ -150,7 +183,7 @@ class _Completions:
         if not kwargs.get("stream") or self.meter is None:
             return result
         if response is not None and kind.startswith("application/json"):
-            result = _one_chunk(response)
+            result = _one_chunk(response, self.meter)
         return self.meter.watch(result, self.accumulator)
 
 

@@ -1,4 +1,4 @@
-"""One call that agentao asks for, the attempts it takes, and what can be read off their ends."""
+"""One call that agentao asks for, and the attempts it takes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agentao.llm._usage import cache_token_counts, reasoning_token_count
-
 from agentao_gov.governor.adapter import StreamMeter
 from agentao_gov.governor.http import AbortScope
-from agentao_gov.governor.meter import CallUsage
 from agentao_gov.governor.spend import Spend
 from agentao_gov.governor.turn import Turn
 
-__all__ = ["Attempt", "Call", "Purpose", "pause", "reported_usage", "response_text"]
+__all__ = ["Attempt", "Call", "Purpose", "pause"]
 
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 
@@ -67,19 +64,3 @@ def pause(delay_s: float, token: Any) -> bool:
         return not woken.wait(delay_s)
     finally:
         forget()
-
-
-def reported_usage(usage: Any) -> CallUsage | None:
-    """What the provider reports, or None where it reports nothing that can be true: no prompt has zero tokens."""
-    prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
-    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt <= 0 or completion < 0:
-        return None
-    cached, _ = cache_token_counts(usage)
-    return CallUsage(prompt, completion, cached_tokens=cached, reasoning_tokens=reasoning_token_count(usage))
-
-
-def response_text(response: Any) -> str:
-    """All that a whole answer holds."""
-    message = response.choices[0].message
-    calls = "".join((call.function.name or "") + (call.function.arguments or "") for call in message.tool_calls or ())
-    return (message.content or "") + (getattr(message, "reasoning_content", None) or "") + calls

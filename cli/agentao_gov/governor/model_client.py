@@ -18,22 +18,17 @@ from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
+from agentao_gov.governor.cost import cost_of
 from agentao_gov.governor.failures import describe_failure, status_of
 from agentao_gov.governor.http import HttpClient, abortable, timeout_for
-from agentao_gov.governor.model_call import (
-    Attempt,
-    Call,
-    Purpose,
-    pause,
-    reported_usage,
-    response_text,
-)
+from agentao_gov.governor.meter import CallUsage
+from agentao_gov.governor.model_call import Attempt, Call, Purpose, pause
 from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
 from agentao_gov.governor.reason import Reason
 from agentao_gov.governor.redact import RedactingFilter
 from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
 from agentao_gov.governor.spend import Refused, Spend
-from agentao_gov.governor.tokens import Anchor, prompt_bound, text_bound
+from agentao_gov.governor.tokens import Anchor, prompt_bound, thinks_unseen
 from agentao_gov.governor.turn import Turn
 
 __all__ = ["AGENT_LOG", "GovernedModel", "NoTurnError"]
@@ -43,6 +38,8 @@ __all__ = ["AGENT_LOG", "GovernedModel", "NoTurnError"]
 AGENT_LOG = logging.getLogger("agentao_gov.agent")
 AGENT_LOG.addFilter(RedactingFilter())
 AGENT_LOG.setLevel(logging.ERROR)
+
+_log = logging.getLogger(__name__)
 
 _BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
 _FILTERED = Reason("The provider's content filter cut the answer off.")
@@ -76,8 +73,10 @@ class GovernedModel(LLMClient):
         self.anchor = Anchor(model)
         # What the last reservation granted for output.
         self._granted = max_output_tokens
-        # Whether the last attempt's request had left.
-        self._sent = False
+        # Whether the last attempt's request had left, and whether a report came that covers all of its answer.
+        self._sent = self._reported = False
+        # Whether the model produces tokens that nobody sees: known of some, learned of others from what they report.
+        self._thinks_unseen = thinks_unseen(model)
         #: An anchor from the archive, tried at the first call.
         self.saved_anchor: Mapping[str, int] | None = None
         super().__init__(
@@ -257,7 +256,7 @@ class GovernedModel(LLMClient):
             forget()
             self.client.chat.completions.meter = None
             turn.meter.model_time(time.monotonic() - attempt.started)
-            self._sent = attempt.scope.sent
+            self._sent, self._reported = attempt.scope.sent, attempt.meter.report_is_final
             if self._sent:
                 turn.meter.sent()
             self._account(attempt)
@@ -277,27 +276,26 @@ class GovernedModel(LLMClient):
             raise
 
     def _account(self, attempt: Attempt) -> None:
-        """Ends the reservation by what is known of the request."""
-        call, spend, meter = attempt.call, attempt.spend, attempt.meter
-        reported = reported_usage(attempt.accumulator.usage_data)
-        prompt, granted = spend.bound
-        if reported is not None and attempt.whole:
-            spend.settle(reported)
-            # agentao's own totals, which its sub-agents roll up from.
-            self._count_response_usage(attempt.accumulator.usage_data)
-            if call.purpose != "summary":
-                self.anchor.record(call.messages, call.tools, reported.prompt_tokens, reported.completion_tokens)
-        elif not attempt.scope.sent or status_of(attempt.failure) is not None:
-            # It never left, or the provider answered that it will not serve it.
-            spend.refuse()
-        elif call.stream and not meter.begun and not attempt.scope.answered:
-            spend.charge(prompt, 0)
-        elif attempt.whole:
-            text = meter.text if call.stream else response_text(attempt.response)
-            spend.charge(prompt, min(granted, text_bound(text, self.model)))
-        else:
-            # Cut on the way: the provider may have produced all it was granted before it noticed.
-            spend.charge(reported.prompt_tokens if reported is not None else prompt, granted)
+        """Ends the reservation by what is known of the request, whatever came back."""
+        try:
+            usage = cost_of(attempt, self.model, thinks_unseen=self._thinks_unseen)
+        except Exception:
+            _log.exception("What a call cost could not be read off its answer: its bound is charged")
+            prompt, granted = attempt.spend.bound
+            usage = CallUsage(prompt, granted, estimated_tokens=prompt + granted)
+        attempt.spend.end(usage)
+        if usage is not None and not usage.estimated_tokens:
+            self._learn(attempt, usage)
+
+    def _learn(self, attempt: Attempt, usage: CallUsage) -> None:
+        """What an exact report says about the calls to come."""
+        call = attempt.call
+        if usage.reasoning_tokens and call.stream and not attempt.meter.thought:
+            self._thinks_unseen = True
+        # agentao's own totals, which its sub-agents roll up from.
+        self._count_response_usage(attempt.accumulator.usage_data)
+        if call.purpose != "summary":
+            self.anchor.record(call.messages, call.tools, usage.prompt_tokens, usage.completion_tokens)
 
     def _decide(self, turn: Turn, error: Exception, retries: int) -> RetryDecision:
         retryable, _, header = self._adapter.classify_retry(error)
@@ -354,7 +352,7 @@ class GovernedModel(LLMClient):
         final = text if ended and not message.tool_calls and text.strip() else None
         cut = choice.finish_reason == "length" and self._granted < self.max_tokens
         # Neither a reason nor usage: a proxy closed the stream. A provider that never gives reasons still counts.
-        broke_off = not ended and choice.finish_reason == "stop" and getattr(response, "usage", None) is None
+        broke_off = not ended and choice.finish_reason == "stop" and not self._reported
         unfinished = _BROKE_OFF if broke_off else _FILTERED if choice.finish_reason == "content_filter" else None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 

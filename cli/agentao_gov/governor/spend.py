@@ -96,8 +96,10 @@ class Spend:
         try:
             self._turn.ledger.dispatch(self._reservation.id)
         except GovError as error:
-            self._ended = True
             self._turn.stop(StopCause.STORE, Reason.of(error))
+            # It may be held, or even stand as sent, where only the answer was lost. Nobody but us can give it back:
+            # neighbours take nothing from a process that lives.
+            self.release()
             raise Refused(error) from error
         self._dispatched = True
 
@@ -110,22 +112,13 @@ class Spend:
         self._granted += more
         return more > 0
 
-    def settle(self, usage: CallUsage) -> None:
-        """The provider reported what the request used."""
-        self._end(usage, exact=True)
-
-    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Nobody knows what the request used: this is the most it can have been."""
-        self._end(
-            CallUsage(prompt_tokens, completion_tokens, estimated_tokens=prompt_tokens + completion_tokens), exact=False
-        )
-
-    def refuse(self) -> None:
-        """The request cost nothing: it never left, or the provider answered that it will not serve it."""
-        if self._dispatched:
-            self._end(CallUsage(0, 0), exact=True)
-        else:
+    def end(self, usage: CallUsage | None) -> None:
+        """Posts what the request used. None: it never left, or the provider answered that it will not serve it."""
+        if usage is None and not self._dispatched:
             self.release()
+        elif not self._ended:
+            self._ended = True
+            self._post(usage or CallUsage(0, 0))
 
     def release(self) -> None:
         """The request was not made."""
@@ -134,21 +127,15 @@ class Spend:
         self._ended = True
         self._record(lambda: self._turn.ledger.release(self._reservation.id))
 
-    def _end(self, usage: CallUsage, *, exact: bool) -> None:
-        if self._ended:
-            return
-        self._ended = True
+    def _post(self, usage: CallUsage) -> None:
         self.usage = usage
         self._turn.meter.charge(usage, subtree=self._subtree)
-        prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        if exact:
-            self._record(
-                lambda: self._turn.ledger.settle(
-                    self._reservation.id, prompt, completion, estimated_tokens=usage.estimated_tokens
-                )
-            )
+        ledger, call_id = self._turn.ledger, self._reservation.id
+        prompt, completion, estimated = usage.prompt_tokens, usage.completion_tokens, usage.estimated_tokens
+        if estimated and estimated == usage.total_tokens:
+            self._record(lambda: ledger.charge_estimate(call_id, prompt, completion))
         else:
-            self._record(lambda: self._turn.ledger.charge_estimate(self._reservation.id, prompt, completion))
+            self._record(lambda: ledger.settle(call_id, prompt, completion, estimated_tokens=estimated))
 
     def _record(self, act: Callable[[], None]) -> None:
         """The call is over either way: a store that fails now is a warning, and fails the next reservation."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Anchor", "count_tokens", "message_bytes", "prompt_bound", "text_bound"]
+__all__ = ["Anchor", "count_tokens", "message_bytes", "prompt_bound", "text_bound", "thinks_unseen"]
 
 Message = Mapping[str, Any]
 
@@ -36,6 +36,11 @@ MARGIN = 1.25
 #: Families whose tokenizer is cl100k or its successor o200k (which needs fewer tokens for nearly every text).
 #: Not `gpt-neo`, `gpt-j`: the older r50k of GPT-2 needs several times as many for code and CJK.
 _CALIBRATED = re.compile(r"gpt-(\d|oss)|o[134](-|$)|chatgpt|simulated|text-embedding")
+#: Families that think first and show nothing of it, over Chat Completions: before the first byte there may be much.
+_THINKS_UNSEEN = re.compile(r"gpt-5|o[134](-|$)")
+#: A prompt reported with fewer tokens than its characters divided by this lacks a part. Prose has 4 characters a token,
+#: indented code up to 10.
+_CHARS_A_TOKEN_MAX = 16
 #: Pieces longer than this are not worth caching: they do not come again.
 _CACHED_CHARS_MAX = 4_000
 
@@ -82,8 +87,17 @@ def _bytes(text: str) -> int:
 @lru_cache(maxsize=256)
 def is_calibrated(model: str) -> bool:
     """Whether the model's tokenizer is close enough to cl100k for the margin to hold."""
+    return _CALIBRATED.match(_family(model)) is not None
+
+
+def thinks_unseen(model: str) -> bool:
+    """Whether the model is known to produce tokens that nobody sees."""
+    return _THINKS_UNSEEN.match(_family(model)) is not None
+
+
+def _family(model: str) -> str:
     # `openai/gpt-4.1` and `ft:gpt-4.1:…` are the same model at another place.
-    return _CALIBRATED.match(model.lower().rpartition("/")[2].removeprefix("ft:")) is not None
+    return model.lower().rpartition("/")[2].removeprefix("ft:")
 
 
 def text_bound(text: str, model: str) -> int:
@@ -170,11 +184,25 @@ class Anchor:
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
-        """Keeps what a provider reported for a request."""
+        """Keeps what a provider reported for a request, if a bound can be built on it.
+
+        Some gateways leave out of `prompt_tokens` what the provider had cached. The charge follows the report all the
+        same, but the next prompt may be counted whole again.
+        """
+        rendered = _render_tools(tools)
+        if prompt_tokens * _CHARS_A_TOKEN_MAX < sum(map(_chars, messages)) + len(rendered):
+            prompt_tokens = 0
+        elif self._goes_on(messages) and rendered == self._tools:
+            # All that was counted before is in this prompt too.
+            prompt_tokens = max(prompt_tokens, self.prompt_tokens)
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
         self._covered = [(message, _mark(message)) for message in messages]
-        self._tools = _render_tools(tools)
+        self._tools = rendered
+
+    def _goes_on(self, messages: Sequence[Message]) -> bool:
+        """Whether a request holds all that the reported one did, and more."""
+        return _shared(messages, self._covered) == len(self._covered)
 
     def bound(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, model: str) -> int | None:
         """The most tokens of the next prompt, or None where the anchor says nothing about it.
@@ -184,11 +212,7 @@ class Anchor:
         """
         if not self.known:
             return None
-        shared = 0
-        for message, (before, mark) in zip(messages, self._covered, strict=False):
-            if (message is not before and message != before) or _mark(message) != mark:
-                break
-            shared += 1
+        shared = _shared(messages, self._covered)
         if shared == 0:
             return None
         total = self.prompt_tokens + REQUEST_FRAME_TOKENS
@@ -202,12 +226,8 @@ class Anchor:
         """The anchor as numbers, for a session that goes on from disk. `history` is the conversation without system."""
         if not self.known:
             return None
-        kept = 0
-        for message, (before, mark) in zip(history, self._covered[1:], strict=False):
-            # Also here: what grew in place was not in the prompt that was counted.
-            if (message is not before and message != before) or _mark(message) != mark:
-                break
-            kept += 1
+        # Also here: what grew in place was not in the prompt that was counted.
+        kept = _shared(history, self._covered[1:])
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -230,6 +250,21 @@ class Anchor:
         self.completion_tokens = saved.get("completion_tokens", 0)
         self._covered = [(message, _mark(message)) for message in messages[:kept]]
         self._tools = rendered
+
+
+def _shared(messages: Sequence[Message], covered: Sequence[tuple[Message, object]]) -> int:
+    """How many messages both requests begin with, unchanged."""
+    shared = 0
+    for message, (before, mark) in zip(messages, covered, strict=False):
+        if (message is not before and message != before) or _mark(message) != mark:
+            break
+        shared += 1
+    return shared
+
+
+def _chars(message: Message) -> int:
+    content = message.get("content")
+    return len(content) if isinstance(content, str) else 0
 
 
 def _mark(message: Message) -> object:
