@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,28 @@ def test_doctor_fails_for_a_model_that_cannot_be_reached(house: House, run: Run)
     assert done.returncode == 1
     assert "cannot be reached" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("pragma", "status"), [("", "fail"), ("PRAGMA user_version=1", "fail"), (None, "ok")])
+def test_doctor_refuses_the_ledger_that_a_run_would_refuse(
+    house: House, run: Run, pragma: str | None, status: str
+) -> None:
+    """Another program's database, or another version's ledger, is no ledger; an empty file becomes one."""
+    path = house.root / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        if pragma is not None:
+            connection.execute("CREATE TABLE theirs (a)")
+            connection.execute(pragma or "SELECT 1")
+            connection.commit()
+    path.touch()
+    house.deployment["budget"]["path"] = str(path)
+    house.write()
+
+    done = run("doctor", "--model", "simulated", "--json", cwd=house.root)
+
+    (ledger,) = (check for check in json.loads(done.stdout)["checks"] if check["id"] == "ledger")
+    assert (ledger["status"], str(path) in ledger["observed"]) == (status, True)
+    assert (ledger["remedy"] != "") == (status == "fail")
 
 
 @pytest.mark.parametrize("form", ["json", "junit", "markdown", "github", "table"])

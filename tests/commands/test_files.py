@@ -48,6 +48,14 @@ def test_init_never_overwrites(cli: Cli, here: Path) -> None:
     assert "kept   agentao-gov.toml" in result.out
 
 
+def test_init_elsewhere_says_where_to_go_next(cli: Cli, here: Path) -> None:
+    """The next commands read the directory they are typed in."""
+    result = cli("init", "my service")
+
+    assert (here / "my service" / "agentao-gov.toml").is_file()
+    assert "Next: cd 'my service', then agentao-gov config check" in result.err
+
+
 def test_init_in_a_place_that_cannot_be_written_says_so(cli: Cli, here: Path) -> None:
     """A file where a directory is needed: one message, code 3."""
     (here / "profiles").write_text("")

@@ -17,7 +17,17 @@ from agentao_gov.budget import journal
 from agentao_gov.budget.journal import GENESIS, Entry
 from agentao_gov.errors import StoreError
 
-__all__ = ["LOCKED_HINT", "Synchronous", "begin_immediate", "connect", "create", "is_busy", "patiently", "store_error"]
+__all__ = [
+    "LOCKED_HINT",
+    "Synchronous",
+    "begin_immediate",
+    "check_layout",
+    "connect",
+    "create",
+    "is_busy",
+    "patiently",
+    "store_error",
+]
 
 T = TypeVar("T")
 
@@ -100,9 +110,9 @@ def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
         patiently(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), lock_wait_s)
         begin_immediate(connection, lock_wait_s)
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-            _fill(connection, now_ms)
+            _fill(connection, path, now_ms)
         connection.execute("COMMIT")
-        _check_layout(connection, path)
+        check_layout(connection, path)
     finally:
         connection.close()
 
@@ -119,9 +129,9 @@ def _touch(path: Path) -> None:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _fill(connection: sqlite3.Connection, now_ms: int) -> None:
+def _fill(connection: sqlite3.Connection, path: Path, now_ms: int) -> None:
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise StoreError("The file is a database of something else.", hint="Name another file in [budget] path.")
+        raise StoreError(f"{path} is a database of something else.", hint="Name another file in [budget] path.")
     for statement in _TABLES.split(";"):
         if statement.strip():
             connection.execute(statement)
@@ -135,7 +145,8 @@ def _fill(connection: sqlite3.Connection, now_ms: int) -> None:
     connection.execute(f"PRAGMA user_version={_LAYOUT}")
 
 
-def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
+def check_layout(connection: sqlite3.Connection, path: Path) -> None:
+    """Raises StoreError for a file that is no ledger, or one of another layout. Only reads."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     layout = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != _APPLICATION_ID or layout != _LAYOUT:

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from agentao_gov.budget.sqlite_schema import check_layout
 from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
+from agentao_gov.errors import StoreError
 from agentao_gov.process.layers import Layer, survey_layers
 from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
 
@@ -216,14 +218,17 @@ def _ledger(deployment: ResolvedDeployment) -> Examination:
 
 
 def _sqlite(path: Path) -> Examination:
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return Examination("ledger", "token ledger", "ok", f"{path} (created at first use)")
     try:
         connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)
         try:
+            check_layout(connection, path)
             state = connection.execute("PRAGMA quick_check").fetchone()[0]
         finally:
             connection.close()
+    except StoreError as error:
+        return Examination("ledger", "token ledger", "fail", error.message, error.hint or "")
     except sqlite3.Error as error:
         text = f"{path}: {error}"
         return Examination("ledger", "token ledger", "fail", text, "`agentao-gov budget verify`, or restore a backup.")

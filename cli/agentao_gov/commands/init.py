@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,4 +23,5 @@ def command(
         sys.stdout.write(f"wrote  {path}\n")
     for path in kept:
         sys.stdout.write(f"kept   {path} (exists)\n")
-    sys.stderr.write("Next: agentao-gov config check, then agentao-gov checklist\n")
+    there = "" if directory == Path() else f"cd {shlex.quote(str(directory))}, then "
+    sys.stderr.write(f"Next: {there}agentao-gov config check, then agentao-gov checklist\n")

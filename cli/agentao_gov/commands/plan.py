@@ -151,7 +151,7 @@ def _show(
     machine: Machine, measured: Measured, plan: CapacityPlan, *, name: str, turn_s: float,
     deployment: ResolvedDeployment, written: bool,
 ) -> None:  # fmt: skip
-    from agentao_gov.report.terminal import console, print_table
+    from agentao_gov.report.terminal import STYLES, console, print_table
 
     out = console(sys.stdout)
     rows = [
@@ -169,7 +169,8 @@ def _show(
         )
         for server in measured.mcp
     ]
-    print_table(out, (f"measured with profile {name}, mode {measured.mode}", ""), rows)
+    out.print(f"measured with profile {name}, mode {measured.mode}", style=STYLES["dim"])
+    print_table(out, ("", ""), rows)
     out.print()
     others = ", ".join(f"{what} {count:,}" for what, count in plan.sessions_by.items() if what != plan.bottleneck)
     lines = [
@@ -183,7 +184,8 @@ def _show(
         ("rule of thumb", f"{_mib(plan.rule_bytes)} for the same (10 MB a session + 100 MB an MCP server): "
                           f"{_factor(plan.rule_bytes, plan.details['need_bytes'])}"),
     ]  # fmt: skip
-    print_table(out, ("plan", ""), lines)
+    out.print("plan", style=STYLES["dim"])
+    print_table(out, ("", ""), lines)
     if written:
         sys.stderr.write(f"[capacity] of {deployment.path} holds the plan now.\n")
     elif deployment.path is not None:

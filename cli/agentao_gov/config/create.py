@@ -33,7 +33,10 @@ def write_starter(directory: Path) -> tuple[list[Path], list[Path]]:
             if write_new(path, text):
                 written.append(path)
     except OSError as error:
-        raise ConfigError(f"{error.filename or directory} cannot be written: {error.strerror}.") from None
+        raise ConfigError(
+            f"{str(error.filename or directory)!r} cannot be written: {error.strerror}.",
+            hint="Name a directory that can: `agentao-gov init DIR`.",
+        ) from None
     return written, [path for path in wanted if path not in written]
 
 
