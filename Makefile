@@ -29,9 +29,9 @@ test: $(STAMP) ## the tests a change must pass
 test-slow: $(STAMP) ## everything that takes long: real process trees, whole services, sabotage, the soak
 	$(BIN)/python -m pytest -m slow --timeout 240
 
-test-long: $(STAMP) ## the part of it that CI runs: millions of simulated steps, the ledger killed at every point, a minute's soak
+test-long: $(STAMP) ## the part of it that CI runs: millions of simulated steps, everything killed at every point, a minute's soak
 	$(BIN)/python -m pytest -m slow --timeout 240 tests/pool/test_simulation.py tests/budget/test_simulation.py \
-		tests/budget/test_crash.py tests/e2e/test_soak.py
+		tests/budget/test_crash.py tests/process/test_kill_matrix.py tests/e2e/test_soak.py
 
 lint: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .

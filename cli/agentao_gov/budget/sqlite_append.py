@@ -1,8 +1,8 @@
 """The short way of a step: one statement that appends its journal entry, provided that nothing has changed.
 
 What a turn's calls do is nearly always one entry about lines that this process knows. It is decided on what is known,
-and appended only if the journal still ends where it is known to end: half the SQL of a transaction of its own, and the
-file is locked for one statement. Whatever is not as expected is left to the long way, which looks first.
+and appended only if the journal still ends where it is known to end: one statement instead of five, which is also all
+that the file is locked for. Whatever is not as expected is left to the long way, which looks first.
 """
 
 from __future__ import annotations
