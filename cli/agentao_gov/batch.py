@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 
 from agentao_gov.errors import UsageError
 from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE
 
 __all__ = [
     "INTERRUPTED",
-    "SESSION_ID",
     "BatchItem",
     "batch_exit_code",
     "finished",
@@ -25,8 +24,6 @@ __all__ = [
     "read_batch",
 ]
 
-#: What names a session, on the command line and in a batch; the HTTP service has the same rule.
-SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEYS = ("id", "prompt", "profile", "session")
 #: A turn that ended so was cut short from outside: it is not written, so that the next run does it again.
 INTERRUPTED = frozenset({Outcome.CANCELLED, Outcome.SHUTDOWN})
@@ -106,7 +103,7 @@ def _from_record(record: dict[str, Any], number: int, place: str) -> BatchItem:
         if record.get(key) is not None and not isinstance(record[key], str):
             raise UsageError(f"{place}: {key!r} must be a text.")
     if record.get("session") is not None and not SESSION_ID.fullmatch(record["session"]):
-        raise UsageError(f"{place}: a session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
+        raise UsageError(f"{place}: a session id is {SESSION_ID_RULE}.")
     return BatchItem(identity, prompt, record.get("profile"), record.get("session"))
 
 

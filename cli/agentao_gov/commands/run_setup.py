@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.batch import SESSION_ID, BatchItem, read_batch
+from agentao_gov.batch import BatchItem, read_batch
 from agentao_gov.commands._output import check_output
 from agentao_gov.config import (
     ModelChoice,
@@ -31,7 +31,7 @@ from agentao_gov.config import (
 )
 from agentao_gov.config.keys import flatten
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, SessionKey
 from agentao_gov.report.terminal import console, warn
 from agentao_gov.simulator.local import LocalModel, running_model
 
@@ -181,7 +181,7 @@ def _asking(options: RunOptions) -> Iterator[Any]:
 def _check(options: RunOptions) -> None:
     """Raises UsageError or ConfigError for what makes no sense, alone or together."""
     if options.session is not None and not SESSION_ID.fullmatch(options.session):
-        raise UsageError("A session id is 1 to 128 characters of A-Z a-z 0-9 . _ : -.")
+        raise UsageError(f"A session id is {SESSION_ID_RULE}.")
     if options.workdir is not None and not options.workdir.is_dir():
         raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
     check_output(options.output)

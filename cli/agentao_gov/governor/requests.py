@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
 __all__ = [
+    "SESSION_ID",
+    "SESSION_ID_RULE",
     "Conversation",
     "EventSink",
     "IterationEvent",
@@ -24,6 +27,10 @@ __all__ = [
     "TurnEvent",
     "TurnRequest",
 ]
+
+#: What a user may call a session, on the command line, in a batch and over HTTP.
+SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+SESSION_ID_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import ipaddress
 import os
 import secrets
 import signal
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 import psutil
 import tomli_w
 
-from agentao_gov.config import ResolvedDeployment
+from agentao_gov.config import ResolvedDeployment, is_loopback
 from agentao_gov.errors import ConfigError, InternalError, UsageError
 from agentao_gov.loadtest.driver import free_port
 from agentao_gov.simulator import Simulator, start_simulator
@@ -251,16 +250,6 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         table[key] = room
     if low:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine by its name alone; no resolver is asked."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _status(url: str, path: str) -> int | None:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from agentao_gov.config import is_loopback
 from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError
 
-__all__ = ["DEFAULT_TENANT", "TenantDirectory", "is_loopback", "require_local_page"]
+__all__ = ["DEFAULT_TENANT", "TenantDirectory", "require_local_page"]
 
 DEFAULT_TENANT = "default"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def require_local_page(host: str | None, origin: str | None) -> None:

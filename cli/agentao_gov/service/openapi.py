@@ -6,22 +6,24 @@ from importlib.metadata import version
 from typing import Any
 
 from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.requests import SESSION_ID
 from agentao_gov.service.requests import ChatBody, TurnBody
 
 __all__ = ["openapi_document"]
 
+_SESSION_ID = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
 _SESSION_HEADER = {
     "name": "X-Session-Id",
     "in": "header",
     "required": False,
     "description": "Names a session: the last user message is its next turn. Without it the turn is a fresh agent's.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "schema": _SESSION_ID,
 }
 _SESSION_PATH = {
     "name": "session_id",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    "schema": _SESSION_ID,
 }
 _MODEL_PATH = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentao_gov.errors import BadRequestError, TooLargeError
+from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE
 
 __all__ = [
     "DEFAULT_USER",
@@ -24,16 +25,15 @@ __all__ = [
 #: Whoever sends no `user`. All of them share one user's limits: an unnamed user must not be an unlimited one.
 DEFAULT_USER = "default"
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _B = TypeVar("_B", bound=BaseModel)
 
 
 def require_session_id(value: str) -> str:
-    """The id itself when it follows the rule: 1-128 characters of `A-Za-z0-9._:-`."""
-    if not _SESSION_ID.fullmatch(value):
+    """The id itself when it follows `SESSION_ID_RULE`. Raises BadRequestError."""
+    if not SESSION_ID.fullmatch(value):
         raise BadRequestError(
-            f"The session id has {len(value)} characters; it must be 1-128 of A-Z a-z 0-9 . _ : -",
+            f"The session id has {len(value)} characters; it must be {SESSION_ID_RULE}",
             param="X-Session-Id",
         )
     return value
