@@ -50,3 +50,29 @@ def test_a_busy_session_does_not_rest(tmp_path: Path) -> None:
     assert rested <= 1  # before its second turn at the most
     eventually(lambda: hosts.rested[KEY] == rested + 1, "its rest after the turn")
     bench.close()
+
+
+def test_however_many_come_at_once_few_stay_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest idle rest before their time; a busy one is left alone, and rests no sooner than the others."""
+    monkeypatch.setattr(rests, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(rests, "AWAKE_MAX", 2)
+    monkeypatch.setattr(rests, "AWAKE_SLACK", 2)
+    hosts = ScriptedHosts()
+    bench = PoolBench(tmp_path, hosts)
+    bench.ask("busy")
+    held = bench.submit("busy", "hold gate")
+    hosts.arrive("gate")
+    for n in range(4):
+        bench.ask(f"s{n}")
+
+    eventually(lambda: len(hosts.rested) == 2, "the rests")
+    resting = {key.session for key in hosts.rested}
+    hosts.gates["gate"].set()
+    held.result(10)
+    bench.ask("s4")
+    bench.ask("s5")
+
+    assert resting == {"s0", "s1"}
+    eventually(lambda: len(hosts.rested) == 5, "the next rests")
+    assert {key.session for key in hosts.rested} == {"s0", "s1", "s2", "s3", "busy"}
+    bench.close()
