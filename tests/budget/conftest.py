@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agentao_gov.budget import MemoryStore, RedisStore, SqliteStore, Store
-from agentao_gov.clock import Clock
+from agentao_gov.budget import Store
+from tests.budget.stores import ALL, LASTING, OpenStore, opener
 from tests.support.clock import FakeClock
-
-OpenStore = Callable[[], Store]
-
-_names = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -47,26 +42,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(10)
 
 
-@pytest.fixture
-def redis_ledger(redis_url: str) -> Callable[[Clock], RedisStore]:
-    """Opens this test's own ledger on the shared server."""
-    name = f"test-{next(_names)}"
-    return lambda clock: RedisStore(redis_url, clock=clock, name=name)
-
-
-@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.fixture(params=ALL)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[OpenStore]:
-    """Opens the ledger under test; each call is one more owner of the same ledger (memory: the same one)."""
+    """Opens the ledger under test; closes what was opened."""
     opened: list[Store] = []
-    memory = MemoryStore(clock)
+    open_one = opener(request, tmp_path, clock)
 
     def make() -> Store:
-        if request.param == "memory":
-            return memory
-        if request.param == "sqlite":
-            opened.append(SqliteStore(tmp_path / "ledger.db", clock))
-        else:
-            opened.append(request.getfixturevalue("redis_ledger")(clock))
+        opened.append(open_one())
         return opened[-1]
 
     yield make
@@ -80,7 +63,7 @@ def store(open_store: OpenStore) -> Store:
     return open_store()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.fixture(params=LASTING)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """Where workers of a test find their ledger."""
     if request.param == "sqlite":

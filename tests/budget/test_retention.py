@@ -6,7 +6,7 @@ import gc
 import signal
 import sqlite3
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import pytest
 
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
 from agentao_gov.budget.checkpoint import piece, plan
+from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.redis_keys import link, write_checkpoint
 from agentao_gov.budget.sqlite_fold import cut, fold, plan_cut
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes
 from tests.budget.processes import start
+from tests.budget.stores import ALL, LASTING, OpenStore, opener
 from tests.support.clock import FakeClock
 
 DAY_S = 86_400
@@ -27,13 +29,23 @@ RETAIN_S = 2 * DAY_S
 LIMITS = scopes()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def short(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Callable[[], Store]:
+@pytest.fixture(params=LASTING)
+def short(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> OpenStore:
     """Opens a ledger that keeps its journal for two days."""
-    if request.param == "sqlite":
-        return lambda: SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
-    url = request.getfixturevalue("redis_url")
-    return lambda: RedisStore(url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
+    return opener(request, tmp_path, clock, RETAIN_S)
+
+
+@pytest.fixture(params=ALL)
+def kept(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
+    """A ledger of any kind that keeps its journal for two days."""
+    store = opener(request, tmp_path, clock, RETAIN_S)()
+    yield store
+    store.close()
+
+
+def many(store: Store) -> int:
+    """So many calls that something is cut: in memory it is the number of entries that makes it cut."""
+    return 600 if isinstance(store, MemoryStore) else 5
 
 
 def live(store: Store, clock: FakeClock, days: int, calls: int = 20) -> None:
@@ -54,7 +66,7 @@ def live(store: Store, clock: FakeClock, days: int, calls: int = 20) -> None:
         store.heartbeat()
 
 
-def test_a_long_life_keeps_what_is_recent_and_proves_the_rest(short: Callable[[], Store], clock: FakeClock) -> None:
+def test_a_long_life_keeps_what_is_recent_and_proves_the_rest(short: OpenStore, clock: FakeClock) -> None:
     """After ten days the journal holds some four; the tenant's days, today's balances and the chain stay."""
     store = short()
     live(store, clock, 10)
@@ -78,7 +90,7 @@ def test_a_long_life_keeps_what_is_recent_and_proves_the_rest(short: Callable[[]
     again.close()
 
 
-def test_a_call_that_is_open_over_the_cut_stays(short: Callable[[], Store], clock: FakeClock) -> None:
+def test_a_call_that_is_open_over_the_cut_stays(short: OpenStore, clock: FakeClock) -> None:
     """However old it is: what holds tokens is never let go of, and it settles in its own day."""
     store = short()
     store.reserve(call("slow", scopes(names=("acme", "bob", "slow", "t-slow"))))
@@ -97,7 +109,7 @@ def test_a_call_that_is_open_over_the_cut_stays(short: Callable[[], Store], cloc
     store.close()
 
 
-def test_the_same_call_again_is_still_the_same(short: Callable[[], Store], clock: FakeClock) -> None:
+def test_the_same_call_again_is_still_the_same(short: OpenStore, clock: FakeClock) -> None:
     """Within the time that is kept a replayed settlement posts nothing."""
     store = short()
     live(store, clock, 4)
@@ -118,50 +130,82 @@ def fill(store: Store, prefix: str, calls: int) -> None:
         store.settle(f"{prefix}-{number}", 1, 1, 0)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def test_a_turn_that_goes_on_after_a_long_rest_keeps_its_budget(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, clock: FakeClock
-) -> None:
+def test_a_turn_that_goes_on_after_a_long_rest_keeps_its_budget(kept: Store, clock: FakeClock) -> None:
     """Its last call is long cut from the journal, but the one that is open now still posts to its line."""
-    store: Store
-    if kind == "redis":
-        url = request.getfixturevalue("redis_url")
-        store = RedisStore(url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
-    elif kind == "sqlite":
-        store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
-    else:
-        store = MemoryStore(clock)
-    # In memory it is the number of entries that makes it cut.
-    many = 600 if kind == "memory" else 5
     limits = scopes(turn=500)
-    store.reserve(call("first", limits))
-    store.settle("first", 150, 50, 0)
+    kept.reserve(call("first", limits))
+    kept.settle("first", 150, 50, 0)
     clock.advance(2 * DAY_S)
-    fill(store, "before", many)
+    fill(kept, "before", many(kept))
     clock.advance(4 * DAY_S)
-    store.reserve(call("open", limits))
-    store.dispatch("open")
+    kept.reserve(call("open", limits))
+    kept.dispatch("open")
     clock.advance(DAY_S)
-    fill(store, "after", many)
-    store.heartbeat()
-    (first, *_) = store.journal()
+    fill(kept, "after", many(kept))
+    kept.heartbeat()
+    (first, *_) = kept.journal()
 
-    held = balance(store, limits, "turn")
-    store.settle("open", 100, 40, 0)
-    fill(store, "later", 5)
+    held = balance(kept, limits, "turn")
+    kept.settle("open", 100, 40, 0)
+    fill(kept, "later", 5)
 
     assert first[0] > 3, "nothing was cut"
     assert (held.used, held.reserved) == (200, 200)
-    after = balance(store, limits, "turn")
+    after = balance(kept, limits, "turn")
     assert (after.used, after.reserved) == (340, 0)
-    assert idle(store, limits)
-    found = store.verify()
+    assert idle(kept, limits)
+    found = kept.verify()
     assert found.ok, found.problems
-    store.close()
+
+
+def test_a_line_stays_for_the_correction_of_a_later_call(kept: Store, clock: FakeClock) -> None:
+    """A turn rested for more than a day; the call it made then is kept, so what it posts to is kept with it."""
+    limits = scopes(turn=500)
+    kept.reserve(call("first", limits))
+    kept.settle("first", 80, 20, 0)
+    clock.advance(1.5 * DAY_S)
+    fill(kept, "between", many(kept))
+    clock.advance(0.5 * DAY_S)
+    kept.reserve(call("late", limits))
+    kept.dispatch("late")
+    kept.charge("late", 100, 100)
+    clock.advance(1.9 * DAY_S)
+    fill(kept, "after", many(kept))
+    kept.heartbeat()
+    (first, *_) = kept.journal()
+
+    before = balance(kept, limits, "turn").used
+    settlement = kept.settle("late", 100, 20, 0)
+
+    assert first[0] > 3, "nothing was cut"
+    assert before == 300
+    assert settlement.posted
+    assert balance(kept, limits, "turn").used == 220
+    found = kept.verify()
+    assert found.ok, found.problems
+
+
+def test_a_correction_of_a_call_that_is_no_longer_kept_is_refused(kept: Store, clock: FakeClock) -> None:
+    """What was charged for it stands: there is nothing left that could be corrected, and nothing to try again."""
+    limits = scopes(turn=500)
+    kept.reserve(call("charged", limits))
+    kept.dispatch("charged")
+    kept.charge("charged", 100, 100)
+    for day in range(8):
+        clock.advance(DAY_S)
+        fill(kept, f"day-{day}", many(kept))
+        kept.heartbeat()
+    before = kept.all_balances("all")
+
+    with pytest.raises(ReservationLostError):
+        kept.settle("charged", 100, 20, 0)
+
+    assert kept.all_balances("all") == before
+    assert kept.verify().ok
 
 
 def test_a_turn_that_rests_for_less_than_a_day_keeps_its_budget(
-    short: Callable[[], Store], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    short: OpenStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is open on it, and its calls are long cut: it is over only a day after its last one."""
     monkeypatch.setattr("agentao_gov.budget.checkpoint._PIECE", 20)
@@ -277,38 +321,26 @@ def test_a_lines_number_is_never_given_to_another(tmp_path: Path, clock: FakeClo
     store.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
-def test_a_clock_that_is_ahead_for_a_beat_gives_nobody_a_new_budget(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, clock: FakeClock
-) -> None:
+def test_a_clock_that_is_ahead_for_a_beat_gives_nobody_a_new_budget(kept: Store, clock: FakeClock) -> None:
     """Looking and upkeep are no events: once the clock is right again, day and turn are what they were."""
-    store: Store
-    if kind == "redis":
-        url = request.getfixturevalue("redis_url")
-        store = RedisStore(url, clock=clock, name=tmp_path.name, retain_s=RETAIN_S)
-    else:
-        store = (
-            MemoryStore(clock) if kind == "memory" else SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
-        )
-    fill(store, "some", 5)
-    store.reserve(call("c", LIMITS))
-    store.settle("c", 5, 5, 0)
-    before, entries = store.balances(LIMITS), len(list(store.journal()))
+    fill(kept, "some", 5)
+    kept.reserve(call("c", LIMITS))
+    kept.settle("c", 5, 5, 0)
+    before, entries = kept.balances(LIMITS), len(list(kept.journal()))
 
     clock.step_wall(31 * DAY_S)
-    store.heartbeat()
-    store.balances(LIMITS)
-    store.all_balances()
+    kept.heartbeat()
+    kept.balances(LIMITS)
+    kept.all_balances()
     clock.step_wall(-31 * DAY_S)
 
-    assert store.balances(LIMITS) == before
-    assert balance(store, LIMITS, "turn").used == 10
-    assert len(list(store.journal())) == entries
-    assert store.verify().ok
-    store.close()
+    assert kept.balances(LIMITS) == before
+    assert balance(kept, LIMITS, "turn").used == 10
+    assert len(list(kept.journal())) == entries
+    assert kept.verify().ok
 
 
-def test_a_cut_is_at_the_time_of_the_last_entry(short: Callable[[], Store], clock: FakeClock) -> None:
+def test_a_cut_is_at_the_time_of_the_last_entry(short: OpenStore, clock: FakeClock) -> None:
     """Also where there is something to cut, a clock that is ahead moves nobody into another day."""
     store = short()
     rested(store, clock)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -21,6 +21,8 @@ __all__ = ["DAY_MS", "Checkpoint", "Cut", "over_by", "piece", "plan"]
 #: Of a line's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
 Over = Callable[[str, int], bool]
 Link = Callable[[bytes, str], bytes]
+#: Of lines and what was posted to them up to the cut: those that have other figures now.
+Moved = Callable[[Mapping[str, Totals]], Collection[str]]
 
 _OPEN_STEPS = frozenset({"reserve", "dispatch"})
 
@@ -114,13 +116,24 @@ def piece(size: int) -> int:
     return max(_PIECE, size // _LINE_BYTES)
 
 
+def _nothing(_: Mapping[str, Totals]) -> Collection[str]:
+    return ()
+
+
 def plan(
-    checkpoint: Checkpoint, rows: Iterable[JournalRow], over: Over, kept: Collection[str], link: Link = chain
+    checkpoint: Checkpoint,
+    rows: Iterable[JournalRow],
+    over: Over,
+    kept: Collection[str],
+    link: Link = chain,
+    *,
+    moved: Moved = _nothing,
 ) -> Cut | None:
     """Adds up `rows`, which follow the checkpoint; None where there are none, or where they are not sound.
 
     A line that `over` says is over goes, unless a call was open on it at the end of the rows, or it is one of `kept`:
-    the lines of calls that are open now, which may have been reserved long after these rows.
+    the lines of calls that are open now, which may have been reserved long after these rows, or one that has `moved`
+    since: calls that ended later post their corrections to it.
     """
     sums = replay(rows, link, checkpoint.replay())
     if sums.entries == checkpoint.number or sums.problems:
@@ -132,6 +145,8 @@ def plan(
             by_call.pop(name, None)
     held = {line for step in sums.steps.values() for line in step.lines}.union(kept)
     lines = [ref for ref, name in sums.names.items() if ref not in held and over(name, sums.touched.get(ref, 0))]
+    stay = set(moved({ref: sums.lines[ref] for ref in lines}))
+    lines = [ref for ref in lines if ref not in stay]
     for ref in [*lines, *sums.lines.keys() - sums.names.keys()]:
         for by_line in (sums.lines, sums.names, sums.limits, sums.warned, sums.touched):
             by_line.pop(ref, None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from agentao_gov.budget.checkpoint import Checkpoint
+from agentao_gov.budget.journal import Totals
 from agentao_gov.budget.line import LineKey, line_name
 from agentao_gov.budget.redis_keys import journal_rows, read_checkpoint, verify_records
 from agentao_gov.budget.redis_session import RedisSession, guard
@@ -74,6 +75,20 @@ class RedisReader:
         """The first entries of the journal."""
         with guard():
             return _strings(self._session.client.lrange(self._session.key_of("journal"), 0, count - 1))
+
+    def moved(self, sums: Mapping[str, Totals]) -> set[str]:
+        """Lines that something was posted to after these sums; one that has expired has not."""
+        with guard():
+            pipe = self._session.client.pipeline(transaction=False)
+            for name in sums:
+                pipe.hmget(self._line_key(name), "used", "reserved", "estimated", "granted")
+            found = pipe.execute()
+        return {
+            name
+            for (name, then), now in zip(sums.items(), found, strict=True)
+            if any(now)
+            and [int(figure or 0) for figure in now] != [then.used, then.reserved, then.estimated, then.granted]
+        }
 
     def _entries(self) -> Iterator[str]:
         start = 0

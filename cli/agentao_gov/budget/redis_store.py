@@ -254,9 +254,10 @@ class RedisStore:
         texts = self._reader.oldest(count)
         times = list(itertools.takewhile(lambda at_ms: at_ms < before_ms, self._times(texts)))
         rows = list(journal_rows(texts[: len(times)], checkpoint.number))
-        planned = (
-            plan(checkpoint, rows, over_by(times[-1]), self._session.call("held")["lines"], link) if rows else None
-        )
+        if not rows:
+            return
+        held = self._session.call("held")["lines"]
+        planned = plan(checkpoint, rows, over_by(times[-1]), held, link, moved=self._reader.moved)
         if planned is not None:
             self._session.call(
                 "cut",

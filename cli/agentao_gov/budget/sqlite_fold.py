@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 from agentao_gov.budget import checkpoint as checkpoints
 from agentao_gov.budget.checkpoint import DAY_MS, Checkpoint, Cut, over_by, piece
-from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.journal import Entry, Totals
 from agentao_gov.budget.sqlite_owners import held_calls
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, placeholders, row_of_call, row_of_line
 from agentao_gov.budget.sqlite_tx import Transaction
@@ -20,6 +21,7 @@ FOLD_ENTRIES = 1_024
 _OLD = "SELECT number, body, hash, at_ms FROM journal WHERE number <= ? AND at_ms < ? ORDER BY number"
 _AT = "SELECT at_ms FROM journal WHERE number = ?"
 _HELD = "SELECT lines FROM calls WHERE state IN ('reserved', 'dispatched')"
+_FIGURES = "SELECT used, reserved, estimated, granted FROM lines WHERE id = ?"
 _SET_LINE = """
 UPDATE lines SET limit_tokens = ?, granted = ?, used = ?, reserved = ?, estimated = ?, cost = ?, unpriced = ?,
     warned = ? WHERE id = ?
@@ -57,7 +59,17 @@ def plan_cut(sql: sqlite3.Connection, now_ms: float, retain_ms: float) -> Cut | 
     if not rows:
         return None
     open_lines = {line for (lines,) in sql.execute(_HELD) for line in lines.split(",")}
-    return checkpoints.plan(checkpoint, (row[:3] for row in rows), over_by(rows[-1][3]), open_lines)
+    older = (row[:3] for row in rows)
+    return checkpoints.plan(checkpoint, older, over_by(rows[-1][3]), open_lines, moved=lambda sums: _moved(sql, sums))
+
+
+def _moved(sql: sqlite3.Connection, sums: Mapping[str, Totals]) -> set[str]:
+    """Lines that something was posted to after these sums."""
+    return {
+        ref
+        for ref, then in sums.items()
+        if sql.execute(_FIGURES, (int(ref),)).fetchone() != (then.used, then.reserved, then.estimated, then.granted)
+    }
 
 
 def _old(sql: sqlite3.Connection, number: int, before_ms: float) -> bool:
