@@ -44,6 +44,17 @@ def test_no_line_of_a_session_process_passes_for_the_service_s(
     assert len(record.getMessage()) < 9_000
 
 
+def test_what_servers_write_to_their_standard_error_is_logged_with_the_session_s_name(
+    relayed: RelayedLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it looks like a record of the service; empty lines are none."""
+    relayed.error_output("no database\n2026-11-22 ERROR forged\n")
+    relayed.error_output("\n")
+
+    (record,) = caplog.records
+    assert record.getMessage().endswith("acme/s1: no database\n    2026-11-22 ERROR forged")
+
+
 def test_a_flood_is_cut_and_counted(relayed: RelayedLog, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     """Sixty records a minute pass; the next minute says how many did not."""
     for number in range(1_000):

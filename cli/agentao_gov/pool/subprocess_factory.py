@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec,
 from agentao_gov.pool.subprocess_homes import Homes
 from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
 from agentao_gov.worker.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
 
@@ -102,12 +104,14 @@ class SubprocessFactory:
             owner_tag = session_tag(SessionKey("", "zygote"))
             zygote = ZygoteSpawner(child_env(owner_tag, "session"))
         self._zygote = zygote
+        self._errors = StderrReader()
         self._parts = HostParts(
             ledger=ledger,
             clock=clock,
             observers=self._observers,
             scopes=self._scopes,
             limits=settings.limits,
+            errors=self._errors,
             spawn=self._spawn,
             home=self._homes.of,
         )
@@ -155,6 +159,7 @@ class SubprocessFactory:
             process.wait_gone(max(0.1, min(deadline.remaining_s(), 2.0)))
             _discard(process)
         self._homes.close()
+        self._errors.close()
         if self._own_homes is not None:
             self._own_homes.cleanup()
 
@@ -256,4 +261,6 @@ def _discard(process: SessionProcess) -> None:
     """Closes what connects to a process that no session uses."""
     process.let_go()
     process.wire.close()
+    if (errors := process.take_errors()) >= 0:
+        os.close(errors)
     process.last_words(0)

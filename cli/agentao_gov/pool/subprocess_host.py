@@ -30,6 +30,7 @@ from agentao_gov.pool.subprocess_ledger import LedgerDesk
 from agentao_gov.pool.subprocess_log import RelayedLog
 from agentao_gov.pool.subprocess_report import TurnWitness
 from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE
 from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.tree import SessionTree
@@ -62,6 +63,7 @@ class HostParts:
     observers: Observers
     scopes: Callable[[SessionSpec, TurnRequest], tuple[ScopeLimit, ...]]
     limits: OsLimits
+    errors: StderrReader
     #: Gets a process, ready-made where there is one; raises GovError.
     spawn: Callable[[SessionSpec, Deadline], SessionProcess]
     #: Private home of the session's processes.
@@ -116,6 +118,7 @@ class SubprocessHost:
         )
         live = _Live(process, peer, gone)
         peer.start()
+        self._parts.errors.add(process.take_errors(), self._log.error_output)
         with self._lock:
             refused = self._closed
             if not refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,16 @@ _CHARS_MAX = 8_000
 _RECORDS_MAX, _PERIOD_S = 60, 60.0
 
 
+def _somebody_logs() -> bool:
+    """Whether a service's log is set up; a command at a terminal has none."""
+    logger: logging.Logger | None = _log
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent
+    return False
+
+
 class RelayedLog:
     """Passes on warnings and errors of one session's process. Thread-safe."""
 
@@ -29,6 +40,15 @@ class RelayedLog:
         # All below under `_lock`.
         self._since = clock.monotonic()
         self._count = 0
+
+    def error_output(self, text: str) -> None:
+        """What the process and its servers wrote to their standard error. Where nobody logs, it goes to our own."""
+        if _somebody_logs():
+            if text.strip():
+                self.handle({"level": logging.WARNING, "text": text.strip("\n")})
+        elif self._admit()[1]:
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     def handle(self, params: Mapping[str, Any]) -> None:
         """One record off the wire. Raises KeyError, TypeError or ValueError for what is none."""

@@ -61,6 +61,8 @@ class SessionProcess:
     lifeline: int
     #: What the warden says: `limit ...`, `exit ...`; end-of-file: nothing of the tree is left.
     status: int
+    #: Read end of its standard error, until somebody takes it over; -1: taken or closed.
+    errors: int
     #: Its control group, where there is one.
     cgroup: SessionCgroup | None = None
     #: Whether the warden's last word said that it had ended everything below itself.
@@ -74,6 +76,12 @@ class SessionProcess:
     def alive(self) -> bool:
         """Whether its warden still runs."""
         return procfs.alive(self.root)
+
+    def take_errors(self) -> int:
+        """Hands over what it writes to its standard error; the caller closes it. Once."""
+        with self._lock:
+            fd, self.errors = self.errors, -1
+        return fd
 
     def let_go(self) -> None:
         """Closes the lifeline: the warden ends what is still there, after its grace."""
@@ -147,25 +155,28 @@ class _Ends:
         self.ours, self.theirs = socket.socketpair()
         self.lifeline_r, self.lifeline_w = os.pipe()
         self.status_r, self.status_w = os.pipe()
+        self.errors_r, self.errors_w = os.pipe()
 
     @property
     def given(self) -> list[int]:
-        return [self.theirs.fileno(), self.lifeline_r, self.status_w]
+        return [self.theirs.fileno(), self.lifeline_r, self.status_w, self.errors_w]
 
     def close_theirs(self) -> None:
         self.theirs.close()
         os.close(self.lifeline_r)
         os.close(self.status_w)
+        os.close(self.errors_w)
 
     def close_ours(self) -> None:
         self.ours.close()
         os.close(self.lifeline_w)
         os.close(self.status_r)
+        os.close(self.errors_r)
 
     def process(self, pid: int, cgroup: SessionCgroup | None) -> SessionProcess:
         stat = procfs.read_stat(pid)
         root = stat.ref if stat is not None else ProcessRef(pid, -1)
-        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r, cgroup)
+        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r, self.errors_r, cgroup)
 
 
 class ColdSpawner:
@@ -196,6 +207,7 @@ class ColdSpawner:
                 env=scrubbed_env(env),
                 stdin=ends.theirs.fileno(),
                 stdout=ends.theirs.fileno(),
+                stderr=ends.errors_w,
                 pass_fds=(ends.lifeline_r, ends.status_w),
                 start_new_session=True,
             )

@@ -2,8 +2,8 @@
 
 Importing the runtime takes a second and some 60 MB; a fork of a process that has done it takes milliseconds and shares
 the pages. It stays single-threaded, because a fork of a threaded process inherits locks that nobody will ever release.
-Control is a socket of whole messages (SOCK_SEQPACKET): a JSON object with three descriptors (wire, lifeline, status)
-in, `{"pid": N}` out. Its end-of-file ends the zygote; the sessions have lifelines of their own.
+Control is a socket of whole messages (SOCK_SEQPACKET): a JSON object with four descriptors (wire, lifeline, status,
+standard error) in, `{"pid": N}` out. Its end-of-file ends the zygote; the sessions have lifelines of their own.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def preload() -> None:
     gc.disable()
 
 
-def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
+def _worker_main(order: dict[str, Any], wire: int, errors: int) -> NoReturn:
     """In the new session process: limits, standard streams, then the worker."""
     from agentao_gov.worker import main as worker
 
@@ -78,7 +78,9 @@ def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
     OsLimits.from_wire(order["limits"]).apply()
     os.dup2(wire, 0)
     os.dup2(wire, 1)
+    os.dup2(errors, 2)
     os.close(wire)
+    os.close(errors)
     gc.enable()
     code = 1
     try:
@@ -92,7 +94,7 @@ def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
 
 def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket, *, pid_namespace: bool) -> int:
     """Forks a warden, which forks the worker. Returns the warden's pid."""
-    wire, lifeline, status = fds
+    wire, lifeline, status, errors = fds
     pid = os.fork()
     if pid:
         return pid
@@ -110,10 +112,10 @@ def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket,
         )
 
         def main(_beat: int) -> NoReturn:
-            _worker_main(order, wire)
+            _worker_main(order, wire, errors)
 
         # The warden must not hold the wire: its other end waits for end-of-file.
-        options.closes = (wire,)
+        options.closes = (wire, errors)
         if pid_namespace:
             warden.supervise_pair(main, options, pid_namespace=True)
         warden.supervise(main, options)
@@ -130,7 +132,7 @@ def serve(control: socket.socket) -> None:
     # Children are reaped by the kernel: nobody here waits for them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        message, fds, _flags, _address = socket.recv_fds(control, MESSAGE_BYTES_MAX, 3)
+        message, fds, _flags, _address = socket.recv_fds(control, MESSAGE_BYTES_MAX, 4)
         if not message:
             return
         try:
