@@ -6,12 +6,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agentao_gov.budget import Store
+from agentao_gov.budget import RedisStore, Store
+from agentao_gov.clock import Clock
 from tests.budget.stores import ALL, LASTING, OpenStore, opener
 from tests.support.clock import FakeClock
 
@@ -40,6 +41,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture
+def redis_ledger(redis_url: str, tmp_path: Path) -> Callable[[Clock], RedisStore]:
+    """Opens this test's own ledger on the shared server."""
+    return lambda clock: RedisStore(redis_url, clock=clock, name=tmp_path.name)
 
 
 @pytest.fixture(params=ALL)

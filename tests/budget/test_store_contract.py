@@ -24,7 +24,7 @@ from agentao_gov.budget.states import Price
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.clock import Clock
 from tests.budget.calls import PLENTY, balance, call, idle, scopes
-from tests.budget.conftest import OpenStore
+from tests.budget.stores import OpenStore
 from tests.support.clock import FakeClock
 
 
