@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,7 @@ from agentao_gov.budget import SqliteStore, TokenLedger
 from agentao_gov.clock import Deadline
 from agentao_gov.config import Deployment, ModelChoice, Profile, ResolvedDeployment, ResolvedProfile
 from agentao_gov.governor import Governor, Outcome, SessionKey, SessionSpec, TurnReport, TurnRequest
+from tests.budget.working import all_at_once, answer
 
 #: A model named like this is asked for its answer in one piece, because agentao streams nothing from Gemini.
 WHOLE_MODEL = "gemini/simulated"
@@ -108,15 +108,10 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     """All players at once, after the parent's word."""
     players = Players(plan)
     threads = [threading.Thread(target=players.play, args=pair) for pair in enumerate(plan["players"])]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    all_at_once(threads)
     players.close()
     return {"ends": players.ends, "wrongly": players.wrongly, "errors": players.errors}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))), flush=True)
+    answer(main)

@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from agentao_gov.budget import (
 )
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import BudgetExhaustedError
+from tests.budget.working import all_at_once, answer
 from tests.support.clock import FakeClock
 
 QUESTION = "Say something about limits, please."
@@ -110,13 +110,7 @@ def run_streams(plan: dict[str, Any]) -> dict[str, Any]:
             result["errors"].append(f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=work, args=(who,)) for who in plan["streams"]]
-    # Everyone starts together: the parent opens the gate when all workers have said that they are there.
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    all_at_once(threads)
     ledger.close()
     return result
 
@@ -163,7 +157,7 @@ def run_upkeep(plan: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+MODES = {"streams": run_streams, "crash": run_crash, "recover": run_recover, "upkeep": run_upkeep}
+
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    modes = {"streams": run_streams, "crash": run_crash, "recover": run_recover, "upkeep": run_upkeep}
-    print(json.dumps(modes[given["mode"]](given)), flush=True)
+    answer(lambda plan: MODES[plan["mode"]](plan))
