@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from agentao_gov.budget import Balance, Verification, usd
-from agentao_gov.report.terminal import STYLES, print_table
+from agentao_gov.report.terminal import STYLES, bar, print_table
 
 __all__ = ["BUDGET_SCHEMA", "balance_record", "print_balances", "print_verification", "write_csv"]
 
 BUDGET_SCHEMA = "agentao-gov/budget/1"
 
-_BAR_CELLS = 24
+#: Scopes of one kind that a terminal is shown; a service has thousands of sessions a day.
+_SHOWN_MAX = 20
 
 
 def balance_record(balance: Balance) -> dict[str, Any]:
@@ -49,9 +50,28 @@ def print_balances(out: Console, balances: Sequence[Balance], warn_at: Sequence[
             (_figures(balance) for balance in balances),
         )
         return
-    width = max(len(str(balance.scope)) for balance in balances)
-    for balance in balances:
-        out.print(_line(balance, width, warn_at))
+    days = dict.fromkeys(f"{balance.window} {balance.timezone}" for balance in balances)
+    if len(days) == 1:
+        out.print(next(iter(days)), style=STYLES["dim"])
+    chosen, left = _most_used(balances)
+    width = max(len(str(balance.scope)) for balance in chosen)
+    for balance in chosen:
+        out.print(_line(balance, width, warn_at, dated=len(days) > 1))
+    for kind, count in left.items():
+        out.print(f"… {count:,} {kind}s more, each with less; --json has them all", style=STYLES["dim"])
+
+
+def _most_used(balances: Sequence[Balance]) -> tuple[list[Balance], dict[str, int]]:
+    """What a terminal is shown, in the given order, and how many more there are of each kind of scope."""
+    chosen: set[int] = set()
+    left: dict[str, int] = {}
+    for kind in dict.fromkeys(balance.scope.kind for balance in balances):
+        places = [place for place, balance in enumerate(balances) if balance.scope.kind == kind]
+        places.sort(key=lambda place: -balances[place].used)
+        chosen |= set(places[:_SHOWN_MAX])
+        if len(places) > _SHOWN_MAX:
+            left[kind] = len(places) - _SHOWN_MAX
+    return [balance for place, balance in enumerate(balances) if place in chosen], left
 
 
 def _figures(balance: Balance) -> tuple[str, ...]:
@@ -67,16 +87,11 @@ def _figures(balance: Balance) -> tuple[str, ...]:
     )
 
 
-def _line(balance: Balance, width: int, warn_at: Sequence[float]) -> Text:
-    text = Text(f"{balance.scope!s:<{width}}  ")
-    if balance.limit:
-        share = balance.used / balance.limit
-        style = STYLES["bad"] if share >= 1 else STYLES["warn"] if share >= min(warn_at, default=2) else STYLES["ok"]
-        filled = min(_BAR_CELLS, int(share * _BAR_CELLS))
-        text.append("█" * filled, style).append("░" * (_BAR_CELLS - filled), STYLES["dim"])
-        text.append(f" {share:>4.0%}  {balance.used:,} of {balance.limit:,}")
-    else:
-        text.append(" " * (_BAR_CELLS + 7) + f"{balance.used:,}, no limit")
+def _line(balance: Balance, width: int, warn_at: Sequence[float], *, dated: bool) -> Text:
+    share = f"{balance.used / balance.limit:>4.0%}" if balance.limit else "    "
+    of = f"of {balance.limit:,}" if balance.limit is not None else "used, no limit"
+    shown = bar(balance.used, balance.limit, high=min(warn_at, default=1.0))
+    text = Text.assemble(f"{balance.scope!s:<{width}}  ", shown, f" {share}  {balance.used:,} {of}")
     for amount, name in (
         (balance.reserved, "reserved"),
         (balance.estimated, "estimated"),
@@ -84,14 +99,17 @@ def _line(balance: Balance, width: int, warn_at: Sequence[float]) -> Text:
     ):
         if amount:
             text.append(f" · {amount:,} {name}")
-    text.append(f" · {_cost(balance)} · {balance.window} {balance.timezone}", STYLES["dim"])
+    if balance.cost_pico_usd or balance.unpriced:
+        text.append(f" · {_cost(balance)}", STYLES["dim"])
+    if dated:
+        text.append(f" · {balance.window} {balance.timezone}", STYLES["dim"])
     return text
 
 
 def _cost(balance: Balance) -> str:
     if not balance.unpriced:
         return usd(balance.cost_pico_usd)
-    return f"{usd(balance.cost_pico_usd)} + {balance.unpriced} tokens unpriced"
+    return f"{usd(balance.cost_pico_usd)} + {balance.unpriced:,} tokens unpriced"
 
 
 def print_verification(out: Console, result: Verification, place: str) -> None:

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["STYLES", "console", "is_styled", "print_table", "printable", "warn"]
+__all__ = ["STYLES", "bar", "console", "is_styled", "print_table", "printable", "warn"]
 
 #: Every style by what it means.
 STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red", "dim": "dim", "strong": "bold", "answer": ""}
 
-
+_BAR_CELLS = 12
 #: What moves the cursor, sets titles or writes the clipboard: all control characters but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -72,6 +72,16 @@ def print_table(out: Console, headers: Sequence[str], rows: Iterable[Sequence[st
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     out.print(table)
+
+
+def bar(used: float, limit: float | None, *, high: float = 0.8) -> Text:
+    """A bar of how much of a limit is used, yellow from the share `high` on; a dotted one where nothing limits."""
+    if not limit:
+        return Text("·" * _BAR_CELLS, STYLES["dim"])
+    share = min(1.0, used / limit)
+    full = round(share * _BAR_CELLS)
+    style = STYLES["ok"] if share < high else STYLES["warn"] if share < 1 else STYLES["bad"]
+    return Text.assemble(("█" * full, style), ("░" * (_BAR_CELLS - full), STYLES["dim"]))
 
 
 def warn(message: str) -> None:

@@ -11,9 +11,9 @@ from rich.text import Text
 from agentao_gov.config.units import format_duration
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import BudgetLine, TurnReport
-from agentao_gov.report.terminal import STYLES, printable
+from agentao_gov.report.terminal import STYLES, bar, printable
 
-__all__ = ["ENDINGS", "bar", "print_budget", "print_limits", "print_panel", "tokens"]
+__all__ = ["ENDINGS", "print_budget", "print_limits", "print_panel", "tokens"]
 
 #: Why a turn ended, in words. A test holds that every outcome has one.
 ENDINGS = {
@@ -32,21 +32,10 @@ ENDINGS = {
     Outcome.STUCK: "abandoned: something in it never returned",
     Outcome.INTERNAL_ERROR: "internal error",
 }
-_BAR_CELLS = 12
-#: From this share of a limit on a bar is yellow.
+#: From this share on a daily budget is shown in a brief panel, too.
 _HIGH = 0.8
 #: Limits that are seconds in a report.
 _DURATIONS = {"cancel_grace", "tool_timeout", "turn_timeout"}
-
-
-def bar(used: float, limit: float | None) -> Text:
-    """A bar of how much of a limit is used; a dotted one where nothing limits."""
-    if not limit:
-        return Text("·" * _BAR_CELLS, STYLES["dim"])
-    share = min(1.0, used / limit)
-    full = round(share * _BAR_CELLS)
-    style = STYLES["ok"] if share < _HIGH else STYLES["warn"] if share < 1 else STYLES["bad"]
-    return Text.assemble(("█" * full, style), ("░" * (_BAR_CELLS - full), STYLES["dim"]))
 
 
 def tokens(count: int | None) -> str:
