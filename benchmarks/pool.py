@@ -35,6 +35,7 @@ from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import Deployment, ModelChoice, Profile, ResolvedDeployment, ResolvedProfile
 from agentao_gov.governor import Conversation, Governor, SessionKey, SessionSpec
+from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.pool import (
     AgentPool,
     GovernorHosts,
@@ -311,16 +312,17 @@ def time_rehydration(root: Path, messages: int, rounds: int) -> dict[str, Any]:
 
 
 def measure_memory(sessions: int, messages: int, root: Path) -> dict[str, Any]:
-    """Memory of a process with so many real sessions, when all have come, and a moment later, when they rest."""
+    """Memory of a process with so many real sessions: the most while they come, and when they rest."""
     pool = make_pool(root, governor_hosts(), max_sessions=sessions + 1)
     pool.lease(order(sessions)).result(HANG_S).release()
     process = psutil.Process()
-    before = settled(process)
+    before = at_rest(pool, process)
     for n in range(sessions):
         pool.lease(order(n)).result(HANG_S).release()
     come = process.memory_info().rss
-    after = settled(process)
+    after = at_rest(pool, process)
     rss = process.memory_info().rss
+    peak = peak_rss()
     threads = threading.active_count()
     assert pool.stats().resident == sessions + 1
     pool.close()
@@ -330,6 +332,8 @@ def measure_memory(sessions: int, messages: int, root: Path) -> dict[str, Any]:
         "messages": messages,
         "first_mib": round(before / mib, 1),
         "come_rss_mib": round(come / mib, 1),
+        "peak_rss_mib": round(peak / mib, 1),
+        "peak_rss_mb": round(peak / 1e6, 1),
         "process_mib": round(after / mib, 1),
         "process_rss_mib": round(rss / mib, 1),
         "process_rss_mb": round(rss / 1e6, 1),
@@ -338,17 +342,21 @@ def measure_memory(sessions: int, messages: int, root: Path) -> dict[str, Any]:
     }
 
 
-def settled(process: psutil.Process) -> int:
-    """USS once it has stood still for two seconds: tables are loaded, and sessions rest."""
-    before, same = 0, 0
-    for _ in range(60):
-        time.sleep(0.5)
-        now = process.memory_full_info().uss
-        same = same + 1 if abs(now - before) < 1 << 18 else 0
-        before = now
-        if same == 4:
-            break
-    return before
+def at_rest(pool: AgentPool, process: psutil.Process) -> int:
+    """USS once tiktoken's table is loaded and every session rests."""
+    count_tokens("The governor loads it in the background; this waits for it.")
+    deadline = time.monotonic() + HANG_S
+    while pool.stats().awake:
+        if time.monotonic() > deadline:
+            raise SystemExit("the sessions do not come to rest")
+        time.sleep(0.01)
+    return int(process.memory_full_info().uss)
+
+
+def peak_rss() -> int:
+    """The most this process has ever held, as the kernel knows it (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def in_child(sessions: int, messages: int) -> dict[str, Any]:
@@ -412,7 +420,8 @@ def sections(result: dict[str, Any]) -> dict[str, str]:
         for row in result["rehydration"]
     ]
     memory = [
-        [row["sessions"], "100 messages of 2 KB" if row["messages"] else "none", f"{row['come_rss_mib']:.0f} MiB",
+        [row["sessions"], "100 messages of 2 KB" if row["messages"] else "none",
+         f"{row['peak_rss_mib']:.0f} MiB ({row['peak_rss_mb']:.0f} MB)",
          f"{row['process_rss_mib']:.0f} MiB ({row['process_rss_mb']:.0f} MB)", f"{row['process_mib']:.0f} MiB",
          f"{row['per_session_kib']:.0f} KiB"]
         for row in result["memory"]
@@ -429,7 +438,14 @@ def sections(result: dict[str, Any]) -> dict[str, str]:
             ("messages of 200 characters", "arrival to lease p50 / p95", "save after a turn p50 / p95"), back
         ),
         "memory": table(
-            ("sessions in memory", "history", "RSS when all have come", "RSS at rest", "USS at rest", "a session, USS"),
+            (
+                "sessions in memory",
+                "history",
+                "most RSS while all come",
+                "RSS at rest",
+                "USS at rest",
+                "a session, USS",
+            ),
             memory,
         ),
         "first": f"With one session the process holds {first:.0f} MiB (USS)",

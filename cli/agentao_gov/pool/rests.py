@@ -40,6 +40,13 @@ class Rests:
         self._due: deque[tuple[float, Resident]] = deque()
         #: A job that brings them down to `AWAKE_MAX` is under way; under the engine's lock.
         self._relieving = False
+        #: Sessions on their way to rest; under the engine's lock.
+        self._going = 0
+
+    @property
+    def awake(self) -> int:
+        """How many keep their messages ready, or their memory has not been given back yet. Under the engine's lock."""
+        return len(self._due) + self._going
 
     def note(self, resident: Resident, now: float) -> None:
         """A turn of the session has ended. Under the engine's lock; takes a fraction of a microsecond."""
@@ -66,6 +73,7 @@ class Rests:
                     self._due.append((entry.idle_since + REST_AFTER_S, resident))
                 else:
                     tired.append(resident)
+            self._going += len(tired)
         for n in range(0, len(tired), _BATCH):
             engine.closers.submit(functools.partial(self._rest, tired[n : n + _BATCH]))
 
@@ -84,7 +92,9 @@ class Rests:
             first = [self._due.popleft()[1] for _ in range(min(excess, _BATCH))]
             for resident in first:
                 resident.awaits_rest = False
-            return [resident for resident in first if self._is_idle(resident)]
+            idle = [resident for resident in first if self._is_idle(resident)]
+            self._going += len(idle)
+            return idle
 
     def _is_idle(self, resident: Resident) -> bool:
         entry = self._engine.core.table.entries.get(resident.spec.key)
@@ -97,3 +107,5 @@ class Rests:
             except Exception:
                 _log.exception("Session %s could not rest", resident.spec.key)
         self._give_back()
+        with self._engine.lock:
+            self._going -= len(residents)

@@ -155,6 +155,8 @@ class PoolStats:
     abandoned: int = 0
     leaks: int = 0
     turns: int = 0
+    #: Sessions in memory that are not at rest after their last turn; the others' messages are compressed.
+    awake: int = 0
     #: Seconds a turn waited for its place, over the last turns.
     wait_s_p50: float = 0.0
     wait_s_p95: float = 0.0

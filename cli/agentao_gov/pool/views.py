@@ -113,6 +113,7 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         evictions = {reason.value: counters.evictions[reason.value] for reason in sorted(EVICTIONS)}
         refusals = dict(counters.refusals)
         waits = sorted(engine.waits)
+        awake = engine.rests.awake
         in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
     sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
     tenants = {
@@ -136,6 +137,7 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         abandoned=counters.abandoned,
         leaks=counters.leaks,
         turns=engine.turns,
+        awake=awake,
         wait_s_p50=_quantile(waits, 0.5),
         wait_s_p95=_quantile(waits, 0.95),
         wait_s_p99=_quantile(waits, 0.99),
