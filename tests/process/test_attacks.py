@@ -80,6 +80,20 @@ def test_an_attack_ends_in_a_typed_outcome_and_touches_nobody_else(subprocesses:
     assert zoo.until(lambda: not alive(hog))
 
 
+def test_a_warden_that_is_stopped_does_not_keep_a_turn_beyond_its_grace(subprocesses: Subprocesses) -> None:
+    """Nobody is left to kill the stopped process but the service itself: it does not wait for the warden to do it."""
+    host = subprocesses.open(limits={"turn_timeout": 1, "tool_timeout": 1, "cancel_grace": 1}, tools=SHELL)
+
+    before_s = zoo.waited_for_processor_s()
+    report = subprocesses.ask(host, shell(f"kill -STOP {WARDEN}; kill -STOP $PPID; sleep 300"))
+    waited_s = zoo.waited_for_processor_s() - before_s
+
+    assert report.outcome is Outcome.TURN_TIMEOUT
+    # Deadline and grace are two seconds; the warden would have been waited for until 2.8.
+    assert report.timing_ms.total / 1000 - waited_s < 2.5
+    assert not host.stuck
+
+
 #: Programs in place of a session process.
 IMPOSTORS = {
     "garbage": "import sys\nsys.stdout.write('x' * 100 + chr(10)); sys.stdout.flush(); sys.stdin.read()",

@@ -41,8 +41,9 @@ from agentao_gov.worker.spawn import SessionProcess
 __all__ = ["HostParts", "SubprocessHost"]
 
 _log = logging.getLogger(__name__)
-#: Kept from the grace for killing and for writing the report.
-_REPORT_S = 0.15
+#: Kept from the grace for killing and for writing the report, and how much of it a warden has for the killing: one that
+#: was stopped by a tool does nothing.
+_REPORT_S, _WARDEN_S = 0.2, 0.1
 #: From the death of a process to the warden's last word about it.
 _LAST_WORDS_S = 1.0
 _KILL_S = 1.0
@@ -263,7 +264,7 @@ class SubprocessHost:
             live.peer.notify(wire.CANCEL, {"reason": self._cancelled})
         grace_s = float(self.spec.profile.profile.limits.cancel_grace_s)
         if not self._await(answer, witness, deadline, grace_s):
-            self._bury(live)
+            self._bury(live, _WARDEN_S)
             outcome, why = self._why_stopped(witness)
             text = f"{why} The session process did not stop within {grace_s:g} s and was killed."
             return self._own_report(witness, outcome, Reason(text))
@@ -353,12 +354,12 @@ class SubprocessHost:
             return ""
         return f"It was killed by signal {-code}." if code < 0 else f"It ended with code {code}."
 
-    def _bury(self, live: _Live) -> None:
-        """Kills what is left of a process's tree and forgets it. Idempotent."""
+    def _bury(self, live: _Live, warden_s: float = _KILL_S) -> None:
+        """Kills what is left of a process's tree, itself where the warden has not in time. Idempotent."""
         live.process.kill()
         live.process.let_go()
         live.peer.close()
-        gone = live.process.wait_gone(_KILL_S)
+        gone = live.process.wait_gone(warden_s)
         live.process.last_words(0)
         if not live.process.ended_well:
             # The warden itself was killed: what it guarded is found by its tag.
