@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -138,6 +139,28 @@ def test_a_damaged_file_put_in_its_place_refuses(deployment: Deployment, simulat
     wait_until(lambda: service.turn("old", "hello").status == 503, "the first refusal")
 
     assert_refused(service, simulator)
+
+
+def test_an_older_copy_written_over_it_refuses(deployment: Deployment, simulator: Simulator) -> None:
+    """`cp backup.db ledger.db`: the name and the file are the same, and what is in it is yesterday's."""
+    service = deployment.start("--no-warden")
+    ledger = service.state / "ledger.db"
+    assert service.turn("old", "hello").status == 200
+    backup = ledger.with_name("backup.db")
+    shutil.copyfile(ledger, backup)
+    # The counter that tells the two apart is raised with every heartbeat.
+    before = counter(ledger)
+    wait_until(lambda: counter(ledger) > before + 1, "two heartbeats")
+
+    shutil.copyfile(backup, ledger)
+    wait_until(lambda: service.turn("old", "hello").status == 503, "the first refusal")
+
+    assert_refused(service, simulator)
+
+
+def counter(ledger: Path) -> int:
+    """SQLite's change counter of a file."""
+    return int.from_bytes(ledger.read_bytes()[24:28])
 
 
 @pytest.mark.parametrize("damage", [flip, other_file])
