@@ -43,7 +43,8 @@ def settings_lines(model: BaseModel, sources: Mapping[str, str]) -> list[str]:
         # An absent limit has no value in TOML; the line says so and stays a comment.
         left = f"# {dotted} is not set" if value is None else f"{dotted} = {_toml_value(value)}"
         pairs.append((left, source))
-    width = min(60, max((len(left) for left, _ in pairs), default=0))
+    # A terminal of 80 columns has room for the source of most lines behind it.
+    width = min(46, max((len(left) for left, _ in pairs), default=0))
     return [f"{left:<{width}}  # {source}" for left, source in pairs]
 
 

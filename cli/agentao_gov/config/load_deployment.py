@@ -18,7 +18,15 @@ from agentao_gov.config.toml_text import read_toml
 from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import build, finding
 
-__all__ = ["CONFIG_VARIABLE", "FILE_NAME", "STATE_VARIABLE", "find_deployment", "inspect_deployment", "load_deployment"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "FILE_NAME",
+    "STATE_VARIABLE",
+    "find_deployment",
+    "inspect_deployment",
+    "is_loopback",
+    "load_deployment",
+]
 
 FILE_NAME = "agentao-gov.toml"
 CONFIG_VARIABLE = "AGENTAO_GOV_CONFIG"
