@@ -199,6 +199,7 @@ _HINTS = {
     sqlite3.SQLITE_CANTOPEN: "Check that the directory exists and belongs to this user.",
     sqlite3.SQLITE_PERM: "Make the file and its directory accessible to this user.",
     sqlite3.SQLITE_FULL: "Free some space on the disk.",
+    sqlite3.SQLITE_IOERR: "Look at the disk: it may be full, or failing.",
     sqlite3.SQLITE_CORRUPT: "Run `agentao-gov budget verify`, and put a sound copy back.",
     sqlite3.SQLITE_NOTADB: "Run `agentao-gov budget verify`, and put a sound copy back.",
 }
