@@ -95,7 +95,7 @@ def test_a_clamped_limit_is_told_to_people_and_machines(run: Cli) -> None:
 
     assert result.json["limits"]["tool_timeout"]["value"] == 10.0
     assert result.json["warnings"] == ["limits.tool_timeout: lowered from 20s to the turn_timeout of 10s"]
-    assert "lowered to fit: tool_timeout = 10s" in short
+    assert "lowered to fit: tool_timeout 10s" in short
     assert "warning: limits.tool_timeout: lowered from 20s" in long
     assert [text.count("tool_timeout") for text in (short, long)] == [1, 1]
 

@@ -145,12 +145,12 @@ def run(options: RunOptions) -> int:
 
 
 def _lowered(profile: ResolvedProfile) -> str:
-    """`max_context_tokens = 6,553, tool_timeout = 10s`."""
+    """`max_context_tokens 6,553, tool_timeout 10s`."""
     values = dict(flatten(profile.profile.model_dump(by_alias=True)))
     parts = []
     for key in dict.fromkeys(finding.key for finding in profile.findings if finding.adjusted):
         value = values[key]
-        parts.append(f"{key.removeprefix('limits.')} = {f'{value:,}' if isinstance(value, int) else value}")
+        parts.append(f"{key.removeprefix('limits.')} {f'{value:,}' if isinstance(value, int) else value}")
     return ", ".join(parts)
 
 

@@ -46,15 +46,13 @@ def tokens(count: int | None) -> str:
 def print_panel(out: Console, report: TurnReport, *, brief: bool = False, told: Collection[str] = ()) -> None:
     """The compact panel: the ending, then one line per limit, then what is worth a warning.
 
-    `brief` leaves out daily budgets that have room, `told` are warnings that were shown before.
+    `brief` leaves out what is the same in each turn of a conversation, and daily budgets that have room. `told` are
+    warnings that were shown before.
     """
     good = report.outcome is Outcome.ANSWERED
-    ending = Text.assemble(
-        ("✓ " if good else "✗ ", STYLES["ok"] if good else STYLES["bad"]),
-        (ENDINGS[report.outcome], STYLES["strong"]),
-        f"  {report.profile} · {report.model} · {report.mode} · session {report.session}",
-    )
-    out.print(ending)
+    mark = ("✓ " if good else "✗ ", STYLES["ok"] if good else STYLES["bad"])
+    where = "" if brief else f"  {report.profile} · {report.model} · {report.mode} · session {report.session}"
+    out.print(Text.assemble(mark, (ENDINGS[report.outcome], STYLES["strong"]), where))
     if report.detail:
         out.print(Text(f"  {printable(report.detail)}"))
     for name, used, limit, shown in (*_turn_rows(report), *_budget_rows(report, least=_HIGH if brief else 0.0)):
