@@ -69,7 +69,7 @@ def preload() -> None:
     gc.disable()
 
 
-def _worker_main(order: dict[str, Any], wire: int, errors: int) -> NoReturn:
+def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
     """In the new session process: limits, standard streams, then the worker."""
     from agentao_gov.worker import main as worker
 
@@ -78,9 +78,7 @@ def _worker_main(order: dict[str, Any], wire: int, errors: int) -> NoReturn:
     OsLimits.from_wire(order["limits"]).apply()
     os.dup2(wire, 0)
     os.dup2(wire, 1)
-    os.dup2(errors, 2)
     os.close(wire)
-    os.close(errors)
     gc.enable()
     code = 1
     try:
@@ -101,6 +99,9 @@ def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket,
     try:
         control.close()
         os.setsid()
+        # Nothing of a session holds the service's own standard error: a tool could write into that file.
+        os.dup2(errors, 2)
+        os.close(errors)
         memory_bytes, processes = OsLimits.from_wire(order["limits"]).tree_limits()
         options = warden.Options(
             lifeline=lifeline,
@@ -112,10 +113,10 @@ def _fork_session(order: dict[str, Any], fds: list[int], control: socket.socket,
         )
 
         def main(_beat: int) -> NoReturn:
-            _worker_main(order, wire, errors)
+            _worker_main(order, wire)
 
         # The warden must not hold the wire: its other end waits for end-of-file.
-        options.closes = (wire, errors)
+        options.closes = (wire,)
         if pid_namespace:
             warden.supervise_pair(main, options, pid_namespace=True)
         warden.supervise(main, options)
