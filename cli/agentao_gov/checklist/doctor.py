@@ -33,6 +33,8 @@ Health = Literal["ok", "warn", "fail"]
 MODEL_S_MAX = 5.0
 #: Measured with 0.5.17: a pooled session holds no descriptor while idle, a busy one about three, an MCP server five.
 FDS_PER_BUSY_TURN = 10
+#: What connects the service to a session process: wire, lifeline, status, standard error.
+FDS_PER_SESSION_PROCESS = 4
 FREE_DISK_BYTES_MIN = 256 * 2**20
 
 
@@ -271,9 +273,13 @@ def _memory(deployment: ResolvedDeployment) -> Examination:
 
 def _descriptors(deployment: ResolvedDeployment) -> Examination:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 256 + deployment.deployment.pool.max_busy * FDS_PER_BUSY_TURN
+    pool = deployment.deployment.pool
+    needed, turns = 256 + pool.max_busy * FDS_PER_BUSY_TURN, f"{pool.max_busy} busy turns"
+    if pool.mode == "subprocess":
+        needed += pool.max_sessions * FDS_PER_SESSION_PROCESS
+        turns += f" and {pool.max_sessions} session processes"
     if soft < needed:
-        text = f"{soft} (hard {hard}), about {needed} needed for {deployment.deployment.pool.max_busy} busy turns"
+        text = f"{soft} (hard {hard}), about {needed} needed for {turns}"
         return Examination("descriptors", "file descriptors", "warn", text, f"ulimit -n {min(hard, needed * 2)}")
     return Examination("descriptors", "file descriptors", "ok", f"{soft}, about {needed} needed")
 
@@ -294,9 +300,13 @@ def _apart(asked: bool, layers: Mapping[str, Layer]) -> Examination:
     """Whether the tools of one session can reach the processes of another, and the service's own."""
     title = "isolation: sessions"
     works = layers["pid namespace"].available
+    files = "files are those of one user: hostile tenants need a container each"
     if asked and works:
-        return Examination("sessions-apart", title, "ok", "a session's tools see and signal their own processes alone")
-    text = "a session's tools run as the service's user: they can signal any process of it and read its environment"
+        return Examination(
+            "sessions-apart", title, "ok", f"a session's tools see and signal their own processes alone; {files}"
+        )
+    text = "a session's tools run as the service's user: they can signal any process of it, read its environment, and"
+    text += " its files, other tenants' too"
     if works:
         return Examination("sessions-apart", title, "warn", text, "Set [pool] session_pid_namespace = true.")
     why = "pid namespaces do not work here" if asked else "and pid namespaces do not work here"

@@ -64,7 +64,14 @@ def survey_layers() -> tuple[Layer, ...]:
         Layer("pidfd", "pidfd" in works, "reused process ids: a signal never meets a stranger"),
         Layer("user namespace", "user_namespace" in works, "a pid namespace without privileges"),
         Layer(
-            "pid namespace", "pid_namespace" in works, "SIGKILL of the wardens; tools cannot even see other processes"
+            "pid namespace",
+            "pid_namespace" in works,
+            "SIGKILL of a session's wardens, in subprocess mode with session_pid_namespace",
         ),
-        Layer("cgroup v2", cgroup, "SIGKILL of a session's warden; nothing can leave its group", cgroup_detail),
+        Layer(
+            "cgroup v2",
+            cgroup,
+            "SIGKILL of a session's warden, in subprocess mode: daemons stay in its group",
+            cgroup_detail,
+        ),
     )
