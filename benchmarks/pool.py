@@ -75,7 +75,8 @@ class NullHost:
     def snapshot(self) -> Conversation:
         return Conversation()
 
-    def rest(self) -> None: ...
+    def rest(self) -> bool:
+        return False
 
     def close(self, deadline: Deadline | None = None) -> None: ...
 

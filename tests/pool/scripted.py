@@ -42,6 +42,8 @@ class ScriptedHosts:
         self.open_error: BaseException | None = None
         self.close_error: BaseException | None = None
         self.shut_down = False
+        #: Whether sessions have memory to give up when they rest.
+        self.heavy = True
         #: Characters that the last `pour N` has told.
         self.poured = 0
 
@@ -151,8 +153,9 @@ class ScriptedSession:
     def snapshot(self) -> Conversation:
         return Conversation(messages=[dict(message) for message in self.messages])
 
-    def rest(self) -> None:
+    def rest(self) -> bool:
         self.hosts.rested[self.spec.key] += 1
+        return self.hosts.heavy
 
     def close(self, deadline: Deadline) -> None:
         self.hosts.pass_gate(f"close {self.spec.key.session}")

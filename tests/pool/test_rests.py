@@ -76,3 +76,28 @@ def test_however_many_come_at_once_few_stay_awake(tmp_path: Path, monkeypatch: p
     eventually(lambda: len(hosts.rested) == 5, "the next rests")
     assert {key.session for key in hosts.rested} == {"s0", "s1", "s2", "s3", "busy"}
     bench.close()
+
+
+def test_sessions_with_nothing_to_give_up_are_not_put_to_rest_before_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known from their last rest: ten small ones ask again and again, and no thread runs for them."""
+    hosts = ScriptedHosts()
+    hosts.heavy = False
+    bench = PoolBench(tmp_path, hosts)
+    for n in range(10):
+        bench.ask(f"s{n}")
+    eventually(lambda: hosts.rested.total() == 10, "their rest")
+    eventually(lambda: bench.stats().awake == 0, "its end")
+    monkeypatch.setattr(rests, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(rests, "AWAKE_MAX", 0)
+    monkeypatch.setattr(rests, "AWAKE_SLACK", 0)
+    for n in range(10):
+        bench.ask(f"s{n}")
+
+    awake, rested = bench.stats().awake, hosts.rested.total()
+    bench.ask("unknown")
+    eventually(lambda: hosts.rested[SessionKey("acme", "unknown")] == 1, "the rest of one that may be large")
+
+    assert (awake, rested) == (10, 10)
+    bench.close()

@@ -114,10 +114,9 @@ class GovernedSession:
             anchor=self._talk.anchor(messages),
         )
 
-    def rest(self) -> None:
-        """Gives up what memory it can until the next turn."""
-        if not self.stuck:
-            self._talk.rest(busy=self._one_turn.locked)
+    def rest(self) -> bool:
+        """Gives up what memory it can until the next turn; False: there was none worth it."""
+        return not self.stuck and self._talk.rest(busy=self._one_turn.locked)
 
     def close(self, deadline: Deadline) -> None:
         """Ends agent, MCP servers and shells in order; by force what is left at the deadline."""

@@ -30,8 +30,11 @@ class SessionHost(Protocol):
         """What has to be kept to go on later. Only between turns."""
         ...
 
-    def rest(self) -> None:
-        """Nobody has asked for a while: gives up what memory it can until the next turn. Any thread, any time."""
+    def rest(self) -> bool:
+        """Nobody has asked for a while: gives up what memory it can until the next turn. Any thread, any time.
+
+        False: there was none worth it.
+        """
         ...
 
     def close(self, deadline: Deadline) -> None:

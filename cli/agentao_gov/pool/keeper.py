@@ -46,6 +46,8 @@ class Resident:
     dirty: bool = False
     #: It stands in the queue of those that will rest. Under the engine's lock.
     awaits_rest: bool = False
+    #: Its last rest gave no memory up: it is not worth another before its time. Under the engine's lock.
+    light: bool = False
     #: Its host was told to end by force.
     killed: threading.Event = field(default_factory=threading.Event)
 

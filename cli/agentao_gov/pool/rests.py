@@ -12,6 +12,7 @@ from agentao_gov.pool.types import SessionState
 
 if TYPE_CHECKING:
     from agentao_gov.pool.engine import Engine
+    from agentao_gov.pool.entries import Entry
     from agentao_gov.pool.keeper import Resident
 
 __all__ = ["Rests"]
@@ -38,6 +39,8 @@ class Rests:
         self._give_back = give_back
         #: Sessions that had a turn, about in the order in which they are due; under the engine's lock.
         self._due: deque[tuple[float, Resident]] = deque()
+        #: Those among them that may have memory to give up; under the engine's lock.
+        self._heavy = 0
         #: A job that brings them down to `AWAKE_MAX` is under way; under the engine's lock.
         self._relieving = False
         #: Sessions on their way to rest; under the engine's lock.
@@ -51,9 +54,8 @@ class Rests:
     def note(self, resident: Resident, now: float) -> None:
         """A turn of the session has ended. Under the engine's lock; takes a fraction of a microsecond."""
         if not resident.awaits_rest:
-            resident.awaits_rest = True
-            self._due.append((now + REST_AFTER_S, resident))
-            if len(self._due) > AWAKE_MAX + AWAKE_SLACK and not self._relieving:
+            self._put(resident, now + REST_AFTER_S)
+            if self._heavy > AWAKE_MAX + AWAKE_SLACK and not self._relieving:
                 self._relieving = True
                 self._engine.closers.submit(self._relieve)
 
@@ -63,14 +65,12 @@ class Rests:
         tired: list[Resident] = []
         with engine.lock:
             while self._due and self._due[0][0] <= now:
-                resident = self._due.popleft()[1]
-                entry = engine.core.table.entries.get(resident.spec.key)
-                resident.awaits_rest = False
-                if entry is None or entry.state is not SessionState.IDLE:
+                resident = self._pop()
+                entry = self._idle_entry(resident)
+                if entry is None:
                     continue  # it is closing, or its turn's end will note it again
                 if entry.idle_since + REST_AFTER_S > now:
-                    resident.awaits_rest = True
-                    self._due.append((entry.idle_since + REST_AFTER_S, resident))
+                    self._put(resident, entry.idle_since + REST_AFTER_S)
                 else:
                     tired.append(resident)
             self._going += len(tired)
@@ -85,27 +85,46 @@ class Rests:
     def _excess(self) -> list[Resident] | None:
         """Who is to rest before its time; None: there are few enough."""
         with self._engine.lock:
-            excess = len(self._due) - AWAKE_MAX
-            if excess <= 0:
+            if self._heavy <= AWAKE_MAX:
                 self._relieving = False
                 return None
-            first = [self._due.popleft()[1] for _ in range(min(excess, _BATCH))]
-            for resident in first:
-                resident.awaits_rest = False
-            idle = [resident for resident in first if self._is_idle(resident)]
-            self._going += len(idle)
-            return idle
+            batch: list[Resident] = []
+            while self._heavy > AWAKE_MAX and len(batch) < _BATCH:
+                resident = self._pop()
+                if self._idle_entry(resident) is not None:
+                    batch.append(resident)
+            self._going += len(batch)
+            return batch
 
-    def _is_idle(self, resident: Resident) -> bool:
+    def _put(self, resident: Resident, due_at: float) -> None:
+        resident.awaits_rest = True
+        self._heavy += not resident.light
+        self._due.append((due_at, resident))
+
+    def _pop(self) -> Resident:
+        resident = self._due.popleft()[1]
+        resident.awaits_rest = False
+        self._heavy -= not resident.light
+        return resident
+
+    def _idle_entry(self, resident: Resident) -> Entry | None:
         entry = self._engine.core.table.entries.get(resident.spec.key)
-        return entry is not None and entry.state is SessionState.IDLE
+        return entry if entry is not None and entry.state is SessionState.IDLE else None
 
     def _rest(self, residents: Sequence[Resident]) -> None:
-        for resident in residents:
-            try:
-                resident.host.rest()
-            except Exception:
-                _log.exception("Session %s could not rest", resident.spec.key)
-        self._give_back()
+        gave_up = [self._gave_up(resident) for resident in residents]
+        if any(gave_up):
+            self._give_back()
         with self._engine.lock:
             self._going -= len(residents)
+            for resident, heavy in zip(residents, gave_up, strict=True):
+                # One that has been noted again meanwhile is counted as what it was.
+                if not resident.awaits_rest:
+                    resident.light = not heavy
+
+    def _gave_up(self, resident: Resident) -> bool:
+        try:
+            return resident.host.rest()
+        except Exception:
+            _log.exception("Session %s could not rest", resident.spec.key)
+            return False
