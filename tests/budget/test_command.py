@@ -60,10 +60,10 @@ def budget(deployment_file: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-def spend(deployment: ResolvedDeployment, tokens: int = 900, model: str = "gpt-4.1") -> None:
+def spend(deployment: ResolvedDeployment, tokens: int = 900, model: str = "gpt-4.1", tenant: str = "acme") -> None:
     ledger = open_ledger(deployment)
-    scopes = scope_limits(deployment, "acme", "ann", "s-1", "t-1", None)
-    held = ledger.reserve(ReserveRequest("c-1", scopes, tokens, 0, 0, "acme", "ann", model), deadline=Deadline.after(5))
+    scopes = scope_limits(deployment, tenant, "ann", "s-1", "t-1", None)
+    held = ledger.reserve(ReserveRequest("c-1", scopes, tokens, 0, 0, tenant, "ann", model), deadline=Deadline.after(5))
     ledger.settle(held.id, tokens, 0)
     ledger.close()
 
@@ -130,6 +130,9 @@ def test_a_grant_counts_for_today(budget: Any, deployment: ResolvedDeployment) -
         (("grant", "tenant:acme", "many"), 2),
         (("grant", "tenant:acem", "5k"), 3),
         (("export", "--format", "xml"), 2),
+        (("export", "--window", "yesterday"), 2),
+        (("show", "--window", "2026-02-30"), 2),
+        (("show", "--window", "20261122"), 2),
     ],
 )
 def test_what_makes_no_sense_is_refused(budget: Any, arguments: tuple[str, ...], code: int) -> None:
@@ -169,6 +172,28 @@ def test_export_writes_balances_and_journal(budget: Any, deployment: ResolvedDep
     assert (settled["kind"], settled["used"]) == ("settle", 900)
     assert settled["lines"][0].startswith("tenant:acme Asia/Shanghai ")
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(budget: Any, deployment: ResolvedDeployment) -> None:
+    """A tenant, user or session that is called so would else be computed where the table is opened."""
+    spend(deployment, tenant='=HYPERLINK("http://x")')
+
+    _, table, _ = budget("export")
+
+    keys = [row["key"] for row in csv.DictReader(io.StringIO(table))]
+    assert len(keys) == 3
+    assert all(key.startswith("'=HYPERLINK") for key in keys)
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "export"])
+def test_a_ledger_that_cannot_be_looked_at_is_no_empty_one(budget: Any, deployment_file: Path, command: str) -> None:
+    """Exit code 9, as for a file in another user's directory."""
+    deployment_file.write_text(f'[budget]\npath = "{"x" * 300}.db"\n[state]\ndir = "{deployment_file.parent}"\n')
+
+    code, _, err = budget(command)
+
+    assert code == 9
+    assert "cannot be used" in err
 
 
 def test_a_ledger_in_memory_cannot_be_looked_at_from_outside(budget: Any, deployment_file: Path) -> None:

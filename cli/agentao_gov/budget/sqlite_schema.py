@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import secrets
@@ -127,6 +128,9 @@ def _touch(path: Path) -> None:
     with _TOUCHING:
         if not path.exists():
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        elif not os.access(path, os.R_OK | os.W_OK):
+            # SQLite would open it to read, and leave a log beside it that nobody may write to later either.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _fill(connection: sqlite3.Connection, path: Path, now_ms: int) -> None:
@@ -209,4 +213,7 @@ def store_error(path: Path, error: Exception) -> StoreError:
     """What a failure of the file means to the operator."""
     code = getattr(error, "sqlite_errorcode", None)
     hint = _HINTS.get(code & 0xFF) if isinstance(code, int) else None
-    return StoreError(f"The token ledger {path} cannot be used: {str(error).rstrip('.')}.", hint=hint)
+    what = str(error).rstrip(".")
+    if isinstance(error, PermissionError):
+        hint, what = _HINTS[sqlite3.SQLITE_PERM], os.strerror(errno.EACCES)
+    return StoreError(f"The token ledger {path} cannot be used: {what}.", hint=hint)

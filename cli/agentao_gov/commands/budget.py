@@ -33,6 +33,7 @@ def show(
     from agentao_gov.report import budget as report
     from agentao_gov.report.terminal import console
 
+    _check_window(window)
     deployment = _load(config)
     balances = _balances(deployment, window)
     if window is None:
@@ -118,6 +119,7 @@ def export(
 
     if what not in ("balances", "journal") or file_format not in ("csv", "jsonl"):
         raise UsageError("--what is `balances` or `journal`, --format is `csv` or `jsonl`.")
+    _check_window(window)
     deployment = _load(config)
     if what == "balances":
         rows: Iterator[dict[str, Any]] = (
@@ -131,6 +133,22 @@ def export(
         else:
             out.writelines(json.dumps(row) + "\n" for row in rows)
     return 0
+
+
+def _check_window(window: str | None) -> None:
+    """A day that no calendar has would be one in which nothing was used."""
+    from datetime import date
+
+    from agentao_gov.errors import UsageError
+
+    if window in (None, "all"):
+        return
+    try:
+        known = date.fromisoformat(window).isoformat() == window
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError(f"{window!r} is no day.", hint="Write YYYY-MM-DD, or `all`.")
 
 
 def _load(config: Path | None) -> ResolvedDeployment:
@@ -233,8 +251,17 @@ def _journal(deployment: ResolvedDeployment) -> Iterator[dict[str, Any]]:
 def _absent(deployment: ResolvedDeployment) -> bool:
     """Whether there is no ledger yet: looking at budgets must not create one."""
     from agentao_gov.budget import ledger_path
+    from agentao_gov.errors import StoreError
 
-    return deployment.deployment.budget.store == "sqlite" and not ledger_path(deployment).exists()
+    if deployment.deployment.budget.store != "sqlite":
+        return False
+    try:
+        return not ledger_path(deployment).exists()
+    except OSError as error:
+        raise StoreError(
+            f"The token ledger {ledger_path(deployment)} cannot be used: {error.strerror}.",
+            hint="Make the file and its directory accessible to this user.",
+        ) from error
 
 
 def _place(deployment: ResolvedDeployment) -> str:

@@ -123,11 +123,21 @@ def print_verification(out: Console, result: Verification, place: str) -> None:
         )
 
 
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 def write_csv(out: TextIO, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows with the keys of the first as header; lists as JSON."""
+    """Rows with the keys of the first as header; lists as JSON. No name is a formula: such a one gets an apostrophe."""
     writer: csv.DictWriter[str] | None = None
     for row in rows:
         if writer is None:
             writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow({name: json.dumps(v) if isinstance(v, list) else v for name, v in row.items()})
+        writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return json.dumps(value)
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
