@@ -178,8 +178,9 @@ class SubprocessHost:
         """What has to be kept to go on later; answers also when the process is dead."""
         return self._conversation
 
-    def rest(self) -> None:
+    def rest(self) -> bool:
         """Nothing: the session's memory is its process's."""
+        return False
 
     def close(self, deadline: Deadline) -> None:
         """Asks the process to end in order; by force at the deadline."""
