@@ -176,13 +176,13 @@ def test_export_writes_balances_and_journal(budget: Any, deployment: ResolvedDep
 
 def test_a_name_is_no_formula_in_a_spreadsheet(budget: Any, deployment: ResolvedDeployment) -> None:
     """A tenant, user or session that is called so would else be computed where the table is opened."""
-    spend(deployment, tenant='=HYPERLINK("http://x")')
+    spend(deployment, tenant="=1+1")
 
     _, table, _ = budget("export")
 
     keys = [row["key"] for row in csv.DictReader(io.StringIO(table))]
     assert len(keys) == 3
-    assert all(key.startswith("'=HYPERLINK") for key in keys)
+    assert all(key.startswith("'=1+1") for key in keys)
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "export"])
