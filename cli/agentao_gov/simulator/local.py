@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agentao_gov.config import ModelChoice
-from agentao_gov.simulator.embedded import EmbeddedModel, start_embedded
+from agentao_gov.errors import ConfigError
+from agentao_gov.simulator.embedded import INSTALL_COMMAND, EmbeddedModel, missing_local_extra, start_embedded
 from agentao_gov.simulator.handle import Simulator, start_simulator
 
 __all__ = ["LocalModel", "running_model"]
@@ -31,6 +32,13 @@ def running_model(
             with start_simulator() as simulator:
                 yield dataclasses.replace(choice, base_url=simulator.base_url), simulator
         case "embedded":
+            if choice.source == "default" and gguf is None and (missing := missing_local_extra()) is not None:
+                # Nobody asked for it: how to install it is not the first thing to know.
+                raise ConfigError(
+                    f"No model is configured, and the embedded one that would be used lacks {missing}.",
+                    hint="Set OPENAI_API_KEY, or give --model and --base-url; to look around: --model simulated. "
+                    f"The embedded one comes with: {INSTALL_COMMAND}",
+                )
             with start_embedded(gguf, on_progress=on_progress) as model:
                 yield (
                     dataclasses.replace(
