@@ -62,13 +62,48 @@ def test_a_tool_that_writes_too_large_a_file_is_told_which_limit(subprocesses: S
 
 
 def test_a_tool_that_opens_too_many_files_is_told_so(subprocesses: Subprocesses) -> None:
-    """The system's own words; nobody else runs out of descriptors."""
+    """The system's own words and the setting's name; nobody else runs out of descriptors."""
     host = subprocesses.open(tools=SHELL, limits=PATIENT)
 
     report = subprocesses.ask(host, shell(python('import os\nwhile True: os.open("/dev/null", 0)')))
 
     assert report.answer == "after"
     assert "Too many open files" in tool_text(host)
+    assert "[pool] session_files = 256" in tool_text(host)
+
+
+def test_a_program_that_meets_the_file_size_as_an_error_is_told_which_limit(subprocesses: Subprocesses) -> None:
+    """Python ignores the signal and raises: the limit is named all the same."""
+    host = subprocesses.open(tools=SHELL, limits=PATIENT)
+
+    report = subprocesses.ask(host, shell(python('open("big", "wb").write(b"x" * (3 << 20))')))
+
+    assert report.answer == "after"
+    assert "File too large" in tool_text(host)
+    assert "[pool] session_file_size = 1048576" in tool_text(host)
+
+
+def test_words_that_are_no_failure_name_no_limit(subprocesses: Subprocesses) -> None:
+    """A command that reads about descriptors has not run out of them."""
+    host = subprocesses.open(tools=SHELL, limits=PATIENT)
+
+    subprocesses.ask(host, shell("echo Too many open files"))
+
+    assert "session_files" not in tool_text(host)
+
+
+def test_a_session_process_without_descriptors_says_which_limit(
+    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
+) -> None:
+    """It cannot even start a command: the model reads the setting's name, and the session goes on."""
+    subprocesses.factory = make_factory(limits=OsLimits(files=10), ready=0)
+    subprocesses.factory.prepare(Deadline.after(60))
+    host = subprocesses.open(tools=SHELL, limits=PATIENT)
+
+    report = subprocesses.ask(host, shell("true"))
+
+    assert report.answer == "after"
+    assert "[pool] session_files = 10" in tool_text(host)
 
 
 @pytest.mark.slow

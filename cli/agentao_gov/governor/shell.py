@@ -23,7 +23,7 @@ from agentao.capabilities.shell import _HeadTailBuffer, _popen_target
 
 from agentao_gov.governor.toollog import current_record
 from agentao_gov.process import procfs
-from agentao_gov.process.oslimits import explain_tool_exit
+from agentao_gov.process.oslimits import explain_start_failure, explain_tool_exit
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
 from agentao_gov.process.yielding import command_started
@@ -86,12 +86,12 @@ class _Command:
 
     def result(self, ended: str | None) -> ShellResult:
         """What agentao gets, once the process is gone."""
-        limit = explain_tool_exit(self.process.returncode or 0)
-        if limit is not None:
-            self.stderr.append(f"\n{limit}\n".encode())
         until = time.monotonic() + _DRAIN_S
         for reader in self._readers:
             reader.join(max(0.0, until - time.monotonic()))
+        limit = explain_tool_exit(self.process.returncode or 0, self.stdout.snapshot()[0] + self.stderr.snapshot()[0])
+        if limit is not None:
+            self.stderr.append(f"\n{limit}\n".encode())
         (out, out_omitted, out_at), (err, err_omitted, err_at) = self.stdout.snapshot(), self.stderr.snapshot()
         return ShellResult(
             returncode=self.process.returncode if self.process.returncode is not None else -signal.SIGKILL,
@@ -164,9 +164,12 @@ class TrackedShell(LocalShellExecutor):
         inherited: Mapping[str, str] = options["env"]
         kept = {n: value for n, value in inherited.items() if value not in secrets and not _SECRET_NAME.search(n)}
         options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
-        process = subprocess.Popen(  # noqa: S603 - running the model's command is this tool's purpose; permissions decide
-            target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603 - running the model's command is what it is for; permissions decide
+                target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
+            )
+        except OSError as error:
+            raise explain_start_failure(error) from error
         command_started(process.pid)
         return process
 

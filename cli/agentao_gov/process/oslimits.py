@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -9,7 +10,11 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["OsLimits", "explain_tool_exit"]
+__all__ = ["OsLimits", "explain_start_failure", "explain_tool_exit"]
+
+
+#: Those of this process, once it is a session's own; set before its first session.
+_applied: OsLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class OsLimits:
 
     def apply(self) -> None:
         """Takes on the per-process limits; everything this process starts inherits them."""
+        global _applied
+        _applied = self
         wanted = {
             resource.RLIMIT_CPU: None if self.cpu_s is None else math.ceil(self.cpu_s),
             resource.RLIMIT_NOFILE: self.files,
@@ -83,21 +90,33 @@ class OsLimits:
                 return f"The session used {used} MiB, over [pool] session_memory = {cap} MiB."
             return f"The session ran {observed} processes, over [pool] {name} = {allowed}."
         if code == -signal.SIGXCPU:
-            return f"The session process used its processor time, [pool] session_cpu = {self.cpu_s}s."
+            return f"The session process used its processor time, [pool] session_cpu = {self.cpu_s:g}s."
         if code == -signal.SIGXFSZ:
             return f"The session process wrote a file over [pool] session_file_size = {self.file_bytes}."
         return None
 
 
-def explain_tool_exit(code: int) -> str | None:
+def explain_tool_exit(code: int, said: bytes) -> str | None:
     """A sentence naming the limit that ended a tool's process in a session process, if one did.
 
-    `code` is negative for a signal, or a shell's 128 and more. The limits are this process's own: a tool inherits them.
+    `code` is negative for a signal, or a shell's 128 and more; `said` is what it wrote: many programs meet a limit as
+    an error of theirs. Elsewhere there are no such limits, and a user's own `ulimit` is not ours to name.
     """
+    if _applied is None or code == 0:
+        return None
+    cpu_s, size, files = _applied.cpu_s, _applied.file_bytes, _applied.files
     signum = -code if code < 0 else code - 128
-    if signum == signal.SIGXCPU and (cpu_s := resource.getrlimit(resource.RLIMIT_CPU)[0]) != resource.RLIM_INFINITY:
-        return f"The command used its processor time, [pool] session_cpu = {cpu_s}s."
-    size = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if signum == signal.SIGXFSZ and size != resource.RLIM_INFINITY:
+    if cpu_s is not None and signum == signal.SIGXCPU:
+        return f"The command used its processor time, [pool] session_cpu = {cpu_s:g}s."
+    if size is not None and (signum == signal.SIGXFSZ or os.strerror(errno.EFBIG).encode() in said):
         return f"The command wrote a file over [pool] session_file_size = {size}."
+    if files is not None and os.strerror(errno.EMFILE).encode() in said:
+        return f"The command had more open files than [pool] session_files = {files}."
     return None
+
+
+def explain_start_failure(error: OSError) -> OSError:
+    """The same error, with the limit named where the session process itself had no descriptor left for a command."""
+    if _applied is None or _applied.files is None or error.errno != errno.EMFILE:
+        return error
+    return OSError(error.errno, f"{error.strerror}, [pool] session_files = {_applied.files}")
