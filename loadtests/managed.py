@@ -98,6 +98,7 @@ def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: 
         try:
             conductor.play(phase)
         finally:
+            client.renew()
             sink.emit(json.dumps({"t": "locust", "worker": worker, **figures_of(environment, counted)}))
             sink.emit(json.dumps({"t": "phase_end", "phase": phase.index, "worker": worker}))
             sink.flush()

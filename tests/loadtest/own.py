@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-LEAKY = Path(__file__).parent / "leaky"
+LEAKY, BOUNDED = (Path(__file__).parent / name for name in ("leaky", "bounded"))
 #: A profile whose turns give up soon, so that faults end within a test.
 BRISK = """
 extends = "qa"
@@ -55,16 +56,29 @@ class Run:
         return found
 
 
-def start_run(folder: Path, *flags: str, pool: str = "", more: str = "", leak: str | None = None, **env: str) -> Run:
-    """Starts it in `folder`, with `brisk` as the one profile; `leak` makes the service it starts leak."""
+def start_run(
+    folder: Path,
+    *flags: str,
+    pool: str = "",
+    more: str = "",
+    leak: str | None = None,
+    bounds: Mapping[str, Any] | None = None,
+    **env: str,
+) -> Run:
+    """Starts it in `folder`, with `brisk` as the one profile.
+
+    `leak` makes the service it starts leak; `bounds` narrows what each of its processes may use.
+    """
     (folder / "profiles").mkdir(parents=True, exist_ok=True)
     (folder / "profiles" / "brisk.toml").write_text(BRISK)
-    deployment = f'[profiles]\ndir = "profiles"\n[pool]\nmax_busy = 32\n{pool}\n{more}\n'
-    (folder / "agentao-gov.toml").write_text(deployment)
+    busy = "" if "max_busy" in pool else "max_busy = 32"
+    (folder / "agentao-gov.toml").write_text(f'[profiles]\ndir = "profiles"\n[pool]\n{busy}\n{pool}\n{more}\n')
     (folder / "tmp").mkdir(exist_ok=True)
     environ = {**os.environ, "TMPDIR": str(folder / "tmp"), "LOADTEST_TEST_RUN": str(folder), **env}
     if leak is not None:
         environ |= {"PYTHONPATH": str(LEAKY), "LEAKY_SERVE": leak}
+    if bounds is not None:
+        environ |= {"PYTHONPATH": str(BOUNDED), "BOUNDED": json.dumps(bounds)}
     command = [sys.executable, "-m", "agentao_gov.main", "loadtest", "--config", "agentao-gov.toml", "--mix", "brisk=1"]
     command += ["--no-checklist", "--think", "0", "--first-token", "30ms", "--per-token", "1ms", "--json", *flags]
     process = subprocess.Popen(

@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.capacity import (
-    CapacityResult,
-    CapacitySearch,
-    ProbeResult,
-    Resources,
-    binding_constraint,
-    wilson,
-)
+from agentao_gov.loadtest.binding import binding_constraint
+from agentao_gov.loadtest.capacity import CapacityResult, CapacitySearch, wilson
+from agentao_gov.loadtest.probes import ProbeResult, Resources
 
 TURN_S = 0.2
 PROBE_S = 10.0
@@ -135,7 +130,21 @@ ALONE = ProbeResult(1, 50, 50, 5.0, 0.2, resources=Resources(model_ms=100))
         ({"rate_limited": 40}, {}, "model"),
         ({}, {"memory_bytes": 990, "memory_max_bytes": 1000}, "memory"),
         ({}, {"fds": 1020, "fds_max": 1024}, "descriptors"),
+        # Places are full at any overload; here their turns are held up by something else.
+        ({}, {"busy": 64, "busy_max": 64, "service_cpu": 0.97}, "CPU of the service"),
+        ({}, {"busy": 64, "busy_max": 64, "model_ms": 300}, "model"),
+        ({}, {"busy": 12, "busy_max": 12, "service_cpu": 0.97}, "max_busy"),
+        ({"internal_error": 40}, {"oom_kills": 2}, "memory"),
+        ({"internal_error": 40}, {}, "failing turns"),
         ({}, {"service_cpu": 0.97}, "CPU of the service"),
+        ({}, {"service_cpu": 0.5, "service_cores": 1.8, "cores": 2}, "CPU of the service"),
+        ({}, {"service_cores": 1.2, "cores": 2, "machine_cpu": 0.99, "generator_cpu": 0.7}, "CPU of the service"),
+        ({}, {"service_cores": 0.6, "cores": 2, "machine_cpu": 0.99, "model_cpu": 0.8, "generator_cpu": 0.5}, "model"),
+        ({}, {"service_cores": 0.6, "cores": 2, "machine_cpu": 0.99}, "other programs on this machine"),
+        ({}, {"service_cpu": 0.5, "model_cpu": 0.97}, "model"),
+        # A generator that waits for a core is as short of it as one that uses it up.
+        ({}, {"generator_cpu": 0.4, "generator_wait": 0.5}, "CPU of the load generator"),
+        ({}, {"generator_cpu": 0.87, "service_cpu": 0.99}, "CPU of the service"),
         ({}, {"generator_cpu": 0.97, "service_cpu": 0.97}, "CPU of the load generator"),
         ({}, {"model_ms": 300}, "model"),
         ({}, {"model_ms": 101}, "unknown"),
@@ -145,17 +154,73 @@ def test_the_binding_constraint_is_named(refusals: dict[str, int], resources: di
     """With the evidence for it."""
     beyond = ProbeResult(80, 900, 1000, 60.0, 1.0, refusals=refusals, resources=Resources(**resources))
 
-    found, evidence = binding_constraint(beyond, ALONE)
+    found, evidence = binding_constraint([beyond], ALONE)
 
     assert found == name
     assert "80 sessions" in evidence
+
+
+def test_what_was_used_up_further_up_is_named_before_who_seemed_slow_near_the_knee() -> None:
+    """A service short of CPU reads its model's answers late; at twice the load the core is seen to be full."""
+    near = ProbeResult(10, 900, 900, 45.0, 0.25, resources=Resources(service_cpu=0.7, model_ms=120))
+    far = ProbeResult(40, 900, 900, 60.0, 0.7, resources=Resources(service_cpu=0.98, model_ms=200))
+
+    assert binding_constraint([near, far], ALONE)[0] == "CPU of the service"
+    assert binding_constraint([near], ALONE)[0] == "model"
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"resources": Resources(memory_bytes=1100, memory_max_bytes=1000, memory_max_by="[capacity] memory")},
+        {"died": "it ended with -9"},
+    ],
+)
+def test_a_load_that_takes_more_than_there_is_does_not_hold(beyond: dict[str, Any]) -> None:
+    """However well its turns went: more memory than planned, or the end of the service."""
+    searching = CapacitySearch(ceiling=100)
+    for load in (1, 4):
+        searching.record(ProbeResult(load, 50, 50, load / TURN_S, TURN_S))
+
+    searching.record(ProbeResult(16, 500, 500, 16 / TURN_S, TURN_S, **beyond))
+
+    assert (searching.low, searching.high) == (4, 16)
+    assert searching.result().bottleneck in ("memory", "the service's death")
+
+
+def test_turns_that_fail_set_no_ceiling() -> None:
+    """Out of descriptors at 40 the service answers fewer turns than at 16: the limit is looked for between them."""
+    searching = CapacitySearch(ceiling=500)
+
+    while (load := searching.next_load()) is not None:
+        short = load > 28
+        searching.record(
+            ProbeResult(
+                load, 60 if short else 5 * load, 600 if short else 5 * load, 12.0 if short else load / TURN_S, TURN_S,
+                refusals={"ledger_unavailable": 540} if short else {},
+                resources=Resources(fds=130 if short else 20 + 4 * load, fds_max=130),
+            )
+        )  # fmt: skip
+
+    assert searching.result().sessions == pytest.approx(28, abs=2)
+    assert searching.result().bottleneck == "descriptors"
+
+
+def test_an_upper_bound_that_ends_the_search_is_no_fault_of_the_generator() -> None:
+    """It is named for what it is."""
+    searching = CapacitySearch(ceiling=500)
+    searching.record(ProbeResult(1, 50, 50, 5.0, TURN_S))
+    searching.record(ProbeResult(4, 20, 20, 20.0, TURN_S, cut_short="the upper bound of turns was reached"))
+
+    assert searching.result().outcome == "unclear"
+    assert searching.result().bottleneck == "an upper bound of this run"
 
 
 def test_a_missed_objective_is_named_where_nothing_was_at_its_limit() -> None:
     """Before giving up on naming anything."""
     beyond = ProbeResult(80, 900, 1000, 60.0, 1.0, missed=("turn_p95<2s",), resources=Resources(model_ms=100))
 
-    assert binding_constraint(beyond, ALONE)[0] == "objective turn_p95<2s"
+    assert binding_constraint([beyond], ALONE)[0] == "objective turn_p95<2s"
 
 
 def test_wilson_knows_how_little_it_knows() -> None:

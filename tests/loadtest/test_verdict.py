@@ -48,6 +48,9 @@ PASS = {"tally": ANSWERED, "thresholds": [result("pass")]}
         ({"tally": ANSWERED, "thresholds": [result("fail")], "generator_bound": "late"}, 11),
         ({"tally": ANSWERED, "thresholds": [result("fail", sure=True)], "generator_bound": "late"}, 1),
         ({"tally": ANSWERED, "thresholds": [result("fail", "error_rate<1%")], "generator_bound": "late"}, 1),
+        # What could not be sent is not what the service got wrong.
+        ({"tally": books(generator_error=9), "generator_bound": "x", "unsent": 9}, 11),
+        ({"tally": ANSWERED, "thresholds": [result("fail", "error_rate<1%")], "generator_bound": "x", "unsent": 1}, 11),
         ({"tally": ANSWERED, "thresholds": [result("fail"), result("inconclusive")]}, 1),
         ({**PASS, "checklist_failed": True}, 1),
         ({**PASS, "comparisons": [Comparison("turn_p95", 1, 2, 2.0, 1.5, 2.5, "fail")]}, 1),

@@ -62,6 +62,7 @@ def assemble(
             thresholds=results,
             comparisons=findings.comparisons,
             generator_bound=generator.get("bound"),
+            unsent=generator.get("unsent", 0),
             generator_died=findings.generator_died,
             service_died=findings.service_died,
             signal=findings.signal,

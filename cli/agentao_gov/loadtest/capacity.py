@@ -8,30 +8,22 @@ measures R, a saturated one X, and bisection around N* settles it. Pure: the cal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-__all__ = [
-    "GROWTH",
-    "PROBES_MAX",
-    "CapacityResult",
-    "CapacitySearch",
-    "ProbeResult",
-    "Resources",
-    "binding_constraint",
-    "wilson",
-]
+from agentao_gov.loadtest.binding import NOT_THE_SERVICE, binding_constraint, generator_name
+from agentao_gov.loadtest.probes import ProbeResult
+
+__all__ = ["GROWTH", "PROBES_MAX", "CapacityResult", "CapacitySearch", "wilson"]
 
 PROBES_MAX = 10
-UNKNOWN = "unknown"
 #: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
 _SATURATED = 0.9
+#: A load that gets less than this share of the turns per second of a smaller one has brought the service down.
+_COLLAPSED = 0.7
 #: How finely the knee is fitted.
 _KNEE_STEP = 1.01
 #: Two loads that give each session the same turns, but for noise.
 _AGREE = 0.04
-#: The model is slower under load when a turn's share of it takes longer by this factor's inverse.
-_EFFICIENCY = 0.93
 #: The interval is narrow enough at one session or this share.
 _TOLERANCE = 0.05
 #: How far beyond the estimated knee a load may be and still count as at it.
@@ -51,49 +43,6 @@ def wilson(good: int, total: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the service and the generator had at hand during a probe; None where it was not seen."""
-
-    busy: int | None = None
-    busy_max: int | None = None
-    sessions: int | None = None
-    #: Of them at work: an idle one makes room for another session, so it cannot be what is short.
-    sessions_held: int | None = None
-    sessions_max: int | None = None
-    queue: int | None = None
-    mcp_processes: int | None = None
-    memory_bytes: int | None = None
-    memory_max_bytes: int | None = None
-    fds: int | None = None
-    fds_max: int | None = None
-    #: Of one core: the service is one Python process.
-    service_cpu: float | None = None
-    generator_cpu: float | None = None
-    #: Mean milliseconds the model took per turn, in the service's own words.
-    model_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """One constant load of `load` busy sessions, measured."""
-
-    load: int
-    #: Turns that were answered, and all that ended.
-    good: int
-    total: int
-    #: Answered turns per second.
-    turns_per_s: float
-    #: Mean seconds of an answered turn; None without one.
-    mean_s: float | None
-    #: Objectives that were missed, as expressions.
-    missed: tuple[str, ...] = ()
-    #: Refusals and errors by outcome.
-    refusals: dict[str, int] = field(default_factory=dict)
-    resources: Resources = Resources()
-    generator_bound: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +78,14 @@ class CapacitySearch:
         self._ceiling = ceiling
         self._probes_max = probes_max
         self.probes: list[ProbeResult] = []
-        #: Probes in which the generator gave in: they say nothing about the service.
+        #: Probes in which the generator gave in, or an upper bound was reached: they say nothing about the service.
         self.spoilt: list[ProbeResult] = []
         #: The knee that was fitted last, and to how many probes.
         self._knee: tuple[int, float] | None = None
 
     def record(self, probe: ProbeResult) -> None:
-        """Takes a probe's result. Where the generator gave in, the search stays below that load."""
-        if probe.generator_bound is not None:
+        """Takes a probe's result. Where it was spoilt, the search stays below that load."""
+        if probe.spoilt:
             self.spoilt.append(probe)
             self._ceiling = min(self._ceiling, probe.load - 1)
         else:
@@ -163,12 +112,14 @@ class CapacitySearch:
 
     @staticmethod
     def _objectives_met(probe: ProbeResult) -> bool:
-        return not probe.missed and probe.total > 0 and wilson(probe.good, probe.total)[1] >= _GOOD_SHARE
+        if probe.missed or probe.total == 0 or probe.died is not None or probe.resources.over_memory:
+            return False
+        return wilson(probe.good, probe.total)[1] >= _GOOD_SHARE
 
     def knee_load(self) -> float | None:
         """N* = X·R, where the line of no waiting meets the ceiling of turns per second; None: no ceiling seen."""
         alone_s = self._alone_s()
-        if alone_s is None or not any(self._efficiency(probe) < _SATURATED for probe in self.probes):
+        if alone_s is None or not any(self._efficiency(probe) < _SATURATED for probe in self._telling()):
             return None
         if self._knee is None or self._knee[0] != len(self.probes):
             self._knee = (len(self.probes), self._fit(alone_s))
@@ -180,7 +131,7 @@ class CapacitySearch:
         Least squares of logarithms, over every probe: the mean of the saturated ones would hang on the overhead of a
         long queue, and the best of them collects the luck of each.
         """
-        seen = [(probe.load, probe.turns_per_s * alone_s) for probe in self.probes if probe.turns_per_s > 0]
+        seen = [(probe.load, probe.turns_per_s * alone_s) for probe in self._telling() if probe.turns_per_s > 0]
         if not seen:
             return 1.0
         steps = math.ceil(math.log(max(load for load, _ in seen)) / math.log(_KNEE_STEP))
@@ -188,6 +139,20 @@ class CapacitySearch:
             (_KNEE_STEP**step for step in range(steps + 1)),
             key=lambda knee: sum(math.log(busy / min(load, knee)) ** 2 for load, busy in seen),
         )
+
+    def _telling(self) -> list[ProbeResult]:
+        """The probes that tell where the ceiling is: not those under which the service broke down.
+
+        One that is out of descriptors answers no more turns than it did with half the load; its rate is no ceiling.
+        """
+        return [
+            probe
+            for probe in self.probes
+            if not probe.failing
+            and all(
+                probe.turns_per_s >= _COLLAPSED * less.turns_per_s for less in self.probes if less.load < probe.load
+            )
+        ]
 
     def _efficiency(self, probe: ProbeResult) -> float:
         """Turns per second against what as many sessions would get if none waited for another."""
@@ -244,7 +209,9 @@ class CapacitySearch:
         at_knee = next((probe for probe in self.probes if probe.load == low), None)
         name, evidence = self._constraint()
         if high is None and self.spoilt:
-            outcome, name, evidence = "unclear", "the load generator", str(self.spoilt[-1].generator_bound)
+            outcome, (name, evidence) = "unclear", _spoilt_by(self.spoilt[-1])
+        elif name in NOT_THE_SERVICE:
+            outcome = "unclear"
         elif low == 0:
             outcome = "unattainable" if self.probes else "unclear"
         elif high is None:
@@ -273,80 +240,12 @@ class CapacitySearch:
         if high is None:
             return "none", f"nothing gave way up to {self.low} sessions"
         first = min(self.probes, key=lambda probe: probe.load)
-        beyond = sorted((p for p in self.probes if p.load >= high and not self.holds(p)), key=lambda probe: probe.load)
-        for probe in beyond:
-            # Just above the knee little has given way yet; further up it shows.
-            name, evidence = binding_constraint(probe, first)
-            if name != UNKNOWN:
-                return name, evidence
-        return binding_constraint(beyond[0], first)
+        beyond = [probe for probe in self.probes if probe.load >= high and not self.holds(probe)]
+        return binding_constraint(sorted(beyond, key=lambda probe: probe.load), first)
 
 
-_Rule = Callable[[ProbeResult, ProbeResult], str | None]
-
-
-def binding_constraint(beyond: ProbeResult, alone: ProbeResult) -> tuple[str, str]:
-    """What gave way first at a load that does not hold, and the evidence for it.
-
-    The order is from what names itself (a refusal's code) to what has to be inferred (who was slow).
-    """
-    for name, rule in _RULES:
-        evidence = rule(beyond, alone)
-        if evidence is not None:
-            return name, evidence
-    if beyond.missed:
-        return f"objective {beyond.missed[0]}", f"missed at {beyond.load} sessions; no resource was at its limit"
-    return UNKNOWN, f"turns take longer at {beyond.load} sessions, and no resource was seen at its limit"
-
-
-def _refused(*codes: str) -> _Rule:
-    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
-        count = sum(beyond.refusals.get(code, 0) for code in codes)
-        # A hundredth of the turns: a single late refusal is not what binds.
-        if count == 0 or count < 0.01 * beyond.total:
-            return None
-        names = ", ".join(code for code in codes if beyond.refusals.get(code))
-        return f"{count} of {beyond.total} turns ended with {names} at {beyond.load} sessions"
-
-    return rule
-
-
-def _at_limit(what: str, used: str, limit: str, share: float = 1.0) -> _Rule:
-    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
-        value, most = getattr(beyond.resources, used), getattr(beyond.resources, limit)
-        if value is None or not most or value < share * most:
-            return None
-        return f"{what} at {value} of {most} with {beyond.load} sessions"
-
-    return rule
-
-
-def _cpu(field_name: str) -> _Rule:
-    def rule(beyond: ProbeResult, _alone: ProbeResult) -> str | None:
-        value = getattr(beyond.resources, field_name)
-        return f"{value:.0%} of a core at {beyond.load} sessions" if value is not None and value >= 0.85 else None
-
-    return rule
-
-
-def _model_slowed(beyond: ProbeResult, alone: ProbeResult) -> str | None:
-    before, after = alone.resources.model_ms, beyond.resources.model_ms
-    if not before or not after or after * _EFFICIENCY < before:
-        return None
-    return f"the model took {after:.0f} ms a turn at {beyond.load} sessions and {before:.0f} ms at {alone.load}"
-
-
-_RULES: Sequence[tuple[str, _Rule]] = (
-    ("tenant session cap", _refused("tenant_session_limit")),
-    ("user session cap", _refused("user_session_limit")),
-    ("token budget", _refused("budget_exhausted", "budget_impossible")),
-    ("model", _refused("model_error", "rate_limited")),
-    ("max_sessions", _at_limit("sessions at work", "sessions_held", "sessions_max")),
-    ("max_busy", _at_limit("busy turns", "busy", "busy_max")),
-    ("queue", _refused("queue_full", "queue_timeout", "refused")),
-    ("memory", _at_limit("memory", "memory_bytes", "memory_max_bytes", 0.95)),
-    ("descriptors", _at_limit("descriptors", "fds", "fds_max", 0.95)),
-    ("CPU of the load generator", _cpu("generator_cpu")),
-    ("CPU of the service", _cpu("service_cpu")),
-    ("model", _model_slowed),
-)
+def _spoilt_by(probe: ProbeResult) -> tuple[str, str]:
+    """What ended a search that never saw the service give way."""
+    if probe.generator_bound is None:
+        return "an upper bound of this run", str(probe.cut_short)
+    return generator_name(probe), probe.generator_bound

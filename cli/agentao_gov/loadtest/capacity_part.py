@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +24,8 @@ def capacity_end(execution: Execution | None) -> dict[str, str | None]:
     if result.outcome == "unattainable":
         return {"capacity_failed": f"not even {result.probes[0].load} session meets the objectives: {result.evidence}"}
     if result.outcome == "unclear":
-        return {"capacity_unclear": f"the capacity search did not end: {result.evidence}"}
+        bound = "" if result.bottleneck == "none" else f"bound by {result.bottleneck}: "
+        return {"capacity_unclear": f"no capacity is certain: {bound}{result.evidence}"}
     return {}
 
 
@@ -57,6 +59,7 @@ def capacity_plan(result: CapacityResult) -> dict[str, Any]:
     if used.mcp_processes:
         plan["mcp_processes"] = used.mcp_processes
     if used.memory_bytes:
-        # A fifth on top: the plan is for alerts, and the measured peak must not raise one.
-        plan["memory"] = f"{-(-int(used.memory_bytes * 1.2) // 1024**2)}MiB"
+        # A fifth on top: the plan is for alerts, and the measured peak must not raise one. But never beyond what binds.
+        room = min(int(used.memory_bytes * 1.2), used.memory_max_bytes or math.inf)
+        plan["memory"] = f"{-(-int(room) // 1024**2)}MiB"
     return plan

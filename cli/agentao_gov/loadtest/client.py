@@ -5,6 +5,7 @@ Only the Locust process imports this module: geventhttpclient's `readline` gives
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import gevent
 from geventhttpclient import HTTPClient
 from geventhttpclient._parser import HTTPParseError
 
+from agentao_gov.loadtest.samples import UNSENT
 from agentao_gov.loadtest.sse import StreamReader
 
 __all__ = ["TurnClient", "TurnResult"]
@@ -24,6 +26,8 @@ _CONNECTIONS_MAX = 20_000
 _CONNECT_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 16 * 1024
 _ERROR_BODY_BYTES = 64 * 1024
+#: What this machine lacked, not the service: descriptors, local ports, memory.
+_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(slots=True)
@@ -52,9 +56,13 @@ class TurnClient:
     def __init__(self, target: str, *, keys: Mapping[str, str], api: Literal["native", "openai"] = "native") -> None:
         self._api = api
         self._keys = dict(keys)
+        self._target = target
         self._prefix = urlsplit(target).path.rstrip("/").removesuffix("/v1")
-        self._http = HTTPClient.from_url(
-            target,
+        self._http = self._connect()
+
+    def _connect(self) -> HTTPClient:
+        return HTTPClient.from_url(
+            self._target,
             concurrency=_CONNECTIONS_MAX,
             connection_timeout=_CONNECT_TIMEOUT_S,
             # Turns have their own time limit around everything; a limit per read would cut quiet tools short.
@@ -75,7 +83,8 @@ class TurnClient:
         except gevent.Timeout:
             result = TurnResult("client_timeout", error=f"no end within {timeout_s:g} s")
         except (HTTPParseError, OSError) as error:
-            result = TurnResult("connection_error", error=f"{type(error).__name__}: {error}"[:200])
+            outcome = UNSENT if getattr(error, "errno", None) in _OWN_SHORTAGES else "connection_error"
+            result = TurnResult(outcome, error=f"{type(error).__name__}: {error}"[:200])
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # Not what the contract says an answer is; a service may send anything, and the load goes on.
             result = TurnResult("malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
@@ -97,8 +106,13 @@ class TurnClient:
             return False
         return response.status_code in (200, 202, 204, 404)
 
+    def renew(self) -> None:
+        """Closes idle connections: what a phase left open must not take the service's descriptors in the next one."""
+        self._http.close()
+        self._http = self._connect()
+
     def close(self) -> None:
-        """Closes idle connections."""
+        """Closes idle connections, for good."""
         self._http.close()
 
     def _request(self, session: str, user: str, profile: str, message: str) -> tuple[str, bytes]:

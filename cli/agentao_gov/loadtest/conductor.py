@@ -20,6 +20,7 @@ from gevent.pool import Pool
 from agentao_gov.loadtest.arrivals import level_at
 from agentao_gov.loadtest.client import TurnClient, TurnResult
 from agentao_gov.loadtest.plan import LoadPlan, Phase, SessionDraw, Stream, TurnPlan, draw, turns_of
+from agentao_gov.loadtest.pulse import Pulse
 from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, Beat, Begin, TurnSample
 
 __all__ = ["Conductor"]
@@ -323,23 +324,28 @@ class Conductor:
 
     def _beat(self) -> None:
         lags: list[int] = []
-        last_beat = last_cpu = 0.0
+        pulse, last_beat = Pulse(), time.monotonic()
         while True:
             before = time.monotonic()
             gevent.sleep(_LAG_PROBE_S)
             now = time.monotonic()
             lags.append(max(0, int((now - before - _LAG_PROBE_S) * 1e6)))
             if now - last_beat >= _BEAT_S:
-                cpu = time.process_time()
-                ratio = (cpu - last_cpu) / (now - last_beat) if last_beat else 0.0
-                self._write_beat(lags, ratio)
-                lags, last_beat, last_cpu = [], now, cpu
+                self._write_beat(lags, *pulse.look())
+                lags, last_beat = [], now
 
-    def _write_beat(self, lags: list[int], cpu_ratio: float = 0.0) -> None:
+    def _write_beat(self, lags: list[int], cpu_ratio: float = 0.0, wait_ratio: float = 0.0) -> None:
         assert self._phase is not None
         at_s = round(self._now_s(), 3)
         beat = Beat(
-            self._phase.index, self._worker, at_s, self._in_flight, self._started, tuple(lags), round(cpu_ratio, 3)
+            self._phase.index,
+            self._worker,
+            at_s,
+            self._in_flight,
+            self._started,
+            tuple(lags),
+            cpu_ratio,
+            wait_ratio,
         )
         self._emit(beat.to_line())
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agentao_gov.loadtest.arrivals import segments
-from agentao_gov.loadtest.capacity import PROBES_MAX, CapacityResult, CapacitySearch, ProbeResult, Resources
+from agentao_gov.loadtest.capacity import PROBES_MAX, CapacityResult, CapacitySearch
 from agentao_gov.loadtest.driver import GeneratorDied, LoadDriver
+from agentao_gov.loadtest.limits import Limits, oom_kills
 from agentao_gov.loadtest.live import live_look
-from agentao_gov.loadtest.measure import generator_figures, measure, steady_rate
 from agentao_gov.loadtest.options import (
     CEILING,
-    PROBE_RAMP_SHARE,
     Options,
     build_phase,
     drain_s,
@@ -21,11 +20,12 @@ from agentao_gov.loadtest.options import (
     probe_s,
 )
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, estimate
+from agentao_gov.loadtest.probing import Probing
 from agentao_gov.loadtest.recording import PhaseRecord
-from agentao_gov.loadtest.samples import Status, TurnSample
+from agentao_gov.loadtest.samples import TurnSample
 from agentao_gov.loadtest.series import ServerSeries
 from agentao_gov.loadtest.target import Target
-from agentao_gov.loadtest.thresholds import Observation, Threshold, evaluate, samples_needed
+from agentao_gov.loadtest.thresholds import Threshold, samples_needed
 from agentao_gov.loadtest.view import Stop, View
 
 __all__ = ["Execution", "Played"]
@@ -63,7 +63,7 @@ class Execution:
     series: ServerSeries
     view: View
     stop: Stop
-    limits: dict[str, int | None] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
     played: list[Played] = field(default_factory=list)
     capacity: CapacityResult | None = None
     generator_died: str | None = None
@@ -151,7 +151,7 @@ class Execution:
 
     def _search(self) -> None:
         # Beyond max_sessions too: that it is what gives way is seen only where it does.
-        ceiling = self.options.users or max(CEILING, 2 * (self.limits.get("max_sessions") or 0))
+        ceiling = self.options.users or max(CEILING, 2 * (self.limits.max_sessions or 0))
         search = CapacitySearch(ceiling=ceiling)
         try:
             while (load := search.next_load()) is not None and self._time_for(probe_s(self.options)):
@@ -174,15 +174,29 @@ class Execution:
         return sum(played.end_epoch - played.start_epoch for played in self.played)
 
     def _record(self, search: CapacitySearch, load: int, phase: Phase) -> None:
+        killed_before = oom_kills(self.target.pid)
         played = self._play(phase)
-        if self._should_stop():
+        if self.stop():
             return
-        probe = self._probe(load, played)
+        # A service that died of the load has told where its limit is; also a foreign one, which is asked here alone.
+        self.service_died = self.service_died or self.target.death()
+        killed = oom_kills(self.target.pid)
+        probing = Probing(self.options.mix, self.plan.api, self.thresholds, self.limits)
+        probe = probing.result(
+            load,
+            played.record,
+            self.series.between(played.start_epoch, played.end_epoch),
+            start_epoch=played.start_epoch,
+            duration_s=phase.duration_s,
+            oom_kills=killed - killed_before if killed is not None and killed_before is not None else None,
+            died=self.service_died,
+            cut_short=self._bound_reached(),
+        )
         search.record(probe)
         word = "holds" if search.holds(probe) else "too much"
         if probe.generator_bound is not None:
             word = f"the load generator gave in: {probe.generator_bound}"
-        self.view.note(f"{load} busy sessions: {probe.turns_per_s:.1f} turns/s, {word}")
+        self.view.note(f"{load} busy sessions: {probe.turns_per_s:.1f} turns/s, {probe.cut_short or word}")
 
     def _certifying(self, search: CapacitySearch) -> Phase | None:
         """A longer probe of the load that was found, with turns enough for every percentile; None: none is needed.
@@ -200,74 +214,10 @@ class Execution:
         phase = probe_phase(self.options, search.low, self.target.tenants, duration_s=duration_s)
         return phase.model_copy(update={"label": f"{phase.label}, longer"})
 
-    def _probe(self, load: int, played: Played) -> ProbeResult:
-        duration_s = played.phase.duration_s
-        samples = played.samples
-        figures = measure(samples, duration_s, self.thresholds)
-        seen = Observation(figures.distributions, figures.rates)
-        # Totals over the run (memory, leaks) are no objective of a probe.
-        objectives = [t for t in self.thresholds if t.series is not None or t.unit == "ratio"]
-        missed = tuple(t.expression for t in objectives if evaluate(t, seen).status == "fail")
-        answered = figures.tally.by_status.get("answered", 0)
-        generator = generator_figures(samples, played.record.beats, planned=None, complete=False)
-        return ProbeResult(
-            load=load,
-            good=answered,
-            total=figures.tally.started,
-            turns_per_s=steady_rate(samples, 2 * PROBE_RAMP_SHARE * duration_s, duration_s),
-            mean_s=self._standard_mean_s(samples),
-            missed=missed,
-            refusals={name: count for name, count in figures.tally.by_outcome.items() if name != "answered"},
-            resources=self._resources(played, samples, generator.cpu_max),
-            generator_bound=generator.bound or self._bound_reached(),
-        )
-
     def _bound_reached(self) -> str | None:
         """A probe that an upper bound cut short says nothing about the service."""
         bounds = self.driver.file.remarks_of("bound")
         return f"the upper bound of {bounds[-1].get('kind')} was reached" if bounds else None
-
-    def _standard_mean_s(self, samples: Sequence[TurnSample]) -> float | None:
-        """Mean seconds of an answered turn at the plan's own mix, so that probes with few turns compare."""
-        total = weight = 0.0
-        for profile, share in self.options.mix.items():
-            took = [s.service_us / 1e6 for s in samples if s.profile == profile and s.status is Status.ANSWERED]
-            if took:
-                total += share * sum(took) / len(took)
-                weight += share
-        return total / weight if weight else None
-
-    def _resources(self, played: Played, samples: Sequence[TurnSample], generator_cpu: float) -> Resources:
-        rows = self.series.between(played.start_epoch + played.phase.duration_s * 0.3, played.end_epoch)
-        model = [s.model_us / 1000 for s in samples if s.model_us is not None]
-        if self.plan.api == "openai" and not model:
-            # No TurnReport: what is loaded is a bare model, and all of the time is its own.
-            model = [s.service_us / 1000 for s in samples if s.status is Status.ANSWERED]
-        cpu = sorted(row.cpu for row in rows if row.cpu is not None)
-        return Resources(
-            busy=_most(row.sessions.get("busy") for row in rows),
-            busy_max=self.limits.get("max_busy"),
-            sessions=_most(row.resident for row in rows),
-            sessions_held=_most(
-                sum(row.sessions.get(state, 0) for state in ("busy", "opening", "stuck"))
-                for row in rows
-                if row.sessions
-            ),
-            sessions_max=self.limits.get("max_sessions"),
-            queue=_most(row.queue for row in rows),
-            mcp_processes=_most(row.children_by_kind.get("mcp", 0) for row in rows if row.children_by_kind),
-            memory_bytes=_most(row.memory_bytes for row in rows),
-            memory_max_bytes=self.limits.get("memory_bytes"),
-            fds=_most(row.fds for row in rows),
-            fds_max=self.limits.get("fds"),
-            service_cpu=cpu[len(cpu) // 2] if cpu else None,
-            generator_cpu=generator_cpu,
-            model_ms=sum(model) / len(model) if model else None,
-        )
-
-
-def _most(values: Iterable[int | None]) -> int | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def _describe(phase: Phase, planned: int | None) -> str:

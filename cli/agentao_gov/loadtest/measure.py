@@ -7,13 +7,14 @@ are kept out of latency and counted by the rates.
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentao_gov.loadtest.histogram import Histogram
-from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, Beat, Status, Tally, TurnSample, tally_of
+from agentao_gov.loadtest.samples import CAPACITY_OUTCOMES, UNSENT, Beat, Status, Tally, TurnSample, tally_of
 from agentao_gov.loadtest.thresholds import CONFIDENCE, Distribution, Threshold, chance_of, samples_needed
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "measure",
     "relieved",
     "steady_rate",
+    "sustained_cpu",
     "timeline",
 ]
 
@@ -153,6 +155,8 @@ class GeneratorFigures:
     offered: int
     #: Why its numbers must not be trusted; None: they may.
     bound: str | None = None
+    #: Turns that it could not send: their failure is none of the service's.
+    unsent: int = 0
     limits_ms: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +169,7 @@ class GeneratorFigures:
             "offered": self.offered,
             "limits_ms": self.limits_ms,
             "bound": self.bound,
+            "unsent": self.unsent,
         }
 
 
@@ -194,13 +199,25 @@ def generator_figures(
         if late.count >= _JUDGED_MIN and value_us > limit_us and figures.bound is None:
             if _by_chance(samples, limit_us, percentile):
                 continue
-            figures.bound = (
-                f"its turns started late by {value_us / 1000:.1f} ms at p{percentile:g}, "
-                f"more than {limit_us / 1000:.1f} ms (CPU {figures.cpu_max:.0%} of a core)"
-            )
+            figures.bound = _was_late("its turns started", value_us, percentile, limit_us, figures.cpu_max)
+    typical_us, limit_us = lag.percentile_us(50.0) or 0, figures.limits_ms["p50"] * 1000
+    if planned is None and lag.count >= _JUDGED_MIN and typical_us > limit_us and figures.bound is None:
+        # Sessions that never pause have no schedule to be late for; but what reads their answers may be.
+        figures.bound = _was_late("it read answers", typical_us, 50.0, limit_us, figures.cpu_max)
+    unsent = [sample for sample in samples if sample.outcome == UNSENT]
+    figures.unsent = len(unsent)
+    if unsent:
+        figures.bound = f"it could not send {len(unsent)} of {len(samples)} turns: {unsent[0].error}"
     if complete and planned is not None and figures.offered < _OFFERED_MIN * planned:
         figures.bound = f"it offered {figures.offered} of {planned} planned turns"
     return figures
+
+
+def _was_late(what: str, value_us: float, percentile: float, limit_us: float, cpu: float) -> str:
+    return (
+        f"{what} late by {value_us / 1000:.1f} ms at p{percentile:g}, "
+        f"more than {limit_us / 1000:.1f} ms (CPU {cpu:.0%} of a core)"
+    )
 
 
 def _by_chance(samples: Sequence[TurnSample], limit_us: float, percentile: float) -> bool:
@@ -269,3 +286,22 @@ def steady_rate(samples: Iterable[TurnSample], start_s: float, end_s: float) -> 
         for sample in answered
     )
     return sum(parts) / (end_s - start_s)
+
+
+def sustained_cpu(beats: Iterable[Beat], start_s: float, end_s: float) -> tuple[float, float] | None:
+    """Of one core, what the busiest of the generator's processes used within the window, and what it waited for.
+
+    The medians of its beats: a burst of a quarter second, when sessions start, holds nobody up. None: none was heard.
+    """
+    by_worker: dict[int, list[Beat]] = defaultdict(list)
+    for beat in beats:
+        if start_s <= beat.at_s < end_s:
+            by_worker[beat.worker].append(beat)
+    return max(
+        (
+            (statistics.median(beat.cpu_ratio for beat in own), statistics.median(beat.wait_ratio for beat in own))
+            for own in by_worker.values()
+        ),
+        key=sum,
+        default=None,
+    )

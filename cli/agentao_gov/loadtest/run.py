@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
 from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.loadtest.assemble import assemble
@@ -30,6 +27,7 @@ from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.foresight import bounded, loaded_tenants, settle_mix, undecidable
 from agentao_gov.loadtest.keeper import Keeper
+from agentao_gov.loadtest.limits import Limits, limits_of, promised, promised_by
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
@@ -250,7 +248,7 @@ class LoadTest:
             bind=self.options.bind,
             local_workers=self.options.bind is None,
         )
-        series = ServerSeries(target.url, target.pid)
+        series = ServerSeries(target.url, target.pid, model_pid=target.simulator.pid if target.simulator else None)
         execution = Execution(
             options=self.options,
             plan=plan,
@@ -298,20 +296,10 @@ class LoadTest:
             if time.monotonic() > start + _SETTLE_S_MIN and same and not at_work and not waits:
                 return
 
-    def _limits(self, target: Target) -> dict[str, int | None]:
-        limits: dict[str, int | None] = {"fds": None}
-        if target.pid is not None:
-            # The service's own limit: the one of this process is another matter.
-            with contextlib.suppress(psutil.Error, OSError):
-                limits["fds"], _ = psutil.Process(target.pid).rlimit(psutil.RLIMIT_NOFILE)
+    def _limits(self, target: Target) -> Limits:
         if self.deployment is not None and self.options.target is None:
-            deployment = self.deployment.deployment
-            limits |= {
-                "max_sessions": deployment.pool.max_sessions,
-                "max_busy": deployment.pool.max_busy,
-                "memory_bytes": deployment.capacity.memory_bytes,
-            }
-        return limits
+            return limits_of(target, promised(self.deployment.deployment))
+        return limits_of(target, promised_by(target.url, next(iter(target.keys.values()), None)))
 
     def _overshoot(self, target: Target) -> int | None:
         """Tokens the model really produced beyond the tenants' daily budgets; None where it cannot be known."""
@@ -337,7 +325,7 @@ class LoadTest:
 
 def run_checklist(options: Options, stop: Stop, keeper: Keeper) -> tuple[int, dict[str, Any]]:
     """Runs `agentao-gov checklist` as a process of its own; its exit code and report."""
-    command = [sys.executable, "-m", "agentao_gov.main", "checklist", "--format", "json"]
+    command = [sys.executable, "-P", "-m", "agentao_gov.main", "checklist", "--format", "json"]
     if options.config is not None:
         command += ["--config", str(options.config)]
     if options.target is not None:

@@ -13,7 +13,18 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-__all__ = ["CAPACITY_OUTCOMES", "Beat", "Begin", "Status", "Tally", "TurnSample", "classify", "parse_line", "tally_of"]
+__all__ = [
+    "CAPACITY_OUTCOMES",
+    "UNSENT",
+    "Beat",
+    "Begin",
+    "Status",
+    "Tally",
+    "TurnSample",
+    "classify",
+    "parse_line",
+    "tally_of",
+]
 
 
 class Status(StrEnum):
@@ -41,6 +52,8 @@ CAPACITY_OUTCOMES = frozenset(
         "rate_limited",
     }
 )
+#: The generator could not send the turn: it lacked a descriptor, a local port or memory.
+UNSENT = "generator_error"
 # Spelled out, not imported: the governor's package loads agentao, which must never be in a gevent process.
 # `tests/loadtest/test_samples.py` holds these words against the governor's own list.
 _ANSWERED, _CANCELLED = "answered", "cancelled"
@@ -142,7 +155,9 @@ class Beat:
     started: int
     #: How late the generator's event loop ran, each measurement in microseconds.
     lags_us: tuple[int, ...] = ()
+    #: Of one core: used, and waited for while other programs had it.
     cpu_ratio: float = 0.0
+    wait_ratio: float = 0.0
 
     def to_line(self) -> str:
         """The record on one line."""

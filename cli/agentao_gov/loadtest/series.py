@@ -50,6 +50,10 @@ class ServerRow:
     #: Cores' worth of CPU of the service's own process and of the whole tree since the last look.
     cpu: float | None = None
     tree_cpu: float | None = None
+    #: Of the cores that the service may run on, by whomever: 1.0 is all of them.
+    machine_cpu: float | None = None
+    #: Cores' worth of the simulated model, where this run started one.
+    model_cpu: float | None = None
     queue: int | None = None
     #: By state: idle, busy, ...
     sessions: dict[str, int] = field(default_factory=dict)
@@ -75,9 +79,10 @@ class ServerRow:
 class ServerSeries:
     """Samples in a thread of its own between `start` and `stop`. `rows` may be read at any time."""
 
-    def __init__(self, url: str, pid: int | None, *, period_s: float = _PERIOD_S) -> None:
+    def __init__(self, url: str, pid: int | None, *, model_pid: int | None = None, period_s: float = _PERIOD_S) -> None:
         self._url = url.rstrip("/").removesuffix("/v1") + "/metrics"
         self._root = _process(pid)
+        self._model = _process(model_pid)
         self._main: psutil.Process | None = None
         self._port = _port_of(url)
         self._period_s = period_s
@@ -153,6 +158,8 @@ class ServerSeries:
                 "children": sum(process.pid not in above for process in tree),
                 "cpu": self._cpu("main", [main]),
                 "tree_cpu": self._cpu("tree", tree),
+                "machine_cpu": self._machine_cpu(main),
+                "model_cpu": None if self._model is None else self._cpu("model", [self._model]),
             }
         except (psutil.Error, OSError):
             return {}
@@ -194,6 +201,17 @@ class ServerSeries:
         if before is None or now <= before[0]:
             return None
         return round(max(0.0, (used - before[1]) / (now - before[0])), 3)
+
+    def _machine_cpu(self, main: psutil.Process) -> float | None:
+        cores = main.cpu_affinity()
+        times = psutil.cpu_times(percpu=True)
+        idle = sum(times[core].idle + times[core].iowait for core in cores if core < len(times))
+        now = time.monotonic()
+        before = self._last_cpu.get("idle")
+        self._last_cpu["idle"] = (now, idle)
+        if before is None or now <= before[0] or not cores:
+            return None
+        return round(min(1.0, max(0.0, 1 - (idle - before[1]) / (now - before[0]) / len(cores))), 3)
 
 
 def peaks_of(rows: Iterable[ServerRow]) -> dict[str, Any]:

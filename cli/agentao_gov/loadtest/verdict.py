@@ -36,6 +36,8 @@ class Ending:
     comparisons: Sequence[Comparison] = ()
     #: Why the generator was the bottleneck; None: it was not.
     generator_bound: str | None = None
+    #: Turns that it could not send: they count as failed, and the service has no part in it.
+    unsent: int = 0
     #: Why the generator's process is gone; None: it ended in order.
     generator_died: str | None = None
     #: Why the service is gone; None: it outlived the test.
@@ -71,8 +73,10 @@ def judge(ending: Ending) -> Verdict:
         return Verdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
     failed = _failures(ending)
     doubts = _doubts(ending)
-    # A generator that is gone, or books that do not balance, spoil every figure; one that was late spoils latencies.
-    spoilt = ending.generator_died is not None or bool(ending.imbalances) or not ending.tally.balanced
+    # A generator that is gone or could not send, and books that do not balance, spoil every figure; one that was late
+    # spoils latencies.
+    generator_failed = ending.generator_died is not None or ending.unsent > 0
+    spoilt = generator_failed or bool(ending.imbalances) or not ending.tally.balanced
     late = ending.generator_bound is not None and all(reason.latency for reason in failed)
     if failed and not spoilt and not late:
         return Verdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))

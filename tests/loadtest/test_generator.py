@@ -1,0 +1,75 @@
+"""The generator tells when it was itself what held the load up."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from agentao_gov.loadtest.measure import generator_figures, sustained_cpu
+from agentao_gov.loadtest.pulse import Pulse
+from agentao_gov.loadtest.samples import Beat, TurnSample
+
+
+def turns(count: int, *, took_ms: int = 20, outcome: str = "answered", error: str = "") -> list[TurnSample]:
+    return [
+        TurnSample(
+            id=str(number), phase=0, worker=0, session=f"s{number}", profile="qa", tenant="t", intended_s=number / 10,
+            sent_s=number / 10, latency_us=took_ms * 1000, service_us=took_ms * 1000, late_us=0, outcome=outcome,
+            error=error,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def beat(at_s: float, *lags_us: int, worker: int = 0, cpu: float = 0.1, wait: float = 0.0) -> Beat:
+    return Beat(0, worker, at_s, 1, 1, lags_us, cpu, wait)
+
+
+@pytest.mark.parametrize(("lag_us", "took_ms", "late"), [(1_500, 20, False), (3_000, 20, True), (3_000, 100, False)])
+def test_a_closed_loop_is_judged_by_the_lag_of_its_event_loop(lag_us: int, took_ms: int, late: bool) -> None:
+    """Sessions that never pause are never late to send; they are late to read: 2 ms, or a twentieth of a turn."""
+    beats = [beat(at, *[lag_us] * 12) for at in range(5)]
+
+    closed = generator_figures(turns(60, took_ms=took_ms), beats, planned=None, complete=True)
+    scheduled = generator_figures(turns(60, took_ms=took_ms), beats, planned=60, complete=True)
+
+    assert (closed.bound is not None) == late
+    assert scheduled.bound is None
+
+
+def test_turns_that_could_not_be_sent_are_the_generators() -> None:
+    """One is enough to doubt every rate."""
+    samples = turns(99) + turns(1, outcome="generator_error", error="OSError: [Errno 24] Too many open files")
+
+    figures = generator_figures(samples, [], planned=100, complete=True)
+
+    assert figures.unsent == 1
+    assert figures.bound == "it could not send 1 of 100 turns: OSError: [Errno 24] Too many open files"
+
+
+def test_a_burst_of_a_moment_is_not_sustained() -> None:
+    """The median of the window, of the busiest worker, what it waited for included."""
+    beats = [beat(at / 4, cpu=1.0 if at < 3 else 0.2) for at in range(20)]
+    beats += [beat(at / 4, worker=1, cpu=0.1, wait=0.5) for at in range(20)]
+
+    assert sustained_cpu(beats, 0.0, 5.0) == (0.1, 0.5)
+    assert sustained_cpu(beats, 0.0, 0.7) == (1.0, 0.0)
+    assert sustained_cpu(beats, 9.0, 10.0) is None
+
+
+def test_a_process_that_has_to_share_its_core_counts_what_it_waited_for() -> None:
+    """Used and waited for are the whole of a core for whoever never sleeps."""
+    mine = min(os.sched_getaffinity(0))
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [mine])
+    try:
+        pulse, deadline = Pulse(), time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            pass
+        used, waited = pulse.look()
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+    assert 0.7 <= used + waited <= 1.2
