@@ -11,6 +11,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 __all__ = ["prepared", "write_all"]
 
@@ -40,7 +41,8 @@ def _file_name(words: list[str]) -> str:
 def _fingerprint(words: list[str]) -> str:
     """A hash of all that help is made of: signatures, decorators and docstrings, but not the code in between."""
     commands = _PACKAGE / "commands"
-    sources = [commands / "_app.py", commands / "_options.py", *(commands / f"{word}.py" for word in words[:1])]
+    own = [name for word in words[:1] for name in (f"{word}.py", f"_{word}_options.py")]
+    sources = [path for name in ("_app.py", "_options.py", *own) if (path := commands / name).exists()]
     digest = hashlib.sha256()
     for source in sources:
         for node in ast.parse(source.read_bytes()).body:
@@ -73,12 +75,12 @@ def write_all() -> list[Path]:
     return written
 
 
-def _write(words: list[str], command: object, context: object) -> Path:
+def _write(words: list[str], command: Any, context: Any) -> Path:
     _TEXTS.mkdir(exist_ok=True)
     path = _TEXTS / _file_name(words)
     # What Typer takes on a terminal of 80 columns and in a pipe.
-    context.terminal_width = 78  # type: ignore[attr-defined]
-    text = command.get_help(context)  # type: ignore[attr-defined]
+    context.terminal_width = 78
+    text = command.get_help(context)
     path.write_text(f"{_fingerprint(words)}\n{text}\n", encoding="utf-8")
     return path
 

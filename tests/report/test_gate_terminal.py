@@ -84,6 +84,7 @@ def test_the_end_screen_closes_with_the_verdict_and_the_next_command(stream: io.
 
     text = stream.getvalue()
     assert "FAIL" in text.splitlines()[-2]
+    assert "fail:" not in text.splitlines()[-2], "the verdict is said once"
     assert text.splitlines()[-1].endswith("agentao-gov loadtest")
     assert "7; expected 5" in text
     assert "[bold]" in text

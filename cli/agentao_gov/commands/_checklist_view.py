@@ -15,7 +15,7 @@ from rich.text import Text
 from agentao_gov.checklist.items import Item
 from agentao_gov.checklist.report import ChecklistReport, ItemReport, gate_report
 from agentao_gov.checklist.runner import Listener
-from agentao_gov.report.gate import printable
+from agentao_gov.report.gate import clean
 from agentao_gov.report.terminal import STYLES, console
 
 __all__ = ["Progress", "print_checklist", "rendered"]
@@ -98,7 +98,7 @@ def print_checklist(report: ChecklistReport, stream: TextIO) -> None:
     style = _STYLES[report.verdict]
     tail = f"{gate_report(report).headline.partition(': ')[2]}, {report.duration_ms / 1000:.0f} s, {report.config}"
     word = "nothing was tried" if report.tried_nothing else report.verdict.upper()
-    out.print(Text.assemble((word, style), "  ", printable(tail)))
+    out.print(Text.assemble((word, style), "  ", clean(tail)))
 
 
 def _print_scaled(report: ChecklistReport, stream: TextIO) -> None:
@@ -107,7 +107,7 @@ def _print_scaled(report: ChecklistReport, stream: TextIO) -> None:
     if scaled:
         out = console(stream)
         out.print()
-        out.print(Text(printable(f"scaled to be tried in time: {'; '.join(scaled)}"), style=STYLES["dim"]))
+        out.print(Text(clean(f"scaled to be tried in time: {'; '.join(scaled)}"), style=STYLES["dim"]))
 
 
 def _table(report: ChecklistReport) -> Table:
@@ -124,7 +124,7 @@ def _observed(item: ItemReport) -> str:
     """What decided; a passed item has many observations, and all of them are good."""
     if item.status == "pass":
         return f"{sum(line.startswith('[pass]') for line in item.evidence)} checks hold"
-    return printable(item.observed)
+    return clean(item.observed)
 
 
 def _print_details(item: ItemReport, stream: TextIO) -> None:
@@ -133,7 +133,7 @@ def _print_details(item: ItemReport, stream: TextIO) -> None:
     out.print(Text(f"{_MARKS[item.status]} {item.number}. {item.title} ({item.id})", style=_STYLES[item.status]))
     bad = _wrong_lines(item)
     for line in bad[:_EVIDENCE_MAX]:
-        out.print(Text(f"{' ' * (len(line) - len(line.lstrip()) + 2)}{printable(line)}"))
+        out.print(Text(f"{' ' * (len(line) - len(line.lstrip()) + 2)}{clean(line)}"))
     if len(bad) > _EVIDENCE_MAX:
         out.print(Text(f"  … {len(bad) - _EVIDENCE_MAX} more lines with --format json", style=STYLES["dim"]))
     if item.remedy:

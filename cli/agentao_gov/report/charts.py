@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-from agentao_gov.report.gate import printable
+from agentao_gov.report.gate import clean
 
 __all__ = ["Chart", "Line", "Mark", "key", "svg"]
 
@@ -91,7 +91,7 @@ def svg(chart: Chart) -> Markup:
         x = replace(x, high=x.low + 1)
     y = _Scale(0.0, y_ticks[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(printable(chart.title))}">',
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(clean(chart.title))}">',
         *_axes(chart, x, y, x_ticks, y_ticks),
         *_marks(chart, x),
         *(_polyline(line, index, x, y) for index, line in enumerate(chart.lines)),
@@ -198,4 +198,4 @@ def number(value: float) -> str:
 
 
 def _text(text: str) -> str:
-    return str(escape(printable(text)))
+    return str(escape(clean(text)))

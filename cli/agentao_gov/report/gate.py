@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["CaseStatus", "GateCase", "GateReport", "GateTable", "printable"]
+__all__ = ["CaseStatus", "GateCase", "GateReport", "GateTable", "clean"]
 
 CaseStatus = Literal["pass", "fail", "warn", "skip", "inconclusive"]
 Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
@@ -19,10 +19,13 @@ Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
-def printable(text: object, *, one_line: bool = True) -> str:
-    """The text without control characters, so that it can neither break a format nor steer a terminal."""
-    clean = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
-    return " ".join(clean.split()) if one_line else clean.replace("\r\n", "\n").replace("\r", "\n")
+def clean(text: object, *, one_line: bool = True) -> str:
+    """The text without control characters, so that it can neither break a format nor steer a terminal.
+
+    For reports. What a model says to a person at a terminal goes through `terminal.printable`, which marks nothing.
+    """
+    kept = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(text))
+    return " ".join(kept.split()) if one_line else kept.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True, slots=True)

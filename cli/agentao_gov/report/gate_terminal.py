@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from agentao_gov.report.gate import GateCase, GateReport, printable
+from agentao_gov.report.gate import GateCase, GateReport, clean
 from agentao_gov.report.terminal import STYLES, console, print_table
 
 __all__ = ["GateScreen", "print_gate"]
@@ -43,7 +43,7 @@ class GateScreen:
     def note(self, text: str) -> None:
         """One line that stays."""
         if not self._quiet:
-            self._console.print(Text(printable(text), style=STYLES["dim"]))
+            self._console.print(Text(clean(text), style=STYLES["dim"]))
 
     def show(self, title: str, rows: Sequence[Row]) -> None:
         """The figures as they stand."""
@@ -57,7 +57,7 @@ class GateScreen:
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
             figures = "  ".join(f"{name} {value}" for name, value, _ in rows)
-            self._stream.write(printable(f"{title}  {figures}") + "\n")
+            self._stream.write(clean(f"{title}  {figures}") + "\n")
             self._stream.flush()
 
     def close(self) -> None:
@@ -69,10 +69,10 @@ class GateScreen:
 
 def _block(title: str, rows: Sequence[Row]) -> Group:
     width = max((len(name) for name, _, _ in rows), default=0)
-    lines = [Text(printable(title), style=STYLES["strong"])]
+    lines = [Text(clean(title), style=STYLES["strong"])]
     for name, value, style in rows:
-        line = Text(f"  {printable(name):<{width}}  ", style=STYLES["dim"])
-        line.append(printable(value), style=STYLES.get(style, ""))
+        line = Text(f"  {clean(name):<{width}}  ", style=STYLES["dim"])
+        line.append(clean(value), style=STYLES.get(style, ""))
         lines.append(line)
     return Group(*lines)
 
@@ -80,22 +80,24 @@ def _block(title: str, rows: Sequence[Row]) -> Group:
 def _finding(case: GateCase) -> str:
     """What was seen; beside what was expected where that says more than the title and the case is not green."""
     told = case.status in ("pass", "skip") or case.expected in ("", case.title)
-    return printable(case.observed if told else f"{case.observed}; expected {case.expected}")
+    return clean(case.observed if told else f"{case.observed}; expected {case.expected}")
 
 
 def print_gate(report: GateReport, stream: TextIO, *, next_command: str = "") -> None:
     """The end screen: the cases, the facts, then the verdict and what to do next, where the eye is when it scrolls."""
     out = console(stream)
-    rows = [(case.status, printable(case.title), _finding(case)) for case in report.cases]
+    rows = [(case.status, clean(case.title), _finding(case)) for case in report.cases]
     print_table(out, ("", "what", "observed"), rows)
     out.print()
-    print_table(out, ("", ""), [(printable(name), printable(value)) for name, value in report.facts])
+    print_table(out, ("", ""), [(clean(name), clean(value)) for name, value in report.facts])
     for note in report.notes:
         # What the verdict itself says need not be said twice.
         if note not in report.headline:
-            out.print(Text(printable(note), style=STYLES["dim"]))
+            out.print(Text(clean(note), style=STYLES["dim"]))
     out.print()
     style = STYLES[_STATUS_STYLES[report.conclusion]]
-    out.print(Text.assemble((report.conclusion.upper(), style), "  ", printable(report.headline)))
+    # The word in capitals says it already.
+    told = clean(report.headline).removeprefix(f"{report.conclusion}: ").removeprefix(f"{report.conclusion}ed: ")
+    out.print(Text.assemble((report.conclusion.upper(), style), "  ", told))
     if next_command:
         out.print(Text.assemble(("next: ", STYLES["dim"]), next_command))

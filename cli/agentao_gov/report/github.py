@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentao_gov.report.gate import GateCase, GateReport, printable
+from agentao_gov.report.gate import GateCase, GateReport, clean
 
 __all__ = ["github_annotations"]
 
@@ -31,8 +31,8 @@ def _annotation(level: str, case: GateCase) -> str:
 
 def _message(text: str) -> str:
     # GitHub's own escapes; without them a tenant's name could issue workflow commands.
-    return printable(text, one_line=False).replace("%", "%25").replace("\n", "%0A")
+    return clean(text, one_line=False).replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
-    return _message(printable(text)).replace(":", "%3A").replace(",", "%2C")
+    return _message(clean(text)).replace(":", "%3A").replace(",", "%2C")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from agentao_gov.report.charts import Chart, key, svg
-from agentao_gov.report.gate import GateReport, printable
+from agentao_gov.report.gate import GateReport, clean
 
 __all__ = ["Page", "Section", "Tile", "html_page"]
 
@@ -76,7 +76,7 @@ def html_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["printable"] = printable
+    environment.filters["clean"] = clean
     environment.filters["svg"] = svg
     environment.filters["key"] = key
     environment.filters["sign"] = _SIGNS.__getitem__

@@ -10,7 +10,7 @@ from typing import cast
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from agentao_gov.report.gate import GateCase, GateReport, printable
+from agentao_gov.report.gate import GateCase, GateReport, clean
 
 __all__ = ["junit_xml"]
 
@@ -20,9 +20,9 @@ def junit_xml(report: GateReport) -> str:
 
     A case that is inconclusive is an *error*: CI must not show it green. A warning passes and says so in `system-out`.
     """
-    suite = TestSuite(printable(report.name))
+    suite = TestSuite(clean(report.name))
     for name, value in report.properties.items():
-        suite.add_property(printable(name), printable(value))
+        suite.add_property(clean(name), clean(value))
     for case in report.cases:
         suite.add_testcase(_test_case(report.name, case))
     if not report.cases and report.conclusion != "pass":
@@ -41,16 +41,16 @@ def junit_xml(report: GateReport) -> str:
 
 
 def _test_case(suite: str, case: GateCase) -> TestCase:
-    name = printable(f"agentao-gov.{suite}.{case.id}")
-    test = TestCase(printable(case.title), classname=name, time=case.duration_ms / 1000)
-    summary = printable(f"expected {case.expected}; observed {case.observed}")
-    detail = printable("\n".join((*case.evidence, case.remedy)).strip(), one_line=False)
+    name = clean(f"agentao-gov.{suite}.{case.id}")
+    test = TestCase(clean(case.title), classname=name, time=case.duration_ms / 1000)
+    summary = clean(f"expected {case.expected}; observed {case.observed}")
+    detail = clean("\n".join((*case.evidence, case.remedy)).strip(), one_line=False)
     if case.status == "fail":
         test.result = [_with_text(Failure(summary, "fail"), detail)]
     elif case.status == "inconclusive":
         test.result = [_with_text(Error(summary, "inconclusive"), detail)]
     elif case.status == "skip":
-        test.result = [Skipped(printable(case.observed or "skipped"))]
+        test.result = [Skipped(clean(case.observed or "skipped"))]
     else:
         test.system_out = f"{case.status}: {summary}\n{detail}".strip()
     return test

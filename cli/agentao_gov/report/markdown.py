@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from agentao_gov.report.gate import GateCase, GateReport, GateTable, printable
+from agentao_gov.report.gate import GateCase, GateReport, GateTable, clean
 
 __all__ = ["markdown"]
 
@@ -38,7 +38,7 @@ def _details(case: GateCase) -> list[str]:
     lines = [f"<details><summary>{_text(case.title)}</summary>", ""]
     lines += [f"- {_text(line)}" for line in case.evidence]
     if case.remedy:
-        lines += ["", *_code(printable(case.remedy, one_line=False))]
+        lines += ["", *_code(clean(case.remedy, one_line=False))]
     return [*lines, "", "</details>", ""]
 
 
@@ -56,4 +56,4 @@ def _table(table: GateTable) -> list[str]:
 
 def _text(value: object) -> str:
     """Plain text: nothing in it is read as Markdown or HTML, nor pings anyone."""
-    return _SPECIAL.sub(r"\\\1", printable(value)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    return _SPECIAL.sub(r"\\\1", clean(value)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
