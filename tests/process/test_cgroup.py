@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from agentao_gov.clock import Deadline
+from agentao_gov.governor import Outcome
 from agentao_gov.process import procfs
 from agentao_gov.process.cgroup import SessionCgroup, groups_can_be_made, own_cgroup, sweep_cgroups
 from agentao_gov.process.oslimits import OsLimits
 from tests.governor.harness import say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses
+from tests.process.test_subprocess_host import SHELL, shell
 
 #: Starts a daemon with an empty environment and says its pid: neither tag nor descent finds it afterwards.
 LEAVES = """
@@ -92,6 +94,74 @@ def test_a_session_process_lives_in_a_group_that_goes_with_it(subprocesses: Subp
     assert not group.path.exists()
 
 
+def test_a_daemon_that_nothing_else_finds_ends_with_its_session_s_group(subprocesses: Subprocesses) -> None:
+    """Its warden is killed, its environment empty, its parent gone: the group is the layer that is left."""
+    host = subprocesses.open(limits={"turn_timeout": 15, "tool_timeout": 12}, tools=SHELL)
+    live = host._live
+    assert live is not None
+    if live.process.cgroup is None:
+        pytest.skip("this process may not make control groups")
+    (host.spec.workdir / "leaves.py").write_text(LEAVES)
+    # Before the end of the turn, which would find it below the warden.
+    kill = "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)"
+
+    report = subprocesses.ask(host, shell(f"{sys.executable} -I -S leaves.py > pid; {kill}; sleep 300"))
+
+    assert report.outcome is Outcome.INTERNAL_ERROR
+    daemon = procfs.read_stat(int((host.spec.workdir / "pid").read_text()))
+    assert daemon is None or daemon.dead
+    assert not live.process.cgroup.path.exists()
+
+
+#: Eats 200 MiB, half of it in a child, from within a group.
+EATS = """
+import os, sys
+open(sys.argv[1], "w").write("0")
+child = os.fork()
+held = []
+for _ in range(100): held.append(bytearray(os.urandom(1)) * (1 << 20))
+os.wait() if child else None
+"""
+
+
+def test_the_kernel_holds_a_group_s_memory() -> None:
+    """A tree over its memory ends whole although no warden looks, and the limit is named."""
+    limits = OsLimits(memory_bytes=64 << 20)
+    group = SessionCgroup.create(limits)
+    if group is None or not group.memory_bytes:
+        if group is not None:
+            group.end()
+        pytest.skip("the memory controller of cgroups v2 is not delegated to this process")
+    command = [sys.executable, "-I", "-S", "-c", EATS, str(group.path / "cgroup.procs")]
+
+    done = subprocess.run(command, timeout=30, check=False)
+
+    assert done.returncode == -9
+    assert group.members() == []
+    assert "[pool] session_memory = 64 MiB" in (limits.explain_exit(-9, group.struck()) or "")
+    assert group.end()
+
+
+def test_the_kernel_holds_a_group_s_processes() -> None:
+    """What forks faster than a warden looks gets no more than the kernel allows."""
+    group = SessionCgroup.create(OsLimits(processes=10))
+    if group is None or not (group.path / "pids.max").exists():
+        if group is not None:
+            group.end()
+        pytest.skip("the pids controller of cgroups v2 is not delegated to this process")
+    program = (
+        "import os, sys, time\nopen(sys.argv[1], 'w').write('0')\nmade = 0\n"
+        "try:\n  while made < 500:\n    if os.fork() == 0: time.sleep(30); os._exit(0)\n    made += 1\n"
+        "except BlockingIOError: pass\nprint(made)"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program, str(group.path / "cgroup.procs")]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+
+    assert 10 <= int(done.stdout) < 100
+    assert group.end()
+
+
 def test_what_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a v2 hierarchy there is no group, and nothing to sweep."""
     monkeypatch.setattr("agentao_gov.process.cgroup.own_cgroup", lambda: None)
@@ -107,6 +177,9 @@ def test_our_own_group_is_found_or_there_is_none() -> None:
     assert here is None or str(os.getpid()) in Path(here / "cgroup.procs").read_text().split()
 
 
+_FILES = ("memory.max", "memory.oom.group", "memory.events", "memory.peak", "pids.max")
+
+
 class FakeTree:
     """A v2 hierarchy of plain files, for what this machine's kernel may not offer: which controllers there are."""
 
@@ -119,11 +192,14 @@ class FakeTree:
         os.mkdir(path)  # noqa: PTH102 - the method of Path is this one
         for name in ("cgroup.procs", "cgroup.kill"):
             (path / name).touch()
-        if "memory" in self._controllers:
-            for name in ("memory.max", "memory.oom.group", "memory.events", "memory.peak"):
-                (path / name).touch()
-        if "pids" in self._controllers:
-            (path / "pids.max").touch()
+        self._fill(path)
+
+    def _fill(self, group: Path) -> None:
+        """The files of the controllers that were switched on for the groups below."""
+        enabled = (self.root / "cgroup.subtree_control").read_text()
+        for name in _FILES:
+            if f"+{name.partition('.')[0]}" in enabled:
+                (group / name).touch()
 
     def rmdir(self, path: Path) -> None:
         for file in path.iterdir():  # the kernel's own files go with their group
@@ -133,6 +209,14 @@ class FakeTree:
     def write(self, path: Path, text: str) -> int:
         if not path.exists():  # a controller that is not there cannot be set
             raise FileNotFoundError(errno.ENOENT, "no such controller", str(path))
+        if path.name == "cgroup.subtree_control":  # all of one write or nothing
+            if not {word[1:] for word in text.split()} <= set(self._controllers):
+                raise OSError(errno.ENOENT, "no such controller", str(path))
+            with path.open("a") as file:
+                file.write(text)
+            for group in path.parent.glob("agentao-gov-*"):
+                self._fill(group)
+            return len(text)
         with path.open("w") as file:
             return file.write(text)
 
@@ -174,7 +258,20 @@ def test_a_delegated_memory_controller_gets_the_limit(fake: Callable[..., FakeTr
     assert (made.path / "memory.oom.group").read_text() == "1"
     # Above what the warden allows: the warden names the limit, the kernel only stops what outruns it.
     assert int((made.path / "pids.max").read_text()) > 100
-    assert (made.path.parent / "cgroup.subtree_control").read_text() == "+memory +pids"
+    assert (made.path.parent / "cgroup.subtree_control").read_text() == "+memory+pids"
+
+
+def test_a_controller_that_is_not_delegated_does_not_keep_the_other_from_being_used(
+    fake: Callable[..., FakeTree],
+) -> None:
+    """Where an operator delegates the number of processes and not the memory, the kernel holds that much."""
+    fake("pids")
+
+    made = SessionCgroup.create(LIMITS)
+
+    assert made is not None
+    assert made.memory_bytes == 0
+    assert int((made.path / "pids.max").read_text()) > 100
 
 
 def test_without_the_controllers_the_group_only_holds_together(fake: Callable[..., FakeTree]) -> None:

@@ -73,9 +73,11 @@ class SessionCgroup:
         except OSError:
             return None
         memory, processes = limits.tree_limits()
-        with contextlib.suppress(OSError):
-            # Refused while processes live directly in our own group: then the warden alone looks at memory.
-            (here / "cgroup.subtree_control").write_text("+memory +pids")
+        for controller in ("memory", "pids"):
+            with contextlib.suppress(OSError):
+                # Refused where it is not delegated, and while processes live directly in our own group: then the
+                # warden alone looks. Each by itself: the kernel takes all of one write or nothing.
+                (here / "cgroup.subtree_control").write_text(f"+{controller}")
         held = False
         if memory:
             with contextlib.suppress(OSError):
