@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,9 +103,8 @@ def test_the_page_shows_what_status_says(deployment: Deployment, simulator: Simu
         wait_until(lambda: browser.text("#busy").startswith("1"), "the figures")
         wait_until(lambda: "sessions" in browser.text("#alerts"), "the alert")
         status = service.status()
-        page = {
-            css: browser.text(css) for css in ("#busy", "#resident", "#budgets", "#turns", "#ready", "#states-legend")
-        }
+        shown = ("busy", "resident", "budgets", "turns", "ready", "states-legend", "process-facts", "alerts")
+        page = {f"#{name}": browser.text(f"#{name}") for name in shown}
         simulator.release("page")
     errors = [entry for entry in browser.console() if entry["level"] in ("SEVERE", "WARNING")]
 
@@ -116,6 +114,9 @@ def test_the_page_shows_what_status_says(deployment: Deployment, simulator: Simu
     assert "default/<b>ann</b>" in page["#budgets"]
     assert "50 k" in page["#budgets"]
     assert page["#ready"] == "ready"
+    assert "sessions: 3 is past the alert line of 1.7 (limit 2)." in page["#alerts"]
+    facts = page["#process-facts"].splitlines()
+    assert facts[facts.index("Child processes") + 1] == "none"
     assert "busy 1" in page["#states-legend"]
     assert errors == []
 
@@ -150,20 +151,22 @@ def test_the_page_is_readable_in_dark_and_light_and_on_a_telephone(
         narrow = browser.run("document.documentElement.scrollWidth <= window.innerWidth")
         simulator.release("page")
     browser.width(1200)
-    ratios = []
+    ratios, faint_ratios = [], []
     for on in (False, True):
         browser.dark(on)
-        time.sleep(0.1)  # the style is computed with the next frame
-        ink, card = (
-            browser.run(f"getComputedStyle(document.querySelector('.card')).{name}")
-            for name in ("color", "backgroundColor")
+        wait_until(lambda on=on: browser.run("matchMedia('(prefers-color-scheme: dark)').matches") is on, "the scheme")
+        ink, card, faint = (
+            browser.run(f"getComputedStyle(document.querySelector('{css}')).{name}")
+            for css, name in ((".card", "color"), (".card", "backgroundColor"), (".facts dt", "color"))
         )
         ratios.append((_contrast(ink, card), card))
+        faint_ratios.append(_contrast(faint, card))
 
     wide = browser.run("document.documentElement.scrollWidth <= window.innerWidth")
 
     assert narrow is True
     assert all(ratio > 7 for ratio, _ in ratios)
+    assert all(ratio > 4.5 for ratio in faint_ratios)
     assert ratios[0][1] != ratios[1][1]
     assert wide is True
 

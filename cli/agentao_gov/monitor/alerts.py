@@ -55,11 +55,12 @@ class Alert:
     def message(self) -> str:
         """One sentence with the figures."""
         rule = self.rule
-        state = "is past its alert line" if self.active else "is within the plan"
-        return (
-            f"{rule.name} {state}: {_figure(self.value, rule.unit)} against a line of "
-            f"{_figure(rule.line, rule.unit)} (limit {_figure(rule.limit, rule.unit)})."
-        )
+        if not rule.unit:
+            return f"{rule.name}: {'down' if self.active else 'up'}."
+        value, line, limit = (_figure(figure, rule.unit) for figure in (self.value, rule.line, rule.limit))
+        if self.active:
+            return f"{rule.name}: {value} is past the alert line of {line} (limit {limit})."
+        return f"{rule.name}: {value} is within the alert line of {line} (limit {limit})."
 
 
 def _figure(value: float, unit: str) -> str:
