@@ -76,12 +76,16 @@ def start_run(
     (folder / "tmp").mkdir(exist_ok=True)
     environ = {**os.environ, "TMPDIR": str(folder / "tmp"), "LOADTEST_TEST_RUN": str(folder), **env}
     if leak is not None:
-        environ |= {"PYTHONPATH": str(LEAKY), "LEAKY_SERVE": leak}
+        environ |= {"PYTHONPATH": _ahead_of(environ, LEAKY), "LEAKY_SERVE": leak}
     if bounds is not None:
-        environ |= {"PYTHONPATH": str(BOUNDED), "BOUNDED": json.dumps(bounds)}
+        environ |= {"PYTHONPATH": _ahead_of(environ, BOUNDED), "BOUNDED": json.dumps(bounds)}
     command = [sys.executable, "-m", "agentao_gov.main", "loadtest", "--config", "agentao-gov.toml", "--mix", "brisk=1"]
     command += ["--no-checklist", "--think", "0", "--first-token", "30ms", "--per-token", "1ms", "--json", *flags]
     process = subprocess.Popen(
         command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     return Run(process, folder)
+
+
+def _ahead_of(environ: Mapping[str, str], folder: Path) -> str:
+    return os.pathsep.join(filter(None, (str(folder), environ.get("PYTHONPATH"))))

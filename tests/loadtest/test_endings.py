@@ -59,7 +59,7 @@ QUICK = ["--rate", "80", "--duration", "1.5s"]
 LONG = ["--rate", "20", "--duration", "120s"]
 CASES = {
     # A slow service leaves the generator of a busy test machine some room: its lateness is judged against latency.
-    "pass": Case({"service_s": 1.0}, [*QUICK, "--threshold", "turn_p95<5s"], 0, "pass", outcome="answered"),
+    "pass": Case({"service_s": 4.0}, [*QUICK, "--threshold", "turn_p95<20s"], 0, "pass", outcome="answered"),
     "threshold failed": Case({"service_s": 0.2}, [*QUICK, "--threshold", "turn_p95<100ms"], 1, "fail"),
     "too few samples": Case({}, ["--rate", "10", "--duration", "1s", "--threshold", "turn_p95<5s"], 11, "inconclusive"),
     # The first arrival of this schedule lies beyond its end.
@@ -91,15 +91,18 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ended]]:
-    """All cases at once: each spends most of its time waiting."""
+    """All but one at once: each spends most of its time waiting. The last one would hold the others up, and is to."""
     with contextlib.ExitStack() as stack:
-        running = {name: _start(case, tmp_path_factory.mktemp("report"), stack) for name, case in CASES.items()}
-        for name, (command, stub, folder) in running.items():
-            meanwhile = CASES[name].meanwhile
-            if meanwhile is not None:
-                _wait_for_turns(command, folder)
-                meanwhile(command, stub)
-        yield {name: _finish(*parts) for name, parts in running.items()}
+        ends: dict[str, Ended] = {}
+        for names in (CASES.keys() - {"generator-bound"}, {"generator-bound"}):
+            running = {name: _start(CASES[name], tmp_path_factory.mktemp("report"), stack) for name in names}
+            for name, (command, stub, folder) in running.items():
+                meanwhile = CASES[name].meanwhile
+                if meanwhile is not None:
+                    _wait_for_turns(command, folder)
+                    meanwhile(command, stub)
+            ends |= {name: _finish(*parts) for name, parts in running.items()}
+        yield ends
 
 
 def _start(case: Case, folder: Path, stack: contextlib.ExitStack) -> tuple[Any, Any, Path]:

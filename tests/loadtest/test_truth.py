@@ -27,11 +27,10 @@ def samples_of(folder: Path) -> list[TurnSample]:
     return [record for line in lines if isinstance(record := parse_line(line), TurnSample)]
 
 
-def skip_where_late(report: LoadTestReport) -> None:
-    """A generator that could not keep its schedule says so, and its times prove nothing."""
+def own_about_late_sends(report: LoadTestReport) -> None:
+    """First tokens count from the true send, so turns that were sent late prove as much; but the run must own to it."""
     if report.generator["bound"] is not None:
         assert report.exit_code == 11
-        pytest.skip(f"this machine is too busy: {report.generator['bound']}")
 
 
 def test_a_stall_of_two_seconds_shows_in_the_corrected_percentiles(stub: Starter, load: Load) -> None:
@@ -95,7 +94,7 @@ def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> Non
         )
         truth = simulator.truth()
 
-    skip_where_late(report)
+    own_about_late_sends(report)
     epoch = float(report.plan["start_epoch"])
     written = {re.search(r"session (\d+) turn", r.question)[1]: r.first_byte_at for r in truth.requests}  # type: ignore[index]
     read_late_ms = [
@@ -122,7 +121,7 @@ def test_first_tokens_are_true_however_the_stream_is_cut(
         service.url, rate=100.0, duration_s=3.0, turns_per_session=1, report_dir=tmp_path, thresholds=["error_rate<1%"]
     )
 
-    skip_where_late(report)
+    own_about_late_sends(report)
     with urllib.request.urlopen(f"{service.url}/truth") as answer:
         truth = json.load(answer)
     epoch = float(report.plan["start_epoch"])

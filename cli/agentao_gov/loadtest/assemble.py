@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,34 +42,9 @@ def assemble(
     findings: Findings,
 ) -> LoadTestReport:
     """The whole report. Works with whatever there is: a run that was ended before it began has a report too."""
-    main = execution.main if execution is not None else None
-    samples = main.samples if main is not None else []
-    duration_s = _played_s(main) if main is not None else 0.0
-    figures = measure(samples, duration_s, thresholds)
-    rows = server_rows(execution, main)
-    server = server_part(rows, main, samples, findings.ttl_s)
-    isolation = _isolation(options, execution)
-    seen = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
-    generator, kept = _generator(execution, main, findings)
-    results = [_with_certainty(evaluate(threshold, seen), samples, kept) for threshold in thresholds]
-    broken = [text for played in execution.played for text in imbalances(played.record)] if execution else []
-    verdict = judge(
-        Ending(
-            tally=figures.tally,
-            imbalances=broken,
-            bounds=_own_bounds(options, plan, generator.get("upper_bounds_reached", ())),
-            refused=findings.refused,
-            thresholds=results,
-            comparisons=findings.comparisons,
-            generator_bound=generator.get("bound"),
-            unsent=generator.get("unsent", 0),
-            generator_died=findings.generator_died,
-            service_died=findings.service_died,
-            signal=findings.signal,
-            checklist_failed=findings.checklist_failed,
-            **capacity_end(execution),
-        )
-    )
+    seen = _look(options, thresholds, execution, findings)
+    verdict = judge(_ending(options, plan, execution, findings, seen))
+    figures, samples = seen.figures, seen.samples
     return LoadTestReport(
         verdict=verdict.word,
         conclusion=verdict.conclusion,
@@ -78,25 +53,85 @@ def assemble(
         partial=findings.signal is not None or findings.generator_died is not None or findings.service_died is not None,
         started_at=datetime.fromtimestamp(findings.started_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         duration_s=round(time.time() - findings.started_at, 3),
-        plan=plan_part(options, plan, main, findings),
+        plan=plan_part(options, plan, seen.main, findings),
         checklist=findings.checklist,
-        thresholds=[_threshold(result) for result in results],
+        thresholds=[_threshold(result) for result in seen.results],
         turns=turns_part(figures),
-        imbalances=broken,
+        imbalances=seen.imbalances,
         latency_ms=latency_part(figures),
         tokens=tokens_part(figures, options),
-        by_profile=groups_part(samples, duration_s, thresholds, options, "profile"),
-        by_tenant=groups_part(samples, duration_s, thresholds, options, "tenant"),
-        server=server,
-        capacity=capacity_part(execution, figures, rows),
-        generator=generator,
+        by_profile=groups_part(samples, seen.duration_s, thresholds, options, "profile"),
+        by_tenant=groups_part(samples, seen.duration_s, thresholds, options, "tenant"),
+        server=seen.server,
+        capacity=capacity_part(execution, figures, seen.rows),
+        generator=seen.generator,
         cross_check=_cross_check(execution),
         faults=list(findings.faults),
-        isolation=isolation,
+        isolation=seen.isolation,
         baseline=findings.baseline,
-        timeline=timeline(samples, duration_s),
+        timeline=timeline(samples, seen.duration_s),
         histograms={name: figures.histograms[name].encode().decode() for name in ("turn", "service", "first_token")},
         environment=environment(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the phase that the figures are about comes to."""
+
+    main: Played | None
+    samples: list[TurnSample]
+    duration_s: float
+    figures: Figures
+    rows: list[ServerRow]
+    server: ServerPart
+    isolation: dict[str, Any]
+    generator: dict[str, Any]
+    results: list[ThresholdResult]
+    imbalances: list[str]
+
+
+def _look(options: Options, thresholds: Sequence[Threshold], execution: Execution | None, findings: Findings) -> _Seen:
+    main = execution.main if execution is not None else None
+    samples = main.samples if main is not None else []
+    duration_s = _played_s(main) if main is not None else 0.0
+    figures = measure(samples, duration_s, thresholds)
+    rows = server_rows(execution, main)
+    server = server_part(rows, main, samples, findings.ttl_s)
+    isolation = _isolation(options, execution)
+    observed = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
+    generator, kept = _generator(execution, main, findings)
+    return _Seen(
+        main=main,
+        samples=samples,
+        duration_s=duration_s,
+        figures=figures,
+        rows=rows,
+        server=server,
+        isolation=isolation,
+        generator=generator,
+        results=[_with_certainty(evaluate(threshold, observed), samples, kept) for threshold in thresholds],
+        imbalances=[text for played in execution.played for text in imbalances(played.record)] if execution else [],
+    )
+
+
+def _ending(
+    options: Options, plan: LoadPlan | None, execution: Execution | None, findings: Findings, seen: _Seen
+) -> Ending:
+    return Ending(
+        tally=seen.figures.tally,
+        imbalances=seen.imbalances,
+        bounds=_own_bounds(options, plan, seen.generator.get("upper_bounds_reached", ())),
+        refused=findings.refused,
+        thresholds=seen.results,
+        comparisons=findings.comparisons,
+        generator_bound=seen.generator.get("bound"),
+        unsent=seen.generator.get("unsent", 0),
+        generator_died=findings.generator_died,
+        service_died=findings.service_died,
+        signal=findings.signal,
+        checklist_failed=findings.checklist_failed,
+        **capacity_end(execution),
     )
 
 
