@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from agentao_gov.clock import Deadline
-from agentao_gov.errors import ConfigError, InternalError
+from agentao_gov.errors import InternalError
 from agentao_gov.governor import Outcome, TextEvent, ToolEvent, TurnReport
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
 from agentao_gov.process import procfs
@@ -263,67 +262,6 @@ def test_an_exhausted_budget_is_the_same_outcome_as_anywhere(subprocesses: Subpr
     assert report.outcome == Outcome.BUDGET_IMPOSSIBLE
     assert "500" in (report.detail or "")
     assert report.usage.llm_calls == 0
-
-
-def test_a_tenant_s_own_python_starts_cold(
-    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
-) -> None:
-    """Another interpreter, named by the tenant: no zygote, the same session."""
-    spec = subprocesses.spec()
-    subprocesses.factory = make_factory(pythons={spec.key.tenant: sys.executable}, ready=0)
-    host = subprocesses.factory.open(spec, None, Deadline.after(30))
-    subprocesses.opened.append(host)
-
-    report = subprocesses.ask(host, say(text="cold"))
-
-    assert report.answer == "cold"
-    assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:4] == [
-        b"-P",
-        b"-m",
-        b"agentao_gov.worker.main",
-    ]
-
-
-def test_a_python_that_cannot_run_is_an_error_that_says_so(
-    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory]
-) -> None:
-    """The session does not open, and nothing is left."""
-    spec = subprocesses.spec()
-    factory = make_factory(pythons={spec.key.tenant: "/nonexistent/python"}, ready=0)
-
-    with pytest.raises(InternalError, match="code 127"):
-        factory.open(spec, None, Deadline.after(10))
-
-
-def test_a_python_without_the_package_is_an_error_with_the_command_to_try(
-    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory], tmp_path: Path
-) -> None:
-    """A tenant's virtual environment that lacks it: the operator is told where to look."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    spec = subprocesses.spec()
-    factory = make_factory(pythons={spec.key.tenant: python}, ready=0)
-
-    with pytest.raises(InternalError, match="code 1") as raised:
-        factory.open(spec, None, Deadline.after(10))
-
-    assert f"{python} -c 'import agentao_gov" in (raised.value.hint or "")
-
-
-def test_a_python_with_other_versions_is_refused(
-    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory], tmp_path: Path
-) -> None:
-    """What crosses the wire is only understood by the same version: refused before anything is read."""
-    program = tmp_path / "python"
-    change = "from agentao_gov.worker import wire; wire.VERSIONS['agentao-gov'] = '0.0.9'"
-    run = "import sys, runpy; del sys.argv[:3]; runpy.run_module(sys.argv[0], {}, '__main__')"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{change}; {run}" "$@"\n')
-    program.chmod(0o700)
-    spec = subprocesses.spec()
-    factory = make_factory(pythons={spec.key.tenant: str(program)}, ready=0)
-
-    with pytest.raises(ConfigError, match=r"agentao-gov 0\.0\.9 \(the service: "):
-        factory.open(spec, None, Deadline.after(20))
 
 
 @pytest.mark.slow
