@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from agentao_gov.budget import TokenLedger, scope_limits
 from agentao_gov.budget.types import ScopeLimit
 from agentao_gov.config import (
+    Deployment,
     ModelChoice,
     ResolvedDeployment,
     ResolvedProfile,
@@ -96,38 +97,10 @@ def build_service(
         {name: tenant.api_key_sha256 for name, tenant in config.tenants.items()}, host=host or config.server.host
     )
     book = ProfileBook(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
-
-    def tenant_limit(tenant: str) -> ScopeLimit:
-        return scope_limits(config, tenant, "", "", "", None)[0]
-
     known = [name for name in config.tenants if name != "default"] or ["default"]
-    budgets = BudgetWatch(ledger, tenant_limit, known)
-    plan = config.capacity
-    rules = plan_rules(
-        sessions=plan.sessions,
-        mcp_processes=plan.mcp_processes,
-        memory_bytes=plan.memory_bytes,
-        alert_at=plan.alert_at,
-        stuck_max=config.pool.max_stuck,
-    )
-    monitor = Monitor(
-        pool,
-        budgets,
-        rules,
-        planned_sessions=plan.sessions,
-        on_memory=pool.memory_used,
-        not_ours=not_ours,
-    )
+    monitor = _monitor(config, pool, ledger, known, not_ours)
     metrics = Metrics(monitor.observe, tenants=known)
-
-    def on_pool_event(event: PoolEvent) -> None:
-        metrics.on_event(event)
-        if isinstance(event, TurnEnded):
-            budgets.on_report(event.report)
-        log_pool_event(event)
-
-    pool.subscribe(on_pool_event)
-    ledger.subscribe(metrics.on_budget_event)
+    _connect(pool, ledger, monitor.budgets, metrics)
     gateway = Gateway(
         pool=pool,
         deployment=config,
@@ -142,3 +115,42 @@ def build_service(
     observers: tuple[TurnObserver, ...] = (AuditFile(deployment.state_dir / "audit"), Tracing())
     monitor.start()
     return Service(create_app(gateway), gateway, observers)
+
+
+def _monitor(
+    config: Deployment, pool: AgentPool, ledger: TokenLedger, known: Sequence[str], not_ours: Collection[int]
+) -> Monitor:
+    """What measures the process, watches the budgets of the known tenants, and alerts on the capacity plan."""
+
+    def tenant_limit(tenant: str) -> ScopeLimit:
+        return scope_limits(config, tenant, "", "", "", None)[0]
+
+    plan = config.capacity
+    rules = plan_rules(
+        sessions=plan.sessions,
+        mcp_processes=plan.mcp_processes,
+        memory_bytes=plan.memory_bytes,
+        alert_at=plan.alert_at,
+        stuck_max=config.pool.max_stuck,
+    )
+    return Monitor(
+        pool,
+        BudgetWatch(ledger, tenant_limit, known),
+        rules,
+        planned_sessions=plan.sessions,
+        on_memory=pool.memory_used,
+        not_ours=not_ours,
+    )
+
+
+def _connect(pool: AgentPool, ledger: TokenLedger, budgets: BudgetWatch, metrics: Metrics) -> None:
+    """Brings what happens in pool and ledger to metrics, budgets and log."""
+
+    def on_pool_event(event: PoolEvent) -> None:
+        metrics.on_event(event)
+        if isinstance(event, TurnEnded):
+            budgets.on_report(event.report)
+        log_pool_event(event)
+
+    pool.subscribe(on_pool_event)
+    ledger.subscribe(metrics.on_budget_event)
