@@ -323,6 +323,19 @@ def test_a_call_that_could_not_be_dispatched_strands_no_tokens(harness: Harness,
     assert harness.used(report) == (0, 0)
 
 
+def test_answers_are_asked_for_unpacked(harness: Harness, provide: Provide) -> None:
+    """A packed stream hides how much has come: cut before its first whole block, it would look like silence."""
+    asked: list[str | None] = []
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        asked.append(handler.headers["Accept-Encoding"])
+        writes(TEXT, STOP, chunk(used=usage(9, 1)), DONE)(handler, body)
+
+    ask(harness, provide, answer)
+
+    assert asked == ["identity"]
+
+
 WHOLE: list[Callable[[], dict[str, Any]]] = [
     lambda: {"choices": [{"index": 0, "message": None, "finish_reason": "stop"}]},
     lambda: {"choices": [{"index": 0, "message": {"content": [{"type": "text"}]}, "finish_reason": "stop"}]},

@@ -220,3 +220,15 @@ def test_a_report_that_leaves_something_out_bounds_no_later_prompt() -> None:
     assert grown is not None
     assert grown >= 4_000
     assert not low.known
+
+
+@pytest.mark.parametrize("where", ["message", "call", "function"])
+def test_what_a_provider_wants_back_is_counted(where: str) -> None:
+    """Signatures of thoughts go out again with the call that they came with, and may be longer than it."""
+    call: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "glob", "arguments": "{}"}}
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    plain = message_bytes(message)
+
+    {"message": message, "call": call, "function": call["function"]}[where]["thought_signature"] = "x" * 5_000
+
+    assert message_bytes(message) >= plain + 5_000

@@ -26,17 +26,20 @@ import httpcore2
 import httpx2
 import openai
 
+from agentao_gov.governor import half_imported
+
 __all__ = ["AbortScope", "HttpClient", "abortable", "timeout_for"]
 
 #: What every event of a streamed answer begins with; a head and a gateway's comments are no sign of work.
 _EVENT = b"data:"
 #: How much of what nobody has read is looked at: more than a head and a first event.
 _PEEK_BYTES = 65_536
+#: A packed stream would hold events back that the model has long produced, and hide that any came.
+_PLAIN = {"Accept-Encoding": "identity"}
 #: A connect that is being aborted is noticed after this long; only while the TCP handshake is under way.
 _CONNECT_POLL_S = 0.05
 #: Longest wait for a TCP connection or TLS handshake, whatever the turn's deadline.
 CONNECT_S_MAX = 10.0
-
 #: From http to https, and to where the API has moved; more than that is a circle.
 _REDIRECTS_MAX = 3
 #: The context of TLS handshakes, made when the first is needed.
@@ -356,6 +359,7 @@ class HttpClient:
     """The process's HTTP client, and the OpenAI SDK objects that share it. Thread-safe."""
 
     def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
+        half_imported.install()
         # Made at the first handshake: a model on this machine needs none.
         trust = functools.cache(_trusting if verify is None else lambda: verify)
         self._client = openai.DefaultHttpxClient(
@@ -374,7 +378,12 @@ class HttpClient:
             found = self._endpoints.get((base_url, api_key))
             if found is None:
                 found = openai.OpenAI(
-                    api_key=api_key, base_url=base_url, max_retries=0, http_client=self._client, timeout=None
+                    api_key=api_key,
+                    base_url=base_url,
+                    max_retries=0,
+                    http_client=self._client,
+                    timeout=None,
+                    default_headers=_PLAIN,
                 )
                 self._endpoints[base_url, api_key] = found
             return found

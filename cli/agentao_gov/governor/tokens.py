@@ -108,6 +108,15 @@ def text_bound(text: str, model: str) -> int:
     return min(size, math.ceil(count_tokens(text) * MARGIN) + 8)
 
 
+#: What is counted by itself, or is in the frame; everything else in a message is text.
+_FRAMED = frozenset({"role", "content", "tool_calls"})
+_CALL_FRAMED = frozenset({"id", "type", "index", "function", "name", "arguments"})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def _parts(message: Message) -> tuple[list[str], int]:
     """A message's texts, and the tokens of what is not text."""
     texts: list[str] = []
@@ -122,14 +131,15 @@ def _parts(message: Message) -> tuple[list[str], int]:
                 texts.append(text)
             else:
                 fixed += PART_TOKENS
-    for key in ("name", "tool_call_id", "reasoning_content"):
-        value = message.get(key)
-        if isinstance(value, str):
-            texts.append(value)
+    for key, value in message.items():
+        if key not in _FRAMED and value:
+            texts.append(value if isinstance(value, str) else _json(value))
     for call in message.get("tool_calls") or ():
         fixed += CALL_FRAME_TOKENS
         function = call.get("function") or {}
         texts += [str(call.get("id", "")), str(function.get("name", "")), str(function.get("arguments", ""))]
+        # What a provider wants back with its own calls, such as Gemini's signature of a thought, goes out again too.
+        texts += [_json(value) for part in (call, function) for key, value in part.items() if key not in _CALL_FRAMED]
     return texts, fixed
 
 
