@@ -239,7 +239,10 @@ def test_the_name_default_gets_no_key(cli: Cli, here: Path) -> None:
     """`default` is what tenants without an entry get; a key would make it one."""
     (here / "agentao-gov.toml").write_text("")
 
-    assert cli("tenant", "new", "default").code == 2
+    result = cli("tenant", "new", "default")
+
+    assert result.code == 2
+    assert "stands for every tenant that is not listed" in result.err
 
 
 def test_tenant_list_as_json(cli: Cli, here: Path) -> None:

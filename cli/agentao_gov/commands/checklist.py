@@ -35,7 +35,10 @@ def command(
     only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this item. Repeatable.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="ID", help="All but this item. Repeatable.")] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help=f"{' | '.join(_FORMATS)}. Default: by --output's suffix, else table.")
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help=f"{' | '.join(_FORMATS)}. Default: by --output's suffix, else table."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
@@ -150,13 +153,13 @@ def _read(path: Path, *, strict: bool) -> ChecklistReport:
     from agentao_gov.checklist.report import ChecklistReport, judge
     from agentao_gov.errors import UsageError
 
+    hint = "Write one with --format json --output FILE."
     try:
         report = ChecklistReport.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise UsageError(
-            f"--from {str(path)!r} is no checklist report: {said}.", hint="Write one with --format json --output FILE."
-        ) from None
+    except OSError as error:
+        raise UsageError(f"--from {str(path)!r} cannot be read: {error.strerror}.", hint=hint) from None
+    except ValueError:
+        raise UsageError(f"--from {str(path)!r} is no checklist report in JSON.", hint=hint) from None
     strict = strict or report.strict
     return report.model_copy(update={"strict": strict, "verdict": judge(report.items, strict=strict)})
 

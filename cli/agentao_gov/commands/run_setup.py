@@ -29,9 +29,10 @@ from agentao_gov.config import (
     parse_tokens,
     resolve_model,
 )
+from agentao_gov.config.deployment import TENANT_NAME_RULE, is_tenant_name
 from agentao_gov.config.keys import flatten
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
-from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, SessionKey
+from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, USER_RULE, SessionKey, is_user_name
 from agentao_gov.report.terminal import console, warn
 from agentao_gov.simulator.local import LocalModel, running_model
 
@@ -182,6 +183,10 @@ def _check(options: RunOptions) -> None:
     """Raises UsageError or ConfigError for what makes no sense, alone or together."""
     if options.session is not None and not SESSION_ID.fullmatch(options.session):
         raise UsageError(f"A session id is {SESSION_ID_RULE}.")
+    if not is_tenant_name(options.tenant):
+        raise UsageError(f"--tenant: {options.tenant!r} cannot be a tenant's name: {TENANT_NAME_RULE}.")
+    if options.user is not None and not is_user_name(options.user):
+        raise UsageError(f"--user: a user's name is {USER_RULE}.")
     if options.workdir is not None and not options.workdir.is_dir():
         raise ConfigError(f"The working directory {str(options.workdir)!r} does not exist or is no directory.")
     check_output(options.output)

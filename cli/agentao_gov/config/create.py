@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tomlkit
 
+from agentao_gov.config.deployment import TENANT_NAME_RULE, is_tenant_name
 from agentao_gov.config.edit import edit_deployment, write_new
 from agentao_gov.config.load_deployment import FILE_NAME, load_deployment
 from agentao_gov.config.load_profile import load_profile
@@ -65,8 +66,12 @@ def add_tenant_key(path: Path, tenant: str) -> tuple[str, str]:
     Only the hash is written. A new tenant starts with the caps of `[tenants.default]`: what is listed no longer
     gets that table's, and a tenant without caps is unlimited.
     """
-    if not _NAME.match(tenant) or tenant == "default":
-        raise UsageError(f"{tenant!r} cannot be a tenant's name: use letters, digits, '.', '_' and '-'.")
+    if tenant == "default":
+        raise UsageError(
+            "'default' stands for every tenant that is not listed, and gets no key.", hint="Name a tenant of your own."
+        )
+    if not is_tenant_name(tenant):
+        raise UsageError(f"{tenant!r} cannot be a tenant's name: {TENANT_NAME_RULE}.")
     key = "agk_" + secrets.token_urlsafe(_KEY_BYTES)
     digest = hashlib.sha256(key.encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from agentao_gov.config.profile import ModelSettings
 from agentao_gov.config.units import Duration
 
 __all__ = [
+    "TENANT_NAME_RULE",
     "Budget",
     "Capacity",
     "Checklist",
@@ -23,7 +24,16 @@ __all__ = [
     "Shutdown",
     "State",
     "Tenant",
+    "is_tenant_name",
 ]
+
+TENANT_NAME_RULE = "use up to 64 letters, digits, '.', '_' and '-', with no '.' in front"
+
+
+def is_tenant_name(name: str) -> bool:
+    """Whether a tenant may be called so. The name becomes part of ledger keys and paths: no separators."""
+    plain = all(character.isalnum() or character in "._-" for character in name)
+    return 0 < len(name) <= 64 and plain and not name.startswith(".")
 
 
 def _known_zone(name: str) -> str:
@@ -207,7 +217,6 @@ class Deployment(Settings):
     @classmethod
     def _names(cls, tenants: dict[str, Tenant]) -> dict[str, Tenant]:
         for name in tenants:
-            # A tenant's name becomes part of ledger keys and paths: no separators.
-            if not name or not all(c.isalnum() or c in "._-" for c in name) or len(name) > 64 or name.startswith("."):
-                raise ValueError(f"{name!r} cannot be a tenant's name: use letters, digits, '.', '_' and '-'")
+            if not is_tenant_name(name):
+                raise ValueError(f"{name!r} cannot be a tenant's name: {TENANT_NAME_RULE}")
         return tenants

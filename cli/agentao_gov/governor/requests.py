@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SESSION_ID",
     "SESSION_ID_RULE",
+    "USER_RULE",
     "Conversation",
     "EventSink",
     "IterationEvent",
@@ -26,11 +27,15 @@ __all__ = [
     "ToolEvent",
     "TurnEvent",
     "TurnRequest",
+    "is_user_name",
 ]
 
 #: What a user may call a session, on the command line, in a batch and over HTTP.
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SESSION_ID_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : -"
+#: A user's name is shown on terminals and in tables, and is part of the ledger's keys.
+USER_RULE = "1 to 256 characters without control characters"
+_USER = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,6 +47,11 @@ class SessionKey:
 
     def __str__(self) -> str:
         return f"{self.tenant}/{self.session}"
+
+
+def is_user_name(name: str) -> bool:
+    """Whether it follows `USER_RULE`."""
+    return _USER.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

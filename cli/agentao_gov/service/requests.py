@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentao_gov.errors import BadRequestError, TooLargeError
-from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE
+from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
 
 __all__ = [
     "DEFAULT_USER",
@@ -25,7 +24,6 @@ __all__ = [
 #: Whoever sends no `user`. All of them share one user's limits: an unnamed user must not be an unlimited one.
 DEFAULT_USER = "default"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _B = TypeVar("_B", bound=BaseModel)
 
 
@@ -58,8 +56,8 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _clean_user(value: object) -> object:
-    if isinstance(value, str) and (not value or len(value) > 256 or _CONTROL.search(value)):
-        raise ValueError("must be 1-256 characters without control characters")
+    if isinstance(value, str) and not is_user_name(value):
+        raise ValueError(f"must be {USER_RULE}")
     return DEFAULT_USER if value is None else value
 
 
