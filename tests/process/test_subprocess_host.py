@@ -108,6 +108,21 @@ def test_a_process_in_which_nothing_runs_any_more_is_killed_at_the_deadline(subp
     assert subprocesses.ask(host, say(text="on it goes"), deadline_s=10).answer == "on it goes"
 
 
+def test_a_process_that_does_not_read_keeps_nobody_waiting(subprocesses: Subprocesses) -> None:
+    """Stopped between two turns: a message larger than its socket is sent at once, cancelled at once, and given up."""
+    host = subprocesses.open(limits=SHORT)
+    subprocesses.ask(host, say(text="ok"))
+    os.kill(worker_pid(host), signal.SIGSTOP)
+    thread, reports = background(subprocesses, host, "x" * 900_000)
+    assert zoo.until(lambda: host._witness is not None)
+
+    host.cancel("cancelled")
+    thread.join(HANG_S)
+
+    assert reports[0].outcome in {Outcome.CANCELLED, Outcome.TURN_TIMEOUT}
+    assert subprocesses.ask(host, say(text="on it goes"), deadline_s=10).answer == "on it goes"
+
+
 def test_a_killed_process_is_a_typed_outcome_and_the_next_turn_goes_on(subprocesses: Subprocesses) -> None:
     """What was held is charged, nothing stays reserved, and the conversation before the turn is kept."""
     host = subprocesses.open(limits={"turn_timeout": 30})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -89,6 +90,34 @@ def test_a_line_without_sense_ends_the_wire_and_whoever_waits_is_told(stranger: 
     assert stranger.gone.wait(HANG_S)
     with pytest.raises(WireClosed):
         stranger.peer.call("turn", {}).result(HANG_S)
+
+
+def test_nobody_waits_for_a_stranger_that_does_not_read(stranger: Stranger) -> None:
+    """Far more than a socket holds: the callers go on, and once it reads it gets every message whole and in order."""
+    large = "x" * 3_000_000
+    asked = [stranger.peer.call("turn", {"message": large}) for _ in range(2)]
+    stranger.peer.notify("cancel", {})
+
+    with stranger.sock.makefile() as lines:
+        first, second, third = (json.loads(lines.readline()) for _ in range(3))
+    stranger.send('{"id":1,"result":"one"}')
+    stranger.send('{"id":2,"result":"two"}')
+
+    assert [first["params"]["message"], second["params"]["message"], third["method"]] == [large, large, "cancel"]
+    assert [future.result(HANG_S) for future in asked] == ["one", "two"]
+
+
+def test_a_stranger_that_asks_and_never_reads_is_left(stranger: Stranger) -> None:
+    """Its answers would pile up in the service's memory."""
+    asked = stranger.peer.call("turn", {})
+    question = '{"id":1,"method":"ask","params":{"what":"%s"}}\n' % ("x" * 1_000_000)
+
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for _ in range(30):
+            stranger.sock.sendall(question.encode())
+
+    with pytest.raises(WireClosed):
+        asked.result(HANG_S)
 
 
 def test_an_error_in_its_shape_is_the_answer(stranger: Stranger) -> None:

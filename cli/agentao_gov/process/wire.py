@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import logging
+import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -21,6 +22,10 @@ __all__ = ["WireClosed", "WireError", "WirePeer"]
 _log = logging.getLogger(__name__)
 #: One line. A conversation of a million tokens is some 5 MB; beyond this the worker is not ours any more.
 LINE_BYTES_MAX = 64 << 20
+#: Written and not read by the other end; who is told more then does not listen. A message of 1 MiB may be six as JSON.
+_UNSENT_BYTES_MAX = 8 << 20
+#: How often a thread that waits for room looks whether the wire was closed meanwhile.
+_ROOM_MS = 1_000
 
 Handler = Callable[[Mapping[str, Any]], Any]
 
@@ -40,7 +45,10 @@ class WireError(Exception):
 
 
 class WirePeer:
-    """One wire. Thread-safe: any thread may call; handlers run on the reader's thread and must not block."""
+    """One wire. Thread-safe: any thread may call, and none of them ever waits for the other end to read.
+
+    Handlers run on the reader's thread and must not block.
+    """
 
     def __init__(
         self,
@@ -65,6 +73,9 @@ class WirePeer:
         self._waiting: dict[int, Future[Any]] = {}
         self._closed = False
         self._write_lock = threading.Lock()
+        # Under `_write_lock`: what the socket had no room for, and whether a thread waits to write it.
+        self._unsent = bytearray()
+        self._flushing = False
         self._thread = threading.Thread(target=self._read, name=f"gov-wire-{name}", daemon=True)
 
     def start(self) -> None:
@@ -100,11 +111,50 @@ class WirePeer:
 
     def _send(self, message: Mapping[str, Any]) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        with self._write_lock:
+            if len(self._unsent) > _UNSENT_BYTES_MAX:
+                _log.warning("a session process does not read what it is told; closing its wire")
+                self._give_up()
+                return
+            self._unsent += line
+            if not self._flushing:
+                self._push()
+                if self._unsent:
+                    self._flushing = True
+                    threading.Thread(target=self._flush, name="gov-wire-flush", daemon=True).start()
+
+    def _push(self) -> None:
+        """Writes what the socket has room for. Under `_write_lock`."""
         try:
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._unsent.clear()
+        self.close()  # the reader sees the end, and fails every waiting call
+
+    def _flush(self) -> None:
+        """Writes the rest as the other end reads, on a thread of its own: it may be stopped, or hold its own lock."""
+        try:
+            with self._sock.dup() as watched:
+                room = select.poll()
+                room.register(watched, select.POLLOUT)
+                while True:
+                    room.poll(_ROOM_MS)
+                    with self._write_lock:
+                        self._push()
+                        if not self._unsent:
+                            # Under the same lock: what is sent from now on is pushed by whoever sends it.
+                            self._flushing = False
+                            return
+        except OSError:  # closed before it began
             with self._write_lock:
-                self._sock.sendall(line)
-        except OSError:  # the reader sees the end too, and fails every waiting call
-            self.close()
+                self._unsent.clear()
+                self._flushing = False
 
     def _read(self) -> None:
         try:
