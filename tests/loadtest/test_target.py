@@ -100,6 +100,15 @@ def test_a_wrong_fault_script_is_a_configuration_error(text: str, tmp_path: Path
         load_faults(path)
 
 
+def test_a_fault_script_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
+    """Not an internal one."""
+    path = tmp_path / "faults.toml"
+    path.write_bytes(b"\x00\xff\xfe")
+
+    with pytest.raises(ConfigError, match=r"faults\.toml is no TOML"):
+        load_faults(path)
+
+
 def test_faults_are_played_in_the_order_of_time(tmp_path: Path) -> None:
     """Whatever the order in the file."""
     path = tmp_path / "faults.toml"

@@ -10,6 +10,7 @@ from agentao_gov.commands._loadtest_options import SHAPES
 from agentao_gov.config.units import parse_duration_s, parse_tokens
 from agentao_gov.errors import UsageError
 from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
+from agentao_gov.loadtest.worker import split_address
 
 __all__ = ["check_together", "one_of", "options_of"]
 
@@ -52,6 +53,7 @@ def options_of(given: SimpleNamespace) -> Options:
     one_of("--shape", given.shape, SHAPES)
     one_of("--api", given.api, ("native", "openai"))
     one_of("--arrivals", given.arrivals, ("poisson", "constant"))
+    split_address(given.bind)
     at_target = given.target is not None
     return Options(
         config=given.config,

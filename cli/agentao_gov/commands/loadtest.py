@@ -123,10 +123,10 @@ def compare(
 
 def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
     from agentao_gov.commands._loadtest_view import TerminalView, print_dry_run
-    from agentao_gov.errors import GovError, UsageError
+    from agentao_gov.errors import GovError, StoreError, UsageError
     from agentao_gov.loadtest.run import LoadTest
     from agentao_gov.loadtest.view import Stop
-    from agentao_gov.loadtest.writers import write_reports
+    from agentao_gov.loadtest.writers import make_place, write_reports
     from agentao_gov.report.gate_terminal import GateScreen
 
     screen = GateScreen(quiet=quiet)
@@ -137,6 +137,9 @@ def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
         if dry_run:
             print_dry_run(test.dry_run(), as_json=form == "json")
             return 0
+        if options.report_dir is not None:
+            # Not after an hour of load.
+            make_place(options.report_dir)
         for warning in test.warnings():
             screen.note(warning)
         with stop.on_signals():
@@ -145,7 +148,7 @@ def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
             finally:
                 screen.close()
     except GovError as error:
-        if options.report_dir is not None and not dry_run and not isinstance(error, UsageError):
+        if options.report_dir is not None and not dry_run and not isinstance(error, UsageError | StoreError):
             # What an earlier run left there must not be taken for this one's.
             write_reports(test.refused(error), options.report_dir)
         raise

@@ -80,8 +80,8 @@ def load_faults(path: Path) -> tuple[Fault, ...]:
         script = _Script.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
         raise ConfigError(f"--faults {path}: {error.strerror}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--faults {path}: {error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--faults {path} is no TOML: {error}.") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])

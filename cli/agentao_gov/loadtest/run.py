@@ -163,9 +163,12 @@ class LoadTest:
         plan: LoadPlan | None = None
         target: Target | None = None
         try:
+            if self.options.target is not None:
+                # The checklist would say so, too, in more words.
+                target = self._target(folder, keeper)
             self._checklist(findings, keeper)
             if not self.stop():
-                target = self._target(folder, keeper)
+                target = target or self._target(folder, keeper)
                 findings.differences = (*self.adjusted, *target.differences)
                 plan = self._plan(target.url)
                 execution = self._execute(plan, target, folder, findings)
@@ -201,10 +204,10 @@ class LoadTest:
         if code not in (0, 1) and not self.stop():
             error = report.get("error")
             reason = error.get("message") if isinstance(error, dict) else report.get("reason", "")
-            raise InternalError(
-                f"The checklist ended with {code}: {reason}",
-                hint="`agentao-gov checklist` shows why; --no-checklist leaves it out.",
-            )
+            hint = "`agentao-gov checklist` shows why; --no-checklist leaves it out."
+            if code == ConfigError.exit_code:
+                raise ConfigError(f"The checklist cannot be run: {reason}", hint=hint)
+            raise InternalError(f"The checklist ended with {code}: {reason}", hint=hint)
 
     def _target(self, folder: Path, keeper: Keeper) -> Target:
         options = self.options
