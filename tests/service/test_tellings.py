@@ -42,13 +42,14 @@ def live(tmp_path: Path, hosts: ScriptedHosts) -> Iterator[Live]:
 
 
 def queue_full(live: Live, hosts: ScriptedHosts) -> Answer:
-    """Of another tenant's two turns one runs and one waits; each has as many waiting turns as the other."""
+    """Another tenant's turn runs, one of its own waits, and no more may."""
     live.turn("w", "hello")
-    with running(lambda: live.turn("a", "hold g", key="acme"), lambda: live.turn("w", "hello")):
+    with running(lambda: live.turn("a", "hold g", key="acme")):
         hosts.arrive("g")
-        eventually(lambda: live.pool.stats().queue_length == 1)
-        refused = live.turn("w2", "hello", user="bob")
-        hosts.release("g")
+        with running(lambda: live.turn("w", "hello")):
+            eventually(lambda: live.pool.stats().queue_length == 1)
+            refused = live.turn("w2", "hello", user="bob")
+            hosts.release("g")
     return refused
 
 
