@@ -15,7 +15,7 @@ import math
 import re
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -111,6 +111,8 @@ def text_bound(text: str, model: str) -> int:
 #: What is counted by itself, or is in the frame; everything else in a message is text.
 _FRAMED = frozenset({"role", "content", "tool_calls"})
 _CALL_FRAMED = frozenset({"id", "type", "index", "function", "name", "arguments"})
+#: Of a call with nothing more: `id`, `type`, `function`, and in that `name` and `arguments`.
+_CALL_KEYS = 5
 
 
 def _json(value: Any) -> str:
@@ -139,7 +141,9 @@ def _parts(message: Message) -> tuple[list[str], int]:
         function = call.get("function") or {}
         texts += [str(call.get("id", "")), str(function.get("name", "")), str(function.get("arguments", ""))]
         # What a provider wants back with its own calls, such as Gemini's signature of a thought, goes out again too.
-        texts += [_json(value) for part in (call, function) for key, value in part.items() if key not in _CALL_FRAMED]
+        if len(call) + len(function) > _CALL_KEYS:
+            for part in (call, function):
+                texts += [_json(part[key]) for key in part.keys() - _CALL_FRAMED]
     return texts, fixed
 
 
@@ -175,7 +179,7 @@ class Anchor:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         # The messages that `prompt_tokens` covers, each with its mark then: one that changed in place is new.
-        self._covered: list[tuple[Message, object]] = []
+        self._covered: list[Marked] = []
         self._tools = ""
 
     @property
@@ -200,19 +204,15 @@ class Anchor:
         same, but the next prompt may be counted whole again.
         """
         rendered = _render_tools(tools)
+        covered = list(_marked(messages))
         if prompt_tokens * _CHARS_A_TOKEN_MAX < sum(map(_chars, messages)) + len(rendered):
             prompt_tokens = 0
-        elif self._goes_on(messages) and rendered == self._tools:
+        elif rendered == self._tools and _shared(covered, self._covered) == len(self._covered):
             # All that was counted before is in this prompt too.
             prompt_tokens = max(prompt_tokens, self.prompt_tokens)
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
-        self._covered = [(message, _mark(message)) for message in messages]
-        self._tools = rendered
-
-    def _goes_on(self, messages: Sequence[Message]) -> bool:
-        """Whether a request holds all that the reported one did, and more."""
-        return _shared(messages, self._covered) == len(self._covered)
+        self._covered, self._tools = covered, rendered
 
     def bound(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, model: str) -> int | None:
         """The most tokens of the next prompt, or None where the anchor says nothing about it.
@@ -222,7 +222,7 @@ class Anchor:
         """
         if not self.known:
             return None
-        shared = _shared(messages, self._covered)
+        shared = _shared(_marked(messages), self._covered)
         if shared == 0:
             return None
         total = self.prompt_tokens + REQUEST_FRAME_TOKENS
@@ -237,7 +237,7 @@ class Anchor:
         if not self.known:
             return None
         # Also here: what grew in place was not in the prompt that was counted.
-        kept = _shared(history, self._covered[1:])
+        kept = _shared(_marked(history), self._covered[1:])
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -258,15 +258,23 @@ class Anchor:
             return
         self.prompt_tokens = saved.get("prompt_tokens", 0)
         self.completion_tokens = saved.get("completion_tokens", 0)
-        self._covered = [(message, _mark(message)) for message in messages[:kept]]
+        self._covered = list(_marked(messages[:kept]))
         self._tools = rendered
 
 
-def _shared(messages: Sequence[Message], covered: Sequence[tuple[Message, object]]) -> int:
+#: A message, and what tells whether it changes in place.
+Marked = tuple[Message, object]
+
+
+def _marked(messages: Iterable[Message]) -> Iterator[Marked]:
+    return ((message, _mark(message)) for message in messages)
+
+
+def _shared(messages: Iterable[Marked], covered: Sequence[Marked]) -> int:
     """How many messages both requests begin with, unchanged."""
     shared = 0
-    for message, (before, mark) in zip(messages, covered, strict=False):
-        if (message is not before and message != before) or _mark(message) != mark:
+    for (message, mark), (before, then) in zip(messages, covered, strict=False):
+        if mark != then or (message is not before and message != before):
             break
         shared += 1
     return shared
