@@ -246,6 +246,19 @@ def test_an_output_that_is_a_pipe_is_written_to(run: Cli, here: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_an_answer_that_nobody_could_be_shown_is_in_its_file(simulator: Simulator, here: Path) -> None:
+    """It is paid for: a reader that left, or a full disk, must not cost it."""
+    command = [sys.executable, "-m", "agentao_gov", "run", "--model", "sim", "--base-url", simulator.base_url]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--output", "answer.txt", 'x\n@sim {"text": "Yes."}'],
+            cwd=here, stdout=full, stderr=subprocess.PIPE, timeout=20, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 10
+    assert (here / "answer.txt").read_text() == "Yes.\n"
+
+
 def test_the_output_file_holds_the_answer_and_is_private(run: Cli, here: Path) -> None:
     """Written whole or not at all."""
     run("-q", "--output", "answer.txt", 'x\n@sim {"text": "Yes."}')

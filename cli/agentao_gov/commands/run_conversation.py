@@ -30,6 +30,8 @@ _HELP = """/limits   every limit with its value and where it came from
 /help     this
 /quit     leave; the session is kept and can be continued"""
 
+_PROMPT = "\n› "
+
 
 @dataclass(slots=True)
 class _Talk:
@@ -52,7 +54,7 @@ def converse(context: RunContext, asker: Asker | None) -> int:
     code, interrupted = 0, False
     while True:
         try:
-            line = input("\n› " if sys.stdout.isatty() else "").strip()
+            line = _ask()
             interrupted = False
             if not _say(context, talk, line, asker):
                 break
@@ -78,6 +80,15 @@ def _line_editing() -> Callable[[], bool]:
     # Python turns it off, for the sake of its own prompt. Without it each line of a pasted text is a turn of its own.
     readline.parse_and_bind("set enable-bracketed-paste on")
     return lambda: bool(readline.get_line_buffer())
+
+
+def _ask() -> str:
+    """The person's next line; the prompt is on the terminal even where the answers go into a pipe."""
+    if sys.stdout.isatty():
+        return input(_PROMPT).strip()
+    sys.stderr.write(_PROMPT)
+    sys.stderr.flush()
+    return input().strip()
 
 
 def _say(context: RunContext, talk: _Talk, line: str, asker: Asker | None) -> bool:

@@ -208,22 +208,28 @@ def _note(context: RunContext) -> Any:
 
 def _deliver(context: RunContext, report: TurnReport) -> int:
     options = context.options
+    # First the file: showing the answer may fail, where nobody reads it or a disk is full, and it is paid for.
+    saved = _save(context, report)
     if options.json:
         sys.stdout.write(report.to_json() + "\n")
     else:
         print_answer(report)
         if not options.quiet:
-            sys.stdout.flush()
             print_panel(console(sys.stderr), report, told=context.profile.adjustments)
+    return report.exit_code or saved
+
+
+def _save(context: RunContext, report: TurnReport) -> int:
+    """Writes `--output`; returns 0, or the exit code with which an answer that has no file ends."""
+    options = context.options
     if options.output is None:
-        return report.exit_code
+        return 0
     try:
         write_output(options.output, report.to_json() + "\n" if options.json else f"{report.answer or ''}\n")
     except OSError as error:
-        # The answer is paid for and shown; only its file is missing.
         warn(f"the output {str(options.output)!r} could not be written: {error.strerror}")
-        return report.exit_code or StoreError.exit_code
-    return report.exit_code
+        return StoreError.exit_code
+    return 0
 
 
 def print_answer(report: TurnReport) -> None:
@@ -238,3 +244,5 @@ def print_answer(report: TurnReport) -> None:
     else:
         text = report.answer.rstrip("\n") + "\n"
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    # Before the panel, where both end up on one screen.
+    sys.stdout.flush()
