@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from agentao_gov.config import load_deployment
-from agentao_gov.config.edit import write_capacity
+from agentao_gov.config.edit import write_capacity, write_new
 from agentao_gov.errors import ConfigError
 
 PLAN = {"sessions": 42, "memory": "900MiB"}
@@ -68,3 +70,22 @@ def test_a_wrong_file_stays_as_it_is(text: str, tmp_path: Path) -> None:
         write_capacity(path, PLAN)
 
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_never_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also on a file system without hard links, such as exFAT, where `init` must work all the same."""
+    if not links:
+        monkeypatch.setattr(os, "link", _no_links)
+    path = tmp_path / "profiles" / "mine.toml"
+
+    first, second = write_new(path, "mine"), write_new(path, "theirs")
+
+    assert (first, second, path.read_text()) == (True, False, "mine")
+    assert [file.name for file in path.parent.iterdir()] == ["mine.toml"]
+
+
+def _no_links(*_paths: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")

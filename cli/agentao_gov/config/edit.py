@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -108,9 +109,20 @@ def write_new(path: Path, text: str) -> bool:
             file.write(text)
             os.fchmod(file.fileno(), 0o644)
         # A hard link fails where the name exists: unlike a rename it can never overwrite.
-        os.link(name, path)
+        _link(name, path, text)
     except FileExistsError:
         return False
     finally:
         Path(name).unlink(missing_ok=True)
     return True
+
+
+def _link(name: str, path: Path, text: str) -> None:
+    try:
+        os.link(name, path)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP}:
+            raise
+        # A file system without hard links, such as exFAT: whole or nothing cannot be had, but never overwriting can.
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
