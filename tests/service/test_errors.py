@@ -117,3 +117,17 @@ def test_a_report_is_told_without_what_is_the_operators() -> None:
 
     assert "rejected" in json.dumps(body)
     assert "10.0.0.7" not in json.dumps(body)
+
+
+@pytest.mark.parametrize(
+    ("detail", "message"),
+    [
+        (None, "The turn was cancelled."),
+        ("The turn was cancelled.", "The turn was cancelled."),
+        ("The turn was cancelled before it started.", "The turn was cancelled before it started."),
+        ("Its session was deleted.", "The turn was cancelled. Its session was deleted."),
+    ],
+)
+def test_a_report_is_told_once(detail: str | None, message: str) -> None:
+    """What the detail says again is not said before it."""
+    assert failure_of_report(report(Outcome.CANCELLED, answer=None, detail=detail), NOW).message == message

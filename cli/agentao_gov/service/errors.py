@@ -98,7 +98,9 @@ def failure_of_report(report: TurnReport, now: datetime | None = None) -> Failur
     code = outcome.error_code
     message = _MESSAGES.get(outcome, "The turn ended without an answer.")
     if report.detail:
-        message = f"{message} {report.detail}"
+        # Some details are the whole sentence again, with more in it.
+        again = report.detail.startswith(message.removesuffix("."))
+        message = report.detail if again else f"{message} {report.detail}"
     return Failure(
         status=outcome.http_status,
         code=code,
