@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Answer", "Handler", "Provide", "Provider"]
+__all__ = ["DONE", "STOP", "TEXT", "Answer", "Handler", "Provide", "Provider", "chunk", "reset", "usage"]
 
 Answer = Callable[["Handler", dict[str, Any]], None]
 
@@ -71,3 +73,27 @@ class Provider:
 
 
 Provide = Callable[[Answer], Provider]
+
+
+def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, used: Any = None) -> bytes:
+    """One event of a stream; without a `delta` it has no choice, as the last report has."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+    body = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
+    return b"data: " + json.dumps(body | ({} if used is None else {"usage": used})).encode() + b"\n\n"
+
+
+def usage(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
+    """A report, whatever its figures are."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, **more}
+
+
+DONE = b"data: [DONE]\n\n"
+TEXT = chunk({"role": "assistant", "content": "fine"})
+STOP = chunk({}, "stop")
+
+
+def reset(handler: Handler) -> None:
+    """Ends a connection as a crash does: what was written arrives, and then an error."""
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()

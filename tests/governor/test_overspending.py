@@ -6,8 +6,6 @@ Where nobody can know, the most that it can have been is charged, and the report
 from __future__ import annotations
 
 import json
-import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,10 @@ from agentao_gov.errors import StoreError
 from agentao_gov.governor import Outcome, TurnReport
 from agentao_gov.governor.tokens import count_tokens
 from tests.governor.harness import Harness, say
-from tests.governor.provider import Answer, Handler, Provide
+from tests.governor.provider import DONE, STOP, TEXT, Answer, Handler, Provide, chunk, reset, usage
 
 WORDS = "and so it goes on and on " * 40
 GRANTED = 300
-
-
-def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, used: Any = None) -> bytes:
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
-    body = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
-    return b"data: " + json.dumps(body | ({} if used is None else {"usage": used})).encode() + b"\n\n"
-
-
-def usage(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, **more}
-
-
-DONE = b"data: [DONE]\n\n"
-TEXT = chunk({"role": "assistant", "content": "fine"})
-STOP = chunk({}, "stop")
 
 
 def writes(*pieces: bytes) -> Answer:
@@ -50,13 +33,6 @@ def writes(*pieces: bytes) -> Answer:
             handler.wfile.write(piece)
 
     return answer
-
-
-def reset(handler: Handler) -> None:
-    """Ends a connection as a crash does: what was written arrives, and then an error."""
-    handler.wfile.flush()
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
 
 
 def promises(kind: str, body: bytes) -> Answer:
