@@ -87,8 +87,9 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(simulator: Simulato
 
         process.send_signal(signal.SIGINT)
 
-        process.communicate(timeout=_GUARD_S)
+        _, said = process.communicate(timeout=_GUARD_S)
     assert process.returncode == 130
+    assert "interrupted with 1 turn left. Run the same command again" in said
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["a"]
 
     prompts.write_text(prompts.read_text().replace("hang", "stall").replace('\\"fault\\"', '\\"tag\\"'))

@@ -63,7 +63,8 @@ def run_batch(context: RunContext, items: Sequence[BatchItem]) -> int:
         run = _Run(context, out, waiting, _jobs(context), profiles=profiles)
         with _progress(context, total=len(items), done=len(before)) as advance:
             interrupted = _drive(run, advance)
-    _summary(run, done_before=len(before), interrupted=interrupted)
+    left = len(items) - len(before) - len(run.outcomes)
+    _summary(run, done_before=len(before), left=left if interrupted else None)
     return 130 if interrupted else batch_exit_code([*before, *run.outcomes])
 
 
@@ -211,16 +212,16 @@ def _progress(context: RunContext, *, total: int, done: int) -> Iterator[_Advanc
         yield _Advance(context, total=total, done=done, bar=bar)
 
 
-def _summary(run: _Run, *, done_before: int, interrupted: bool) -> None:
+def _summary(run: _Run, *, done_before: int, left: int | None) -> None:
+    """`left`: turns that an interrupted batch has not answered; None when it came to its end."""
     if run.context.options.quiet:
         return
     counts = Counter(run.outcomes)
     words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to do"
     before = f"; {done_before} done before" if done_before else ""
     console(sys.stderr).print(f"batch: {words}{before}")
-    if interrupted:
-        left = len(run.waiting) + len(run.running)
+    if left is not None:
         again = (
             "Run the same command again to go on." if run.context.options.output else "--output FILE can be continued."
         )
-        console(sys.stderr).print(f"interrupted with {left} or more turns left. {again}")
+        console(sys.stderr).print(f"interrupted with {left} turn{'s' * (left != 1)} left. {again}")
