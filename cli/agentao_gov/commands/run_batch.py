@@ -217,11 +217,14 @@ def _summary(run: _Run, *, done_before: int, left: int | None) -> None:
     if run.context.options.quiet:
         return
     counts = Counter(run.outcomes)
-    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()) or "nothing to do"
+    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+    words = words or ("no turn has ended" if left else "nothing to do")
     before = f"; {done_before} done before" if done_before else ""
     console(sys.stderr).print(f"batch: {words}{before}")
     if left is not None:
         again = (
-            "Run the same command again to go on." if run.context.options.output else "--output FILE can be continued."
+            "Run the same command again to go on."
+            if run.context.options.output
+            else "With --output FILE a batch can be continued."
         )
         console(sys.stderr).print(f"interrupted with {left} turn{'s' * (left != 1)} left. {again}")
