@@ -68,6 +68,29 @@ def test_a_call_that_holds_the_interpreter_lock_is_ended_by_the_watchdog(
     assert "re/__init__.py" in service.log.read_text(errors="replace")
 
 
+def test_one_of_several_workers_that_holds_its_interpreter_lock_is_replaced(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. a C call holds one worker's lock  2. its parent hears nothing for 30 s  → dumped, ended, another in its place.
+
+    The warden hears the parent alone, which is well.
+    """
+    customized(tmp_path, monkeypatch, LOCK_HOLDER)
+    service = deployment.start("--workers", "2")
+    parent = service.pid
+    workers = {told["worker"]: told["pid"] for told in (service.status()["instance"] for _ in range(40))}
+
+    os.kill(workers[1], signal.SIGUSR1)
+    wait_until(lambda: not psutil.pid_exists(workers[1]), "the end of the worker that hangs", 90)
+    again = wait_until(lambda: service.status()["instance"]["pid"] not in workers.values(), "another worker", 60)
+
+    assert again
+    assert service.pid == parent
+    assert psutil.pid_exists(workers[0])
+    assert [event["worker"] for event in service.events("worker hung, ending it")] == [1]
+    assert "re/__init__.py" in service.log.read_text(errors="replace")
+
+
 def test_too_many_stuck_turns_drain_and_replace_the_service(
     deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

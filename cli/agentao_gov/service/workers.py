@@ -1,11 +1,12 @@
 """`--workers N`: uvicorn's own worker processes over one socket, one ledger and one session archive.
 
-The parent serves nothing. It passes each signal on once to each worker, whose own ladder it begins or steps, and ends
-when they have ended.
+The parent serves nothing. It passes each signal on once to each worker, whose own ladder it begins or steps, replaces
+one that died or hung, and ends when they have ended.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -19,6 +20,8 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from agentao_gov.monitor.logs import log_event
+from agentao_gov.service.server import ending_signals
+from agentao_gov.service.vigil import Vigil
 
 __all__ = ["WorkerMain", "run_workers"]
 
@@ -45,6 +48,7 @@ class _Worker(Process):
         """Runs in the worker."""
         # A Ctrl-C at the terminal reaches the whole foreground group; the parent alone passes it on, once.
         os.setpgid(0, 0)
+        faulthandler.enable(all_threads=True)  # what a worker that hung was doing: it is ended with SIGABRT
         threading.Thread(target=self._answer_parent, name="worker-pong", daemon=True).start()
         assert sockets
         code = self._main(self._settings, self._number, self._mark_started, sockets[0])
@@ -74,17 +78,23 @@ class _Supervisor(Multiprocess):
     def __init__(
         self, config: uvicorn.Config, listener: socket.socket, main: WorkerMain, settings: Mapping[str, Any]
     ) -> None:
+        # Before uvicorn takes every signal that it knows.
+        self._ending = ending_signals()
         super().__init__(config, [listener])
         self._main = main
         self._settings = settings
         self._signals: list[int] = []
         self._restarts: list[float] = []
+        #: By worker, for as long as it lives.
+        self._vigils: dict[int, Vigil] = {}
 
     def _spawn(self, number: int) -> _Worker:
         worker = _Worker(self.config, self.sockets, self._main, self._settings, number)
         worker.start()
         # Only the worker's own end may be open in the worker, or it would not see the parent go.
         worker.child_conn.close()
+        assert worker.pid is not None
+        self._vigils[number] = Vigil(number, worker.pid, worker.parent_conn, time.monotonic())
         return worker
 
     def init_processes(self) -> None:
@@ -96,6 +106,10 @@ class _Supervisor(Multiprocess):
         self.init_processes()
         while any(worker.process.is_alive() for worker in self.processes):
             self.handle_signals()
+            for number, worker in enumerate(self.processes):
+                # Also on the way down: one that hangs would keep the others' end from being the service's.
+                if worker.process.is_alive():
+                    self._vigils[number].look(time.monotonic())
             if not self._signals:
                 self._replace_dead()
             time.sleep(0.05)
@@ -109,10 +123,10 @@ class _Supervisor(Multiprocess):
         return max((worker.exitcode or 0 for worker in self.processes), default=0)
 
     def handle_signals(self) -> None:
-        """Passes SIGTERM and SIGINT on; the rest of uvicorn's signals have no meaning here."""
+        """Passes on what ends the service; the rest of uvicorn's signals have no meaning here."""
         while self.signal_queue:
             signum = self.signal_queue.pop(0)
-            if signum not in (signal.SIGTERM, signal.SIGINT):
+            if signum not in self._ending:
                 continue
             self._signals.append(signum)
             for worker in self.processes:
