@@ -102,10 +102,10 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(simulator: Simulato
 class _Terminal:
     """A program on a pseudo-terminal, with a person who reads and types."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], *, kind: str = "xterm") -> None:
         self.pid, self._handle = pty.fork()
         if self.pid == 0:
-            os.environ["TERM"] = "xterm"
+            os.environ["TERM"] = kind
             os.execv(command[0], command)
         self.seen = b""
         #: How far `read_until` has come.
@@ -205,6 +205,20 @@ def test_pasted_lines_are_one_turn(simulator: Simulator) -> None:
     screen.type("/quit\n")
     assert screen.end() == 0
     assert simulator.truth().total.calls == 1
+
+
+def test_a_dumb_terminal_gets_no_escape_codes(simulator: Simulator) -> None:
+    """It would show them as they are, an editor's shell window for one."""
+    screen = _Terminal(_command(simulator), kind="dumb")
+    screen.read_until("› ")
+    screen.type("hello\n")
+    screen.read_until("answered")
+    screen.read_until("› ")
+
+    screen.type("/quit\n")
+
+    assert screen.end() == 0
+    assert b"\x1b" not in screen.seen
 
 
 def test_ctrl_c_with_something_typed_only_clears_the_line(simulator: Simulator) -> None:

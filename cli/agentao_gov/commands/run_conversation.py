@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
@@ -77,8 +78,9 @@ def _line_editing() -> Callable[[], bool]:
         import readline
     except ImportError:
         return lambda: False
-    # Python turns it off, for the sake of its own prompt. Without it each line of a pasted text is a turn of its own.
-    readline.parse_and_bind("set enable-bracketed-paste on")
+    if os.environ.get("TERM", "dumb") != "dumb":
+        # Python turns it off, for the sake of its own prompt. Without it each pasted line is a turn of its own.
+        readline.parse_and_bind("set enable-bracketed-paste on")
     return lambda: bool(readline.get_line_buffer())
 
 
