@@ -45,13 +45,36 @@ def test_an_idle_service_ends_at_once_with_143_and_leaves_nothing(deployment: De
 
 
 @pytest.mark.slow
-def test_sigint_ends_with_130(deployment: Deployment) -> None:
-    """1. serve  2. SIGINT → 130."""
-    service = deployment.start("--no-warden")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("how", ["--no-warden", "--workers=2"])
+def test_a_ctrl_c_and_a_closed_terminal_walk_the_ladder_too(
+    deployment: Deployment, signum: signal.Signals, code: int, how: str
+) -> None:
+    """1. serve  2. SIGINT or SIGHUP → in order, 130 or 129."""
+    service = deployment.start(how)
 
-    service.signal(signal.SIGINT)
+    service.signal(signum)
 
-    assert service.wait() == 130
+    assert service.wait() == code
+    assert set(rungs(service)) == {"lame_duck", "draining", "cancelling", "closing", "killing", "gone"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--no-warden", "--warden", "--workers=2"])
+def test_below_nohup_a_closed_terminal_ends_nothing(deployment: Deployment, how: str) -> None:
+    """1. SIGHUP is ignored, serve  2. SIGHUP  3. a turn  → answered; SIGTERM ends it all the same."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        service = deployment.start(how)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    service.signal(signal.SIGHUP)
+    answer = service.turn("s", say(text="x"))
+    service.signal()
+
+    assert answer.status == 200
+    assert service.wait() == 143
 
 
 @pytest.mark.slow

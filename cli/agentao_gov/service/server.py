@@ -58,6 +58,12 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """What ends the service in order; not SIGHUP where it is ignored, as below `nohup`."""
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT) if deaf else (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class GovServer(uvicorn.Server):
     """uvicorn with the ladder in place of its own signal handling."""
 
@@ -82,10 +88,13 @@ class GovServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Begins the way down at the first SIGTERM or SIGINT; each further one steps it."""
+        """Begins the way down at the first SIGTERM, SIGINT or SIGHUP; each further one steps it.
+
+        A terminal that closes sends SIGHUP: turns in flight must not be lost by it. `nohup` keeps the service running.
+        """
         loop = asyncio.get_running_loop()
         descent = Descent(self._gateway, rung_times(self._gateway.deployment))
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in ending_signals():
             loop.add_signal_handler(signum, descent.signalled, signum)
         tasks = [
             loop.create_task(self._descend(descent), name="shutdown ladder"),

@@ -36,6 +36,8 @@ class Warden:
         self._main = child_main
         self._options = options
         self._signals: list[int] = []
+        #: Signals with a handler here; the child begins without it.
+        self._heard: list[int] = []
         self._child = 0
         self._wait_status: int | None = None
         #: Whether somebody asked for the end: then a death is no crash, and nothing is restarted.
@@ -61,7 +63,10 @@ class Warden:
         os.set_blocking(wake_w, False)
         os.set_blocking(wake_r, False)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        for signum in (*_FORWARDED, _STARTED, signal.SIGCHLD):
+        # Under `nohup` the end of the terminal is to be nobody's business, the child's neither.
+        deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._heard = [n for n in (*_FORWARDED, _STARTED, signal.SIGCHLD) if not (deaf and n == signal.SIGHUP)]
+        for signum in self._heard:
             signal.signal(signum, lambda number, _frame: self._signals.append(number))
         left = self._options.restarts
         while True:
@@ -96,7 +101,7 @@ class Warden:
         self._child = os.fork()
         if self._child == 0:
             signal.set_wakeup_fd(-1)
-            for signum in (*_FORWARDED, _STARTED, signal.SIGCHLD):
+            for signum in self._heard:
                 signal.signal(signum, signal.SIG_DFL)
             if self._options.leash:
                 die_with_parent(me)
