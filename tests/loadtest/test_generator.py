@@ -28,15 +28,29 @@ def beat(at_s: float, *lags_us: int, worker: int = 0, cpu: float = 0.1, wait: fl
 
 
 @pytest.mark.parametrize(("lag_us", "took_ms", "late"), [(1_500, 20, False), (3_000, 20, True), (3_000, 100, False)])
-def test_a_closed_loop_is_judged_by_the_lag_of_its_event_loop(lag_us: int, took_ms: int, late: bool) -> None:
-    """Sessions that never pause are never late to send; they are late to read: 2 ms, or a twentieth of a turn."""
+@pytest.mark.parametrize("planned", [None, 60])
+def test_a_generator_that_reads_late_is_bound_though_it_sent_in_time(
+    lag_us: int, took_ms: int, late: bool, planned: int | None
+) -> None:
+    """2 ms, or a twentieth of a turn, with a schedule and without: answers are timed when they are read."""
     beats = [beat(at, *[lag_us] * 12) for at in range(5)]
 
-    closed = generator_figures(turns(60, took_ms=took_ms), beats, planned=None, complete=True)
-    scheduled = generator_figures(turns(60, took_ms=took_ms), beats, planned=60, complete=True)
+    figures = generator_figures(turns(60, took_ms=took_ms), beats, planned=planned, complete=True)
 
-    assert (closed.bound is not None) == late
-    assert scheduled.bound is None
+    assert (figures.bound is not None) == late
+    assert not late or str(figures.bound).startswith("it read answers late by 3.0 ms at p50, more than 2.0 ms")
+
+
+@pytest.mark.parametrize(("rare", "late"), [(1, False), (5, True)])
+def test_a_rare_lag_spoils_the_99th_percentile_once_it_is_no_chance(rare: int, late: bool) -> None:
+    """Of 400 looks 1 % may be as late as they like; with fewer than 299 nobody can tell."""
+    lags = [100] * (400 - rare) + [50_000] * rare
+
+    long = generator_figures(turns(60), [beat(1.0, *lags)], planned=60, complete=True)
+    short = generator_figures(turns(60), [beat(1.0, *lags[-200:])], planned=60, complete=True)
+
+    assert (long.bound is not None) == late
+    assert short.bound is None
 
 
 def test_turns_that_could_not_be_sent_are_the_generators() -> None:

@@ -195,15 +195,13 @@ def generator_figures(
     for percentile, floor_us in ((50.0, _LATE_P50_US), (99.0, _LATE_P99_US)):
         limit_us = max(floor_us, _LATE_SHARE * (took.percentile_us(percentile) or 0))
         figures.limits_ms[f"p{percentile:g}"] = round(limit_us / 1000, 3)
-        value_us = late.percentile_us(percentile) or 0
-        if late.count >= _JUDGED_MIN and value_us > limit_us and figures.bound is None:
-            if _by_chance(samples, limit_us, percentile):
-                continue
-            figures.bound = _was_late("its turns started", value_us, percentile, limit_us, figures.cpu_max)
-    typical_us, limit_us = lag.percentile_us(50.0) or 0, figures.limits_ms["p50"] * 1000
-    if planned is None and lag.count >= _JUDGED_MIN and typical_us > limit_us and figures.bound is None:
-        # Sessions that never pause have no schedule to be late for; but what reads their answers may be.
-        figures.bound = _was_late("it read answers", typical_us, 50.0, limit_us, figures.cpu_max)
+        sent_us, read_us = (seen.percentile_us(percentile) or 0 for seen in (late, lag))
+        enough = late.count >= _JUDGED_MIN and not _by_chance(samples, limit_us, percentile)
+        if figures.bound is None and sent_us > limit_us and enough:
+            figures.bound = _was_late("its turns started", sent_us, percentile, limit_us, figures.cpu_max)
+        # An answer is timed when the event loop comes to read it; sessions that never pause are late in no other way.
+        if figures.bound is None and read_us > limit_us and lag.count >= samples_needed(percentile):
+            figures.bound = _was_late("it read answers", read_us, percentile, limit_us, figures.cpu_max)
     unsent = [sample for sample in samples if sample.outcome == UNSENT]
     figures.unsent = len(unsent)
     if unsent:
