@@ -49,6 +49,17 @@ def test_the_plan_is_measured_and_written_without_losing_a_comment(tmp_path: Pat
     assert subprocess.run([GOV, "config", "check"], cwd=tmp_path, capture_output=True).returncode == 0
 
 
+def test_what_is_set_on_the_command_line_is_what_is_measured(tmp_path: Path) -> None:
+    """A conversation fills the context cap that was asked for, not the file's."""
+    done = subprocess.run(
+        [GOV, "plan", "--set", "limits.max_context_tokens=20k", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert 5_000 < json.loads(done.stdout)["measured"]["full_tokens"] < 20_000
+
+
 def test_wrong_input_has_its_exit_code(tmp_path: Path) -> None:
     """An unknown profile and no file to write into are configuration errors, a wrong duration is usage."""
     cases = ((["--profile", "nope"], 3), (["--write"], 3), (["--turn-time", "soon"], 2))
