@@ -49,10 +49,10 @@ def test_others_are_answered_while_a_session_misbehaves(subprocesses: Subprocess
     assert subprocesses.ask(hog, say(text="well again"), deadline_s=10).answer == "well again"
 
 
-#: How much slower a neighbour's slow turns may be, and how often that is tried: other work on the machine may fall on
-#: one side of a comparison, but hardly three times on the same.
+#: How much slower a neighbour's slow turns may be, and how often that is tried. Other work on the machine comes in
+#: bursts: they fall into some windows, not into most of them, so that each is compared with the one right before it.
 RATIO_MAX, TRIES = 1.5, 3
-WINDOW_S, WINDOWS = 1.5, 4
+WINDOW_S, WINDOWS = 1.5, 5
 
 
 def turn_times_ms(subprocesses: Subprocesses, host: SubprocessHost, window_s: float) -> list[float]:
@@ -65,11 +65,10 @@ def turn_times_ms(subprocesses: Subprocesses, host: SubprocessHost, window_s: fl
     return times
 
 
-def p95_beside(subprocesses: Subprocesses, trouble: str) -> tuple[float, float]:
-    """The 95th percentile of a neighbour's turns, alone and beside the trouble, in windows that take turns."""
+def p95_ratios(subprocesses: Subprocesses, trouble: str) -> list[float]:
+    """The 95th percentile of a neighbour's turns beside the trouble by that alone, from windows that take turns."""
     tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
-    quiet: list[float] = []
-    beside: list[float] = []
+    ratios = []
     for _ in range(WINDOWS):
         # A conversation of hundreds of turns would be what is measured.
         neighbour, hog = subprocesses.open(limits={"turn_timeout": 10}), subprocesses.open(
@@ -77,7 +76,7 @@ def p95_beside(subprocesses: Subprocesses, trouble: str) -> tuple[float, float]:
         )  # fmt: skip
         (hog.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
         subprocesses.ask(neighbour, say(text="warm"))
-        quiet += turn_times_ms(subprocesses, neighbour, WINDOW_S)
+        quiet = turn_times_ms(subprocesses, neighbour, WINDOW_S)
         over = threading.Event()
 
         def misbehave(hog: SubprocessHost = hog, over: threading.Event = over) -> None:
@@ -86,12 +85,13 @@ def p95_beside(subprocesses: Subprocesses, trouble: str) -> tuple[float, float]:
 
         thread = threading.Thread(target=misbehave)
         thread.start()
-        beside += turn_times_ms(subprocesses, neighbour, WINDOW_S)
+        beside = turn_times_ms(subprocesses, neighbour, WINDOW_S)
         over.set()
         thread.join(HANG_S)
         hog.kill()
         neighbour.kill()
-    return statistics.quantiles(quiet, n=20)[-1], statistics.quantiles(beside, n=20)[-1]
+        ratios.append(statistics.quantiles(beside, n=20)[-1] / statistics.quantiles(quiet, n=20)[-1])
+    return ratios
 
 
 @pytest.mark.slow
@@ -101,8 +101,7 @@ def test_a_session_that_misbehaves_costs_its_neighbours_little_time(subprocesses
     """Their p95 turn time stays within one and a half times of its quiet value."""
     seen = []
     for _ in range(TRIES):
-        quiet_ms, beside_ms = p95_beside(subprocesses, trouble)
-        seen.append((round(quiet_ms), round(beside_ms)))
-        if beside_ms < quiet_ms * RATIO_MAX:
+        seen.append(p95_ratios(subprocesses, trouble))
+        if statistics.median(seen[-1]) < RATIO_MAX:
             return
-    pytest.fail(f"p95 alone and beside it, in ms: {seen}")
+    pytest.fail(f"p95 beside it by p95 alone: {seen}")
