@@ -7,6 +7,7 @@ import random
 import pytest
 
 from agentao_gov.loadtest.baseline import compare_percentile, differences
+from agentao_gov.loadtest.compare import _answered
 
 
 def latencies(rng: random.Random, count: int, factor: float = 1.0) -> list[float]:
@@ -74,3 +75,23 @@ def test_the_fast_bootstrap_is_the_real_one() -> None:
 def test_differences_name_key_and_values() -> None:
     """Why two runs do not compare is said in full."""
     assert differences({"rate": 5}, {"rate": 6}, ["rate", "shape"]) == ["rate: 5 then, 6 now"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status", "ratio", "reason"),
+    [
+        (0, 0, "pass", 1.0, ""),
+        (0, 1, "pass", None, "1 of 100 turns unanswered, and none of 100 in the baseline"),
+        (0, 30, "fail", None, "30 of 100 turns unanswered, and none of 100 in the baseline"),
+        (10, 40, "fail", 4.0, ""),
+    ],
+)
+def test_unanswered_turns_are_told_as_what_they_are(
+    before: int, after: int, status: str, ratio: float | None, reason: str
+) -> None:
+    """Where there were none before no ratio is made up."""
+    reports = ({"turns": {"attempted": 100, "answered": 100 - bad}} for bad in (before, after))
+
+    found = _answered(*reports)
+
+    assert (found.status, found.ratio, found.reason) == (status, ratio, reason)

@@ -55,6 +55,8 @@ PASS = {"tally": ANSWERED, "thresholds": [result("pass")]}
         ({**PASS, "checklist_failed": True}, 1),
         ({**PASS, "comparisons": [Comparison("turn_p95", 1, 2, 2.0, 1.5, 2.5, "fail")]}, 1),
         ({**PASS, "comparisons": [Comparison("turn_p95", 1, 2, None, None, None, "inconclusive", "few")]}, 11),
+        # None before: there is no ratio, and it is worse all the same.
+        ({**PASS, "comparisons": [Comparison("unanswered", 0, 0.3, None, None, None, "fail", "9 of 30")]}, 1),
         ({**PASS, "capacity_failed": "not even one"}, 1),
         ({**PASS, "capacity_unclear": "time ran out"}, 11),
         ({"tally": Tally(started=5), "thresholds": [result("pass")]}, 11),

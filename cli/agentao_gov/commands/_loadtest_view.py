@@ -121,6 +121,8 @@ def next_command(report: LoadTestReport, options: Options) -> str:
         if (report.generator.get("cpu_max") or 0) > _CPU_FULL:
             return f"agentao-gov loadtest --workers {2 * options.workers} …"
         return "the same again when this machine has less to do, or with --master from another one"
+    if report.conclusion == "inconclusive" and options.replay is not None:
+        return "agentao-gov loadtest --replay FILE (a longer recording: percentiles need samples)"
     if report.conclusion == "inconclusive":
         return "agentao-gov loadtest --duration … (longer: percentiles need samples)"
     return (

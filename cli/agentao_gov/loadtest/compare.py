@@ -20,7 +20,7 @@ __all__ = ["check_comparable", "compare_reports", "read_report"]
 
 _PLAN_KEYS = (
     "shape", "loop", "rate", "users", "duration_s", "arrivals", "mix", "workers", "api",
-    "turns_per_session", "think_scale", "simulated", "model_pace_s", "replay",
+    "turns_per_session", "think_scale", "simulated", "model_pace_s", "replay", "faults", "victim",
 )  # fmt: skip
 _ENVIRONMENT_KEYS = ("python", "system", "machine", "cpus")
 _MEASURES = (("turn", 50.0), ("turn", 95.0), ("turn", 99.0), ("first_token", 95.0))
@@ -119,5 +119,8 @@ def _answered(baseline: Mapping[str, Any], current: Mapping[str, Any]) -> Compar
     pooled = (bad1 + bad2) / (n1 + n2)
     error = math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
     worse = error > 0 and (after - before) / error > _Z
-    ratio = after / before if before else (math.inf if after else 1.0)
-    return Comparison("unanswered", before, after, min(ratio, 1e6), None, None, "fail" if worse else "pass")
+    status = "fail" if worse else "pass"
+    if before == 0 and after > 0:
+        said = f"{bad2} of {n2} turns unanswered, and none of {n1} in the baseline"
+        return Comparison("unanswered", before, after, None, None, None, status, said)
+    return Comparison("unanswered", before, after, after / before if before else 1.0, None, None, status)

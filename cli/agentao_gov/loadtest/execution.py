@@ -222,4 +222,4 @@ class Execution:
 
 def _describe(phase: Phase, planned: int | None) -> str:
     what = f"{planned} turns planned" if planned is not None else "sessions at their own pace"
-    return f"{phase.label}: {phase.duration_s:g} s, {what}"
+    return f"{phase.label}: {round(phase.duration_s, 1):g} s, {what}"

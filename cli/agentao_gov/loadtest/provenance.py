@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from agentao_gov.loadtest.execution import Played
+from agentao_gov.loadtest.faults import load_faults
 from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.plan import LoadPlan
@@ -44,8 +45,12 @@ def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, find
         "loop": "open" if options.open_loop else "closed",
         "rate": options.level if options.open_loop and not recording else None,
         "users": options.users,
-        "duration_s": span_s(recording, options.replay_speed) if recording else options.duration_s,
+        "duration_s": round(span_s(recording, options.replay_speed), 2) if recording else options.duration_s,
         "replay": {"turns": len(recording), "speed": options.replay_speed} if recording else None,
+        "faults": [f"{f.kind} at {f.at_s:g} s" for f in load_faults(options.faults)]
+        if options.faults and plan
+        else None,
+        "victim": options.victim,
         "arrivals": options.process,
         "seed": options.seed,
         "mix": dict(options.mix),

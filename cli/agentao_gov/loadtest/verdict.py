@@ -108,11 +108,15 @@ def _failures(ending: Ending) -> list[_Reason]:
         if result.status == "fail"
     ]
     reasons += [
-        _Reason(f"{comparison.name} is {comparison.ratio:.2f} times its baseline", latency=True)
-        for comparison in ending.comparisons
-        if comparison.status == "fail" and comparison.ratio is not None
+        _Reason(_worse(comparison), latency=True) for comparison in ending.comparisons if comparison.status == "fail"
     ]
     return reasons
+
+
+def _worse(comparison: Comparison) -> str:
+    if comparison.ratio is None:
+        return f"{comparison.name} is worse than its baseline: {comparison.reason}"
+    return f"{comparison.name} is {comparison.ratio:.2f} times its baseline"
 
 
 def _doubts(ending: Ending) -> list[str]:
