@@ -207,6 +207,22 @@ def test_pasted_lines_are_one_turn(simulator: Simulator) -> None:
     assert simulator.truth().total.calls == 1
 
 
+def test_what_was_typed_before_a_question_is_no_answer_to_it(simulator: Simulator, tmp_path: Path) -> None:
+    """A `y` meant for something else must not let a command run."""
+    call = {"name": "run_shell_command", "args": {"command": "touch yes && rm yes"}, "rounds": 1}
+    prompt = f"x\n@sim {json.dumps({'tool': call, 'hold': 'gate'})}"
+    screen = _Terminal(_command(simulator, "-p", "code", "-v", "--workdir", str(tmp_path), prompt))
+    simulator.wait_for(timeout_s=_GUARD_S, held=1)
+
+    screen.type("y\n")
+    simulator.release("gate", stay_open=True)
+
+    screen.read_until("Allow it?")
+    screen.type("n\n")
+    screen.read_until("tool run_shell_command: denied")
+    assert screen.end() == 0
+
+
 def test_a_dumb_terminal_gets_no_escape_codes(simulator: Simulator) -> None:
     """It would show them as they are, an editor's shell window for one."""
     screen = _Terminal(_command(simulator), kind="dumb")

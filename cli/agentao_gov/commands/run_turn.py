@@ -8,6 +8,7 @@ import queue
 import select
 import signal
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -162,6 +163,9 @@ def _answer(asker: Asker, live: LiveTurn | None) -> None:
         return
     if live is not None:
         live.pause()
+    with contextlib.suppress(termios.error):
+        # What was typed before the question is no answer to it.
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
     sys.stderr.write(question.text)
     sys.stderr.flush()
     while time.monotonic() < asker.until:
