@@ -36,6 +36,8 @@ __all__ = ["Asker", "run_once", "take_turn"]
 _LOOK_S = 0.1
 #: A person who thinks longer than the turn may last has answered no; the turn's end must not wait for them.
 _ASK_MARGIN_S = 0.5
+#: What of a call's arguments is shown to the person who is asked; a whole screen is still read.
+_ARGUMENTS_CHARS_MAX = 1_500
 #: How often the embedded model is asked what it does.
 _ASK_MODEL_S = 0.5
 
@@ -58,8 +60,7 @@ class Asker:
     def __call__(self, name: str, description: str, arguments: dict[str, Any]) -> bool:
         """Asks and waits, at most as long as the turn may last. Called on the turn's thread."""
         del description
-        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        question = _Question(f"The model wants to run {printable(name)}({printable(shown[:500])}). Allow it? [y/N] ")
+        question = _Question(f"The model wants to run {printable(name)}({_shown(arguments)}). Allow it? [y/N] ")
         self.questions.put(question)
         question.answered.wait(max(0.0, self.until - time.monotonic()))
         return question.yes
@@ -69,6 +70,13 @@ class Asker:
         with contextlib.suppress(queue.Empty):
             while True:
                 self.questions.get_nowait().answered.set()
+
+
+def _shown(arguments: dict[str, Any]) -> str:
+    """A call's arguments on one line; never cut without saying so, as the end may be what matters."""
+    text = printable(", ".join(f"{key}={value!r}" for key, value in arguments.items()))
+    left = len(text) - _ARGUMENTS_CHARS_MAX
+    return text if left <= 0 else f"{text[:_ARGUMENTS_CHARS_MAX]}… and {left:,} characters that are not shown"
 
 
 def run_once(context: RunContext, prompt: str, asker: Asker | None) -> int:
