@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agentao_gov.process import survey_layers
@@ -92,3 +93,24 @@ def test_a_fresh_session_s_processes_are_seen_during_its_turn_and_gone_after(dep
 
     wait_until(lambda: service.metrics()['child_processes{kind="mcp"}'] == 0, "their end", 30)
     wait_until(lambda: service.metrics()["orphans_killed_total"] >= 1, "the count of its helper")
+
+
+def test_what_a_dead_worker_leaves_is_ended_at_once_and_counted(deployment: Deployment, tmp_path: Path) -> None:
+    """
+    1. two workers, a session with a server that ignores signals in one of them
+    2. that worker is killed: its parent ends the server before another worker takes its place, whose metrics tell of it
+    """
+    file = tmp_path / "profiles" / "with_server.toml"
+    file.write_text(file.read_text().replace('"helper"', '"stubborn"'))
+    service = deployment.start("--workers", "2")
+    assert service.turn("one", say(text="ok"), profile="with_server").json["outcome"] == "answered"
+    (server,) = (psutil.Process(int(line.split()[0])) for line in (tmp_path / "alive").read_text().splitlines())
+    worker = server.parent()
+    assert worker is not None
+
+    worker.kill()
+    (died,) = wait_until(lambda: service.events("worker died"), "the parent's word")
+
+    assert died["orphans_killed"] >= 1
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+    wait_until(lambda: service.metrics()["orphans_killed_total"] >= 1, "the count in the new worker's metrics", 60)

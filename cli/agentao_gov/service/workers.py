@@ -7,6 +7,7 @@ one that died or hung, and ends when they have ended.
 from __future__ import annotations
 
 import faulthandler
+import functools
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from agentao_gov.monitor.logs import log_event
+from agentao_gov.process import ORPHANS_KILLED, Owner, sweep
 from agentao_gov.service.server import ending_signals
 from agentao_gov.service.vigil import Vigil
 
@@ -36,8 +38,16 @@ class _Worker(Process):
     """One worker process; `main` must be importable by name, because the process is spawned, not forked."""
 
     def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], main: WorkerMain, settings: Any, number: int
+        self,
+        config: uvicorn.Config,
+        sockets: list[socket.socket],
+        main: WorkerMain,
+        settings: Any,
+        number: int,
+        orphans_killed: int,
     ) -> None:
+        """`orphans_killed`: of its predecessor, for this one's metrics: the parent has none."""
+        self._orphans_killed = orphans_killed
         self._main = main
         self._settings = settings
         self._number = number
@@ -51,6 +61,7 @@ class _Worker(Process):
         faulthandler.enable(all_threads=True)  # what a worker that hung was doing: it is ended with SIGABRT
         threading.Thread(target=self._answer_parent, name="worker-pong", daemon=True).start()
         assert sockets
+        ORPHANS_KILLED.add(self._orphans_killed)
         code = self._main(self._settings, self._number, self._mark_started, sockets[0])
         os._exit(code)
 
@@ -88,8 +99,8 @@ class _Supervisor(Multiprocess):
         #: By worker, for as long as it lives.
         self._vigils: dict[int, Vigil] = {}
 
-    def _spawn(self, number: int) -> _Worker:
-        worker = _Worker(self.config, self.sockets, self._main, self._settings, number)
+    def _spawn(self, number: int, orphans_killed: int = 0) -> _Worker:
+        worker = _Worker(self.config, self.sockets, self._main, self._settings, number, orphans_killed)
         worker.start()
         # Only the worker's own end may be open in the worker, or it would not see the parent go.
         worker.child_conn.close()
@@ -138,7 +149,9 @@ class _Supervisor(Multiprocess):
             if worker.process.is_alive():
                 continue
             worker.join()
-            log_event("worker died", logging.ERROR, worker=number, exit_code=worker.exitcode)
+            # At once: its successor, which sweeps too, takes seconds to get there.
+            killed = sweep(functools.partial(_is, worker.pid)).killed
+            log_event("worker died", logging.ERROR, worker=number, exit_code=worker.exitcode, orphans_killed=killed)
             now = time.monotonic()
             self._restarts = [at for at in self._restarts if now - at < 60] + [now]
             if len(self._restarts) > _RESTARTS_PER_MINUTE or worker.exitcode == 3:
@@ -148,7 +161,11 @@ class _Supervisor(Multiprocess):
                     assert isinstance(other, _Worker)
                     other.send(signal.SIGTERM)
                 return
-            self.processes[number] = self._spawn(number)
+            self.processes[number] = self._spawn(number, killed)
+
+
+def _is(pid: int | None, owner: Owner) -> bool:
+    return owner.ref.pid == pid
 
 
 def run_workers(main: WorkerMain, settings: Mapping[str, Any], listener: socket.socket, count: int) -> int:
