@@ -43,8 +43,18 @@ def test_an_address_that_is_taken_is_told_with_a_way_out() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
 
-        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}") as caught:
             bind("127.0.0.1", port)
+
+    assert "--port 0" in str(caught.value.hint)
+
+
+def test_an_address_of_another_machine_is_told_as_that() -> None:
+    """A free port would not help; 192.0.2.0/24 is nobody's."""
+    with pytest.raises(ConfigError) as caught:
+        bind("192.0.2.1", 0)
+
+    assert "No interface of this machine has that address" in str(caught.value.hint)
 
 
 def test_ipv6_is_written_in_brackets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import resource
 import signal
@@ -30,6 +31,13 @@ _STARTING = "other workers are starting"
 _ANSWERS_S = 2
 
 
+_HINTS = {
+    errno.EADDRINUSE: "Is another one running? `--port 0` takes a free port.",
+    errno.EADDRNOTAVAIL: "No interface of this machine has that address; 0.0.0.0 stands for all of them.",
+    errno.EACCES: "Ports below 1024 are for root; choose another one.",
+}
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises ConfigError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -43,8 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
-            hint="Is another one running? `--port 0` takes a free port.",
+            f"The service cannot listen on {host}:{port}: {error.strerror or error}.", hint=_HINTS.get(error.errno or 0)
         ) from None
     listener.setblocking(False)
     return listener
