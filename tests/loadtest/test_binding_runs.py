@@ -7,6 +7,9 @@ processors others have taken, the search has to say so instead of naming the ser
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from typing import Any
 import pytest
 
 from agentao_gov.config.units import parse_bytes
+from agentao_gov.loadtest.driver import free_port
+from agentao_gov.loadtest.target import Target
+from agentao_gov.simulator import start_simulator
 from tests.loadtest.conftest import Stub
 from tests.loadtest.own import start_run
 
@@ -129,3 +135,41 @@ def test_a_service_that_dies_of_the_load_tells_its_capacity(stub: Starter, tmp_p
     assert report["conclusion"] == "fail", report["reasons"]
     assert code == 1
     assert report["capacity"]["bottleneck"] == "the service's death", report["capacity"]
+
+
+def test_a_foreign_service_tells_its_limits_itself(tmp_path: Path) -> None:
+    """A `serve` that already runs, of whose configuration the load test knows nothing: `/v1/status` says `max_busy`."""
+    (tmp_path / "agentao-gov.toml").write_text("[pool]\nmax_busy = 2\n[tenants.default]\n")
+    environ = {**os.environ, "HOME": str(tmp_path), "AGENTAO_GOV_STATE": str(tmp_path / "state"), "KEY": "none"}
+    port = free_port()
+    with start_simulator({"default": {"first_token": "400ms", "per_token": "0s"}}) as simulator:
+        command = [sys.executable, "-m", "agentao_gov.main", "serve", "--port", str(port), "--model", "m"]
+        command += ["--base-url", simulator.base_url, "--api-key-env", "KEY"]
+        with (tmp_path / "serve.log").open("wb") as log:
+            service = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
+        try:
+            target = Target(f"http://127.0.0.1:{port}", {}, ("default",), process=service)
+            deadline = time.monotonic() + 60
+            while not target.answers("/readyz"):
+                assert service.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            code, report = searched(
+                tmp_path / "load",
+                "--users",
+                "8",
+                "--target",
+                target.url,
+                "--mix",
+                "qa=1",
+                "--threshold",
+                "turn_p90<30s",
+            )
+        finally:
+            service.terminate()
+            service.wait()
+
+    assert report["capacity"]["bottleneck"] == "max_busy", report["capacity"]
+    assert evidence(report).startswith("busy turns at 2 of 2")
+    assert abs(report["capacity"]["sessions"] - 2) <= 1
+    assert code in (0, 11)

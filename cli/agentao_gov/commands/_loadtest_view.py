@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+from agentao_gov.loadtest.binding import GENERATOR_CPU, NOT_THE_SERVICE
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.dry_run import DryRun
 from agentao_gov.loadtest.options import Options
@@ -117,8 +118,9 @@ def next_command(report: LoadTestReport, options: Options) -> str:
         return "agentao-gov loadtest --shape capacity --write" if not options.write else "agentao-gov plan"
     if report.checklist.get("verdict") == "fail":
         return "agentao-gov checklist"
-    if report.conclusion == "inconclusive" and report.generator.get("bound"):
-        if (report.generator.get("cpu_max") or 0) > _CPU_FULL:
+    bottleneck = report.capacity.bottleneck
+    if report.conclusion == "inconclusive" and (report.generator.get("bound") or bottleneck in NOT_THE_SERVICE):
+        if (report.generator.get("cpu_max") or 0) > _CPU_FULL or bottleneck == GENERATOR_CPU:
             return f"agentao-gov loadtest --workers {2 * options.workers} …"
         return "the same again when this machine has less to do, or with --master from another one"
     if report.conclusion == "inconclusive" and options.replay is not None:

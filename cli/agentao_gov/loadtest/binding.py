@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from agentao_gov.config.units import format_bytes
 from agentao_gov.loadtest.probes import ProbeResult
 
-__all__ = ["NOT_THE_SERVICE", "binding_constraint", "generator_name"]
+__all__ = ["GENERATOR_CPU", "NOT_THE_SERVICE", "binding_constraint", "generator_name"]
 
-_GENERATOR, _GENERATOR_CPU = "the load generator", "CPU of the load generator"
+_GENERATOR, GENERATOR_CPU = "the load generator", "CPU of the load generator"
 _OTHERS = "other programs on this machine"
 #: With these the service may well hold more: nobody asked it to, or nobody let it.
-NOT_THE_SERVICE = frozenset({_GENERATOR, _GENERATOR_CPU, _OTHERS})
+NOT_THE_SERVICE = frozenset({_GENERATOR, GENERATOR_CPU, _OTHERS})
 #: A core in use by so much has nothing left to give: what shares it takes turns.
 _CPU_FULL = 0.85
 _MACHINE_FULL = 0.95
@@ -58,7 +58,7 @@ def binding_constraint(beyond: Sequence[ProbeResult], alone: ProbeResult) -> tup
 
 def generator_name(probe: ProbeResult) -> str:
     """What a generator that gave in was short of."""
-    return _GENERATOR if _generator_cpu(probe, probe) is None else _GENERATOR_CPU
+    return _GENERATOR if _generator_cpu(probe, probe) is None else GENERATOR_CPU
 
 
 def _refused(*codes: str) -> _Rule:
@@ -184,12 +184,12 @@ _SEEN: Sequence[tuple[str, _Rule]] = (
     ("model", _refused("model_error", "rate_limited")),
     ("max_sessions", _places("sessions at work", "sessions_held", "sessions_max", at_full_speed=True)),
     ("max_busy", _places("busy turns", "busy", "busy_max", at_full_speed=True)),
-    (_GENERATOR_CPU, _generator_cpu),
+    (GENERATOR_CPU, _generator_cpu),
     ("CPU of the service", _service_cpu),
     ("model", _model_cpu),
     (_OTHERS, _others),
     ("CPU of the service", _of_machine("service_cores")),
-    (_GENERATOR_CPU, _of_machine("generator_cpu")),
+    (GENERATOR_CPU, _of_machine("generator_cpu")),
     ("model", _of_machine("model_cpu")),
 )
 _INFERRED: Sequence[tuple[str, _Rule]] = (
