@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(flags: list[str], 
 
     assert ended == code
     assert set(json.loads(out)["error"]) == {"code", "message", "hint"}
+
+
+def test_a_port_of_the_web_ui_that_is_taken_is_refused_before_anything_starts(command: Command) -> None:
+    """Not as the death of a load generator, after the checklist."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+
+        code, out = command("--json", "--web", "--web-port", port)
+
+    assert code == 3
+    assert port in json.loads(out)["error"]["message"]
 
 
 def test_a_dry_run_says_what_would_happen(command: Command) -> None:

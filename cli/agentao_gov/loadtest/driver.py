@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agentao_gov.errors import InternalError
+from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.loadtest.plan import LoadPlan, Phase
 from agentao_gov.loadtest.recording import PhaseRecord, SampleFile
 from agentao_gov.loadtest.worker import split_address
 from agentao_gov.resources import shipped
 
-__all__ = ["GeneratorDied", "LoadDriver"]
+__all__ = ["GeneratorDied", "LoadDriver", "check_port", "free_port"]
 
 #: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.
 _READY_S_MAX = 60.0
@@ -159,7 +159,9 @@ class LoadDriver:
             lines = (self._folder / "generator.log").read_text(errors="replace").strip().splitlines()
         except OSError:
             return ""
-        return " | ".join(lines[-3:])[-400:]
+        # Below what it died of stands Locust's own table.
+        telling = [line for line in lines if "rror" in line]
+        return " | ".join((telling or lines)[-3:])[-400:]
 
     def __enter__(self) -> LoadDriver:
         return self
@@ -223,6 +225,16 @@ class LoadDriver:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signum)
+
+
+def check_port(flag: str, port: int) -> None:
+    """Raises ConfigError where something listens on the loopback port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"{flag} {port} cannot be had: {error.strerror}.", hint="Name another port.") from None
 
 
 def free_port() -> int:

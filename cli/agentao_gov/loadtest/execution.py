@@ -78,6 +78,8 @@ class Execution:
             self.driver.start(self.stop)
             if self.stop():
                 return
+            if self.options.web_port is not None:
+                self.view.note(f"Locust's web UI: http://127.0.0.1:{self.options.web_port}")
             if self.options.shape == "capacity":
                 self._search()
             elif self.options.victim is not None:

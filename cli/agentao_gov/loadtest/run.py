@@ -20,7 +20,7 @@ from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.driver import LoadDriver
+from agentao_gov.loadtest.driver import LoadDriver, check_port
 from agentao_gov.loadtest.dry_run import DryRun, schedule_of
 from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
@@ -157,6 +157,8 @@ class LoadTest:
     def run(self) -> LoadTestReport:
         """Runs to the end, whatever the end is. What was started here is gone when it returns."""
         findings = Findings(started_at=time.time())
+        if self.options.web_port is not None:
+            check_port("--web-port", self.options.web_port)
         folder = Path(tempfile.mkdtemp(prefix="agentao-gov-loadtest-"))
         keeper = Keeper(folder)
         execution: Execution | None = None
