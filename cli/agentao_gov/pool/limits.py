@@ -32,8 +32,9 @@ class PoolLimits:
     #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung.
     open_timeout_s: float = 35.0
     #: An opening that takes longer gives its place among the openings to another: it waits for something, it does not
-    #: work. Two sessions whose servers hang must not keep everybody else's sessions from being opened.
-    open_patience_s: float = 5.0
+    #: work. Two sessions whose servers hang must not keep everybody else's sessions from being opened; others wait for
+    #: them this long, once. Most agents with servers are there by then.
+    open_patience_s: float = 2.0
     caps: Mapping[str, TenantCaps] = field(default_factory=dict)
     #: For tenants that are not listed.
     default_caps: TenantCaps = TenantCaps()

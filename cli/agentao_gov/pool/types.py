@@ -49,6 +49,8 @@ class CloseReason(StrEnum):
     UNSTUCK = "unstuck"
 
 
+#: One that does not start is ended before the agent is there: 2 s, and imports of some seconds the first time.
+_SERVER_END_S = 5.0
 EVICTIONS = frozenset({CloseReason.TTL, CloseReason.LRU, CloseReason.MEMORY, CloseReason.DRAIN})
 
 
@@ -81,7 +83,8 @@ class TurnOrder:
         One that hangs before its agent is there is cut like one that hangs later. Servers start side by side.
         """
         profile = self.profile.profile
-        servers_s = max((server.startup_timeout_s for server in profile.mcp.servers.values()), default=0.0)
+        servers = profile.mcp.servers.values()
+        servers_s = max((server.startup_timeout_s + _SERVER_END_S for server in servers), default=0.0)
         return float(profile.limits.turn_timeout_s + servers_s)
 
 
