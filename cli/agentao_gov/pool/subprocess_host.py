@@ -87,7 +87,8 @@ class SubprocessHost:
         self.spec = spec
         self._parts = parts
         self._desk = LedgerDesk(parts.ledger, spec.key.tenant, spec.model.name, parts.clock)
-        self._log = RelayedLog(spec.key, parts.clock)
+        # One for each: a server's flood must not use up what the process itself may say.
+        self._log, self._errors = (RelayedLog(spec.key, parts.clock) for _ in range(2))
         #: The conversation after the last turn that ended well: what a new process starts from.
         self._conversation = conversation if conversation is not None else Conversation()
         self._one_turn = threading.Lock()
@@ -119,7 +120,7 @@ class SubprocessHost:
         )
         live = _Live(process, peer, gone)
         peer.start()
-        self._parts.errors.add(process.take_errors(), self._log.error_output)
+        self._parts.errors.add(process.take_errors(), self._errors.error_output)
         with self._lock:
             refused = self._closed
             if not refused:
