@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import SqliteStore, sqlite_file
+from agentao_gov.budget.states import Price
+from agentao_gov.budget.store import StoreSettings
+from agentao_gov.budget.types import CALL_TOKENS_MAX
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, scopes
 
@@ -134,6 +137,20 @@ def test_a_copy_put_in_place_is_refused_after_the_restart_too(path: Path, tmp_pa
 
     with pytest.raises(StoreError):
         SqliteStore(path)
+
+
+def test_a_sum_that_no_column_holds_is_a_store_error(path: Path) -> None:
+    """It is journalled all the same, so calls go on; who looks after the file says what is wrong."""
+    dear = StoreSettings(price=lambda _: Price(10**12, 10**12))
+    store = SqliteStore(path, settings=dear)
+    store.reserve(call("c-1", LIMITS))
+    store.settle("c-1", CALL_TOKENS_MAX, 0, 0)
+
+    with pytest.raises(StoreError, match="too large"):
+        store.heartbeat()
+
+    assert balance(store, LIMITS).used == CALL_TOKENS_MAX
+    store.close()
 
 
 def test_neighbours_that_come_and_go_raise_no_alarm(path: Path) -> None:

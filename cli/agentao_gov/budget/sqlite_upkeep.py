@@ -38,9 +38,13 @@ class Upkeep:
 
     def fold(self) -> None:
         """Brings the tables up to the journal's last entry."""
-        with Transaction(self._store, "fold") as tx:
-            if tx.last > tx.cache.folded:
-                fold(tx)
+        try:
+            with Transaction(self._store, "fold") as tx:
+                if tx.last > tx.cache.folded:
+                    fold(tx)
+        except OverflowError as error:
+            # More than a column holds, 9.2 million dollars a day: no provider's honest report leads there.
+            raise store_error(self._store.path, error) from error
 
     def cut(self) -> None:
         """Replaces the oldest part of the journal by a checkpoint where it is older than is kept.
