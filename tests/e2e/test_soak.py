@@ -1,7 +1,8 @@
 """A soak in waves: after each wave the service is idle, and what it holds must not climb from wave to wave.
 
-`SOAK_S` sets how long the waves last (60 s by default; `make soak` takes 600); the rests between them come on top. Memory is not given back by the allocator at once, so
-the test looks at the plateau of the waves' ends and not at the start.
+`SOAK_S` sets how long the waves last (60 s by default; `make soak` takes 600); the rests between them come on top.
+Memory is not given back by the allocator at once, so the test looks at the plateau of the waves' ends and not at the
+start.
 """
 
 from __future__ import annotations
