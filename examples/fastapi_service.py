@@ -59,7 +59,7 @@ app = FastAPI(title="My agents", lifespan=lifespan)
 async def refused(_: Request, error: GovError) -> JSONResponse:
     """Every refusal knows its status, its code and when trying again makes sense."""
     headers = {"Retry-After": str(int(error.retry_after_s) + 1)} if error.retry_after_s is not None else None
-    return JSONResponse({"code": error.code, "message": str(error)}, error.http_status, headers)
+    return JSONResponse({"code": error.code, "message": error.public_message}, error.http_status, headers)
 
 
 @app.post("/ask/{session}")
