@@ -63,7 +63,7 @@ def promised_by(url: str, key: str | None) -> dict[str, int | None]:
         said = {
             "max_sessions": pool["max_sessions"],
             "max_busy": pool["max_busy"],
-            "memory_bytes": plan["memory_bytes"],
+            "memory_bytes": plan.get("memory_bytes"),
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # Another kind of service, or one too busy; what it does not say is not known.
