@@ -27,7 +27,7 @@ _TURN_TIMEZONE = "UTC"
 
 
 def scope_limits(
-    deployment: ResolvedDeployment | Deployment,
+    deployment: ResolvedDeployment | Deployment | None,
     tenant: str,
     user: str,
     session: str,
@@ -37,16 +37,17 @@ def scope_limits(
     """The four scopes of a turn, in the ledger's fixed order: tenant, user, session, turn.
 
     User and session are named below their tenant, so that two tenants' `ann` never share a budget; their day is
-    the tenant's day. A tenant's own `daily_tokens` wins over the deployment's. Raises UsageError for names that
-    could be taken for another's, or that cannot be written down.
+    the tenant's day. A tenant's own `daily_tokens` wins over the deployment's; without a deployment the turn's own
+    budget is the only one. Raises UsageError for names that could be taken for another's, or that cannot be written
+    down.
     """
     _check_names(tenant, user, session)
-    config = _plain(deployment)
-    timezone = tenant_timezone(deployment, tenant)
+    timezone = _TURN_TIMEZONE if deployment is None else tenant_timezone(deployment, tenant)
+    of_tenant, of_user, of_session = _daily_limits(deployment, tenant)
     return (
-        ScopeLimit(Scope("tenant", tenant), _bounded(_tenant_limit(config, tenant)), timezone),
-        ScopeLimit(Scope("user", f"{tenant}/{user}"), _bounded(config.budget.user_daily_tokens), timezone),
-        ScopeLimit(Scope("session", f"{tenant}/{session}"), _bounded(config.budget.session_daily_tokens), timezone),
+        ScopeLimit(Scope("tenant", tenant), _bounded(of_tenant), timezone),
+        ScopeLimit(Scope("user", f"{tenant}/{user}"), _bounded(of_user), timezone),
+        ScopeLimit(Scope("session", f"{tenant}/{session}"), _bounded(of_session), timezone),
         ScopeLimit(Scope("turn", turn_id), _bounded(turn_tokens), _TURN_TIMEZONE),
     )
 
@@ -122,11 +123,16 @@ def _bounded(limit: int | None) -> int | None:
     return None if limit is None else min(limit, LIMIT_TOKENS_MAX)
 
 
-def _tenant_limit(config: Deployment, tenant: str) -> int | None:
+def _daily_limits(
+    deployment: ResolvedDeployment | Deployment | None, tenant: str
+) -> tuple[int | None, int | None, int | None]:
+    if deployment is None:
+        return None, None, None
+    config = _plain(deployment)
     entry = config.tenants.get(tenant) or config.tenants.get("default")
-    own: int | None = entry.daily_tokens if entry else None
-    shared: int | None = config.budget.tenant_daily_tokens
-    return shared if own is None else own
+    own = entry.daily_tokens if entry else None
+    budget = config.budget
+    return budget.tenant_daily_tokens if own is None else own, budget.user_daily_tokens, budget.session_daily_tokens
 
 
 def _plain(deployment: ResolvedDeployment | Deployment) -> Deployment:

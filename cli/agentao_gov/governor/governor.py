@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agentao.runtime.name_repair import repair_tool_name
 
 from agentao_gov.budget import scope_limits
-from agentao_gov.budget.types import Ledger, Scope, ScopeLimit
+from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor.build import build_agent, restore
@@ -152,14 +152,7 @@ class Governor:
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:
         tenant, session = spec.key.tenant, spec.key.session
         tokens = spec.profile.profile.limits.turn_tokens
-        if self._deployment is not None:
-            return scope_limits(self._deployment, tenant, request.user, session, request.turn_id, tokens)
-        return (
-            ScopeLimit(Scope("tenant", tenant), None),
-            ScopeLimit(Scope("user", f"{tenant}/{request.user}"), None),
-            ScopeLimit(Scope("session", f"{tenant}/{session}"), None),
-            ScopeLimit(Scope("turn", request.turn_id), tokens),
-        )
+        return scope_limits(self._deployment, tenant, request.user, session, request.turn_id, tokens)
 
 
 def _tool_limit_s(spec: SessionSpec, tool: Any) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentao_gov.budget import scope_limits
-from agentao_gov.budget.types import Ledger, Scope, ScopeLimit
+from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.observe import Observers, TurnObserver
@@ -247,14 +247,7 @@ class SubprocessFactory:
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:
         tenant, session = spec.key.tenant, spec.key.session
         tokens = spec.profile.profile.limits.turn_tokens
-        if self._deployment is not None:
-            return scope_limits(self._deployment, tenant, request.user, session, request.turn_id, tokens)
-        return (
-            ScopeLimit(Scope("tenant", tenant), None),
-            ScopeLimit(Scope("user", f"{tenant}/{request.user}"), None),
-            ScopeLimit(Scope("session", f"{tenant}/{session}"), None),
-            ScopeLimit(Scope("turn", request.turn_id), tokens),
-        )
+        return scope_limits(self._deployment, tenant, request.user, session, request.turn_id, tokens)
 
 
 def _discard(process: SessionProcess) -> None:
