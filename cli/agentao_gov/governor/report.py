@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
 from agentao_gov.governor.reason import Reason
+
+if TYPE_CHECKING:
+    from agentao_gov.budget.types import Balance
 
 __all__ = ["BudgetLine", "LimitLine", "Timing", "ToolCall", "TurnReport", "Usage"]
 
@@ -70,6 +73,19 @@ class BudgetLine(_Record):
     limit: int | None
     used: int
     reserved: int
+
+    @classmethod
+    def of(cls, balance: Balance) -> BudgetLine:
+        """The ledger's balance as a line."""
+        return cls(
+            scope=balance.scope.kind,
+            key=balance.scope.key,
+            window=balance.window,
+            timezone=balance.timezone,
+            limit=balance.limit,
+            used=balance.used,
+            reserved=balance.reserved,
+        )
 
 
 class TurnReport(_Record):

@@ -52,19 +52,7 @@ def budget_lines(ledger: Ledger, scopes: Sequence[ScopeLimit]) -> tuple[tuple[Bu
         balances = ledger.balances(tuple(scopes))
     except StoreError as error:
         return (), (Reason.of(error).after("The budgets could not be read: "),)
-    lines = (
-        BudgetLine(
-            scope=balance.scope.kind,
-            key=balance.scope.key,
-            window=balance.window,
-            timezone=balance.timezone,
-            limit=balance.limit,
-            used=balance.used,
-            reserved=balance.reserved,
-        )
-        for balance in balances
-    )
-    return tuple(lines), ()
+    return tuple(map(BudgetLine.of, balances)), ()
 
 
 def compose_report(

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from agentao_gov.budget import TokenLedger
-from agentao_gov.budget.types import Balance, ScopeLimit
+from agentao_gov.budget.types import ScopeLimit
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import BudgetLine, TurnReport
 
@@ -68,7 +68,7 @@ class BudgetWatch:
             with self._lock:
                 self._store_ok = False
             return
-        lines = tuple(_line(balance) for balance in balances)
+        lines = tuple(map(BudgetLine.of, balances))
         with self._lock:
             self._store_ok = True
             self._asked = lines
@@ -79,15 +79,3 @@ class BudgetWatch:
             today = {line.key: line.window for line in self._asked}
             fresh = (line for line in self._reported.values() if line.window == today.get(line.key.partition("/")[0]))
             return (*self._asked, *fresh)
-
-
-def _line(balance: Balance) -> BudgetLine:
-    return BudgetLine(
-        scope=balance.scope.kind,
-        key=balance.scope.key,
-        window=balance.window,
-        timezone=balance.timezone,
-        limit=balance.limit,
-        used=balance.used,
-        reserved=balance.reserved,
-    )
