@@ -45,6 +45,8 @@ class Warden:
         self._beat_fd = -1
         #: Monotonic time of the last beat; None before the first, so that a slow start is not stale.
         self._last_beat: float | None = None
+        #: Monotonic time at which the last wait ended.
+        self._awake_at = time.monotonic()
         self._kill_at = float("inf")
         self._look = Look(options.memory_bytes, options.processes)
         self._hung = False
@@ -143,19 +145,22 @@ class Warden:
                 else:
                     os.read(wake_r, 512)
             self._handle_signals()
-            self._check(time.monotonic())
+            # As of the wait's end: a pause since then shows at the end of the next one.
+            self._check(self._awake_at)
         if self._beat_fd >= 0:
             os.close(self._beat_fd)
             self._beat_fd = -1
 
     def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
         """Until something happens or is due. Silence counts only while this process ran to hear it."""
-        timeout_ms, began = self._timeout_ms(), time.monotonic()
+        timeout_ms, began = self._timeout_ms(), self._awake_at
         ready = poll.poll(timeout_ms)
+        self._awake_at = time.monotonic()
         if self._last_beat is not None and timeout_ms is not None:
-            waited_s = time.monotonic() - began
-            if waited_s - timeout_ms / 1000 > _PAUSED_S:
-                self._last_beat += waited_s  # nobody knows how much of it was spent hearing
+            # From the end of the wait before: a process is stopped anywhere, not only where it waits.
+            away_s = self._awake_at - began
+            if away_s - timeout_ms / 1000 > _PAUSED_S:
+                self._last_beat += away_s  # nobody knows how much of it was spent hearing
         return ready
 
     def _timeout_ms(self) -> int | None:
