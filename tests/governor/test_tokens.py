@@ -222,10 +222,11 @@ def test_a_report_that_leaves_something_out_bounds_no_later_prompt() -> None:
     assert not low.known
 
 
+@pytest.mark.parametrize("kind", [{"type": "function"}, {}])
 @pytest.mark.parametrize("where", ["message", "call", "function"])
-def test_what_a_provider_wants_back_is_counted(where: str) -> None:
+def test_what_a_provider_wants_back_is_counted(where: str, kind: dict[str, str]) -> None:
     """Signatures of thoughts go out again with the call that they came with, and may be longer than it."""
-    call: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "glob", "arguments": "{}"}}
+    call: dict[str, Any] = {"id": "c", **kind, "function": {"name": "glob", "arguments": "{}"}}
     message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
     plain = message_bytes(message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agentao_gov.governor.failures import status_of
@@ -43,9 +44,7 @@ def cost_of(attempt: Attempt, model: str, *, thinks_unseen: bool) -> CallUsage |
     if reported is None:
         return CallUsage(prompt, completion, estimated_tokens=prompt + completion)
     completion = max(completion, reported.completion_tokens)
-    return CallUsage(
-        reported.prompt_tokens, completion, cached_tokens=reported.cached_tokens, estimated_tokens=completion
-    )
+    return replace(reported, completion_tokens=completion, estimated_tokens=completion)
 
 
 def _reported(attempt: Attempt) -> CallUsage | None:

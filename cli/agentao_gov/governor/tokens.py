@@ -111,8 +111,6 @@ def text_bound(text: str, model: str) -> int:
 #: What is counted by itself, or is in the frame; everything else in a message is text.
 _FRAMED = frozenset({"role", "content", "tool_calls"})
 _CALL_FRAMED = frozenset({"id", "type", "index", "function", "name", "arguments"})
-#: Of a call with nothing more: `id`, `type`, `function`, and in that `name` and `arguments`.
-_CALL_KEYS = 5
 
 
 def _json(value: Any) -> str:
@@ -141,9 +139,8 @@ def _parts(message: Message) -> tuple[list[str], int]:
         function = call.get("function") or {}
         texts += [str(call.get("id", "")), str(function.get("name", "")), str(function.get("arguments", ""))]
         # What a provider wants back with its own calls, such as Gemini's signature of a thought, goes out again too.
-        if len(call) + len(function) > _CALL_KEYS:
-            for part in (call, function):
-                texts += [_json(part[key]) for key in part.keys() - _CALL_FRAMED]
+        for part in (call, function):
+            texts += [_json(part[key]) for key in part.keys() - _CALL_FRAMED]
     return texts, fixed
 
 

