@@ -72,9 +72,29 @@ def test_a_worker_that_is_silent_is_ended_with_its_stacks(worker: Watched) -> No
 @pytest.mark.parametrize("worker", [IGNORES], indirect=True)
 def test_a_worker_that_does_not_even_dump_is_killed(worker: Watched) -> None:
     """Two seconds later, whatever it does with the first signal."""
+    worker.passes(10, answers=True)
     worker.passes(40)
 
     assert worker.process.wait(10) == -signal.SIGKILL
+
+
+def test_a_worker_that_has_not_answered_yet_has_longer(worker: Watched) -> None:
+    """It is starting, perhaps with many others: four minutes are no hang, and from its first answer on thirty seconds
+    are."""
+    worker.passes(240)
+    worker.passes(10, answers=True)
+    assert worker.process.poll() is None
+
+    worker.passes(31)
+
+    assert worker.process.wait(10) == -signal.SIGABRT
+
+
+def test_a_worker_that_never_answers_is_ended_in_the_end(worker: Watched) -> None:
+    """One that hangs while it starts would otherwise be there for ever and serve nobody."""
+    worker.passes(301)
+
+    assert worker.process.wait(10) == -signal.SIGABRT
 
 
 def test_silence_while_the_parent_did_not_run_is_none(worker: Watched) -> None:

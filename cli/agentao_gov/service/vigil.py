@@ -17,6 +17,10 @@ from agentao_gov.process.supervision import BEAT_S, WardenPlan
 
 __all__ = ["Vigil"]
 
+#: Before its first answer a worker has so many times the patience: it answers only when all is imported, which many
+#: workers on few cores do at once. One that never gets there is ended in the end, and replaced.
+_START_FACTOR = 10
+
 
 class Vigil:
     """One worker's signs of life. Used by the parent's main thread alone; times are monotonic."""
@@ -29,6 +33,8 @@ class Vigil:
         self._plan = plan or WardenPlan()
         self._heard_at = self._asked_at = self._looked_at = now
         self._asked = False
+        #: How long it may be silent.
+        self._patience_s = self._plan.stale_s * _START_FACTOR
         #: When it was told to dump its stacks; None while it is well.
         self._told_at: float | None = None
 
@@ -40,9 +46,9 @@ class Vigil:
         self._looked_at = now
         with contextlib.suppress(EOFError, OSError):  # it is dead: seen by its exit code
             self._exchange(now)
-        if self._told_at is None and now - self._heard_at >= self._plan.stale_s:
+        if self._told_at is None and now - self._heard_at >= self._patience_s:
             self._told_at = now
-            log_event("worker hung, ending it", logging.CRITICAL, worker=self._number, silent_s=self._plan.stale_s)
+            log_event("worker hung, ending it", logging.CRITICAL, worker=self._number, silent_s=self._patience_s)
             self._end(signal.SIGABRT)
         elif self._told_at is not None and now - self._told_at >= self._plan.dump_s:
             self._end(signal.SIGKILL)
@@ -51,6 +57,7 @@ class Vigil:
         while self._line.poll(0):
             self._line.recv()
             self._heard_at, self._asked = now, False
+            self._patience_s = self._plan.stale_s
         if not self._asked and now - self._asked_at >= BEAT_S:
             self._line.send(b"ping")
             self._asked, self._asked_at = True, now
