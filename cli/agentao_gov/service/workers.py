@@ -170,6 +170,7 @@ def _is(pid: int | None, owner: Owner) -> bool:
 
 def run_workers(main: WorkerMain, settings: Mapping[str, Any], listener: socket.socket, count: int) -> int:
     """Runs `count` workers until they have all ended; returns the exit code. Call on the main thread."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # -P for the spawned: nothing is imported from the directory this began in
     config = uvicorn.Config("agentao_gov.service.app:create_app", workers=count, log_config=None)
     listener.set_inheritable(True)
     supervisor = _Supervisor(config, listener, main, settings)
