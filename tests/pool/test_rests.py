@@ -8,6 +8,7 @@ import pytest
 
 from agentao_gov.governor.requests import SessionKey
 from agentao_gov.pool import rests
+from agentao_gov.pool.trim import Trimmer
 from tests.pool.bench import PoolBench, eventually
 from tests.pool.scripted import ScriptedHosts
 
@@ -100,4 +101,33 @@ def test_sessions_with_nothing_to_give_up_are_not_put_to_rest_before_their_time(
     eventually(lambda: hosts.rested[SessionKey("acme", "unknown")] == 1, "the rest of one that may be large")
 
     assert (awake, rested) == (10, 10)
+    bench.close()
+
+
+def test_a_rest_whose_memory_could_not_be_given_back_is_over_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The C library refuses twice: the count of those awake is right again, and the next that are too many rest."""
+    refusals = [OSError("no trim today"), OSError("nor now")]
+    give_back = Trimmer.give_back
+
+    def refuse_twice(trimmer: Trimmer) -> None:
+        if refusals:
+            raise refusals.pop(0)
+        give_back(trimmer)
+
+    monkeypatch.setattr(Trimmer, "give_back", refuse_twice)
+    monkeypatch.setattr(rests, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(rests, "AWAKE_MAX", 2)
+    monkeypatch.setattr(rests, "AWAKE_SLACK", 2)
+    hosts = ScriptedHosts()
+    bench = PoolBench(tmp_path, hosts)
+
+    for several in (range(5), range(5, 8), range(8, 11)):
+        for n in several:
+            bench.ask(f"s{n}")
+        eventually(lambda: bench.stats().awake == 2, "the end of their rest")
+
+    assert hosts.rested.total() == 9
+    assert caplog.text.count("no trim today") == caplog.text.count("nor now") == 1
     bench.close()

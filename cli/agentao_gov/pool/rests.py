@@ -79,8 +79,13 @@ class Rests:
 
     def _relieve(self) -> None:
         """Lets the longest idle ones rest, one after the other, until no more than `AWAKE_MAX` are awake."""
-        while (batch := self._excess()) is not None:
-            self._rest(batch)
+        try:
+            while (batch := self._excess()) is not None:
+                self._rest(batch)
+        except BaseException:
+            with self._engine.lock:
+                self._relieving = False  # or nobody would ever be asked to again
+            raise
 
     def _excess(self) -> list[Resident] | None:
         """Who is to rest before its time; None: there are few enough."""
@@ -113,14 +118,16 @@ class Rests:
 
     def _rest(self, residents: Sequence[Resident]) -> None:
         gave_up = [self._gave_up(resident) for resident in residents]
-        if any(gave_up):
-            self._give_back()
-        with self._engine.lock:
-            self._going -= len(residents)
-            for resident, heavy in zip(residents, gave_up, strict=True):
-                # One that has been noted again meanwhile is counted as what it was.
-                if not resident.awaits_rest:
-                    resident.light = not heavy
+        try:
+            if any(gave_up):
+                self._give_back()
+        finally:
+            with self._engine.lock:
+                self._going -= len(residents)
+                for resident, heavy in zip(residents, gave_up, strict=True):
+                    # One that has been noted again meanwhile is counted as what it was.
+                    if not resident.awaits_rest:
+                        resident.light = not heavy
 
     def _gave_up(self, resident: Resident) -> bool:
         try:
