@@ -215,6 +215,19 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path, run: Run
     assert (tmp_path / "real.json").read_text().startswith("{")
 
 
+def test_a_pipe_without_a_name_is_written_to(tmp_path: Path, run: Run) -> None:
+    """`>(command)`, and /dev/stderr where it is a pipe: a link in /proc that leads to no name."""
+    _written(tmp_path)
+    reader, writer = os.pipe()
+
+    done = run("checklist", "--from", "report.json", "--output", f"/dev/fd/{writer}", "--format", "junit", cwd=tmp_path)
+
+    os.close(writer)
+    assert done.returncode == 1, done.stderr
+    assert os.read(reader, 5) == b"<?xml"
+    os.close(reader)
+
+
 def test_strict_judges_a_written_report_anew(tmp_path: Path, run: Run) -> None:
     """A warning that passed is a failure then."""
     _written(tmp_path, "warn")

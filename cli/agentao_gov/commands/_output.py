@@ -15,10 +15,10 @@ def check_output(path: Path | None) -> None:
     """Raises UsageError for a file that cannot be written: a minute's work must not be lost to a typing error."""
     if path is None:
         return
-    target = path.resolve()
     # A file is replaced as a whole, which takes its directory; a device or a pipe is written to.
-    place = target if _is_special(target) else target.parent
-    if target.is_dir() or (place == target.parent and not place.is_dir()) or not os.access(place, os.W_OK):
+    special = _is_special(path)
+    place = path if special else path.resolve().parent
+    if path.is_dir() or not (special or place.is_dir()) or not os.access(place, os.W_OK):
         raise UsageError(
             f"The output {str(path)!r} cannot be written.",
             hint="Name a file in a directory that exists and can be written.",
@@ -27,13 +27,12 @@ def check_output(path: Path | None) -> None:
 
 def write_output(path: Path, text: str, *, new_mode: int = 0o600) -> None:
     """Replaces or makes the file; writes to a device or pipe, which a replacement would end. Raises OSError."""
-    target = path.resolve()
-    if _is_special(target):
-        target.write_text(text, encoding="utf-8")
+    if _is_special(path):
+        path.write_text(text, encoding="utf-8")
     else:
-        write_whole(target, text, new_mode=new_mode)
+        write_whole(path.resolve(), text, new_mode=new_mode)
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is /dev/stderr, a named pipe or the like."""
+    """Whether it is /dev/stderr, a named pipe or the like: of the path as given, for a pipe's link leads to no name."""
     return path.exists() and not path.is_file()
