@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,32 @@ child = subprocess.Popen([sys.executable, "-m", "tests.loadtest.stub", "{}"], st
                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (77, 77)))
 child.wait()
 """
+
+
+@contextlib.contextmanager
+def listening(body: bytes, moved_to: str = "") -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """A service that answers every GET with this, or sends it on; its URL, and each path and key that it was asked."""
+    heard: list[tuple[str, str | None]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers["Authorization"]))
+            self.send_response(302 if moved_to else 200)
+            self.send_header("Location", moved_to)
+            self.end_headers()
+            self.wfile.write(b"" if moved_to else body)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", heard
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_limits_are_those_of_the_process_that_serves(tmp_path: Path) -> None:
@@ -52,6 +81,26 @@ def test_a_service_that_says_nothing_of_its_limits_is_taken_as_it_is(stub: Start
     """Another kind of service answers something else, or nothing."""
     assert promised_by(stub().url, None) == {}
     assert promised_by("http://127.0.0.1:1", "key") == {}
+
+
+def test_a_key_goes_to_the_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to a proxy that the environment names nor to where the target sends the caller on."""
+    said = b'{"pool": {"max_sessions": 9, "max_busy": 3}}'
+    with (
+        listening(said) as (other, overheard),
+        listening(said) as (target, heard),
+        listening(said, moved_to=other) as (moved, sent_on),
+    ):
+        monkeypatch.setenv("http_proxy", other)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+
+        assert promised_by(f"{target}/base/v1", "key") == {"max_sessions": 9, "max_busy": 3}
+        assert promised_by(moved, "key") == {}
+
+    assert heard == [("/base/v1/status", "Bearer key")]
+    assert sent_on == [("/v1/status", "Bearer key")]
+    assert overheard == []
 
 
 @pytest.mark.parametrize(

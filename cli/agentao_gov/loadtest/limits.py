@@ -7,8 +7,8 @@ its warden's says nothing. Nothing here raises: a limit that cannot be read is o
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,10 @@ import psutil
 
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.loadtest.processes import listening_process, tree_of
-from agentao_gov.loadtest.target import Target
+from agentao_gov.loadtest.target import Target, asked
 
 __all__ = ["Limits", "group_limit", "limits_of", "oom_kills", "promised", "promised_by"]
 
-_STATUS_TIMEOUT_S = 5.0
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 #: Below each mount of the memory controller: its limit and its count of processes killed, of version 2 and 1.
 _LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.events", "memory.oom_control")
@@ -53,11 +52,9 @@ def promised(deployment: Deployment) -> dict[str, int | None]:
 
 def promised_by(url: str, key: str | None) -> dict[str, int | None]:
     """What a running service says of its limits (`GET /v1/status`); empty where it says nothing."""
-    request = urllib.request.Request(  # noqa: S310  http or https by the command's own check of the target
-        url.rstrip("/").removesuffix("/v1") + "/v1/status", headers={"Authorization": f"Bearer {key}"} if key else {}
-    )
     try:
-        with urllib.request.urlopen(request, timeout=_STATUS_TIMEOUT_S) as answer:  # noqa: S310
+        path = urlsplit(url).path.rstrip("/").removesuffix("/v1") + "/v1/status"
+        with asked(url, path, key) as answer:
             status = json.load(answer)
         pool, plan = status["pool"], status.get("capacity") or {}
         said = {
@@ -65,7 +62,7 @@ def promised_by(url: str, key: str | None) -> dict[str, int | None]:
             "max_busy": pool["max_busy"],
             "memory_bytes": plan.get("memory_bytes"),
         }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError):
         # Another kind of service, or one too busy; what it does not say is not known.
         return {}
     return {name: value for name, value in said.items() if isinstance(value, int)}

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from agentao_gov.errors import ConfigError, InternalError, UsageError
 from agentao_gov.loadtest.driver import free_port
 from agentao_gov.simulator import Simulator, start_simulator
 
-__all__ = ["Target", "check_ownership", "existing_target", "is_loopback", "own_target"]
+__all__ = ["Target", "asked", "check_ownership", "existing_target", "is_loopback", "own_target"]
 
 _READY_S_MAX = 60.0
 _STOP_S = 30.0
+_ANSWER_S_MAX = 5.0
 #: Overrides from the environment that this run replaces; those of profiles stay.
 _REPLACED = ("AGENTAO_GOV__SERVER__", "AGENTAO_GOV__STATE__", "AGENTAO_GOV__BUDGET__", "AGENTAO_GOV__TENANTS__")
 _MODEL_KEY = "AGENTAO_GOV_LOADTEST_MODEL_KEY"
@@ -252,15 +253,26 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
 
 
-def _status(url: str, path: str) -> int | None:
-    """The status of a GET, None where nothing answers HTTP."""
+@contextlib.contextmanager
+def asked(url: str, path: str, key: str | None = None) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a GET of `path` at the host of `url`, its body unread. Raises OSError, HTTPException, ValueError.
+
+    No proxy of the environment is asked and no redirect is followed: the key is for this host alone.
+    """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=5.0)
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=_ANSWER_S_MAX)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
+        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
+        yield connection.getresponse()
     finally:
         connection.close()
+
+
+def _status(url: str, path: str) -> int | None:
+    """The status of a GET, None where nothing answers HTTP."""
+    try:
+        with asked(url, path) as answer:
+            return answer.status
+    except (OSError, http.client.HTTPException):
+        return None
