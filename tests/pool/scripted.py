@@ -42,12 +42,15 @@ class ScriptedHosts:
         self.open_error: BaseException | None = None
         self.close_error: BaseException | None = None
         self.shut_down = False
+        #: How long each session's latest opening may take.
+        self.open_s: dict[SessionKey, float] = {}
         #: Whether sessions have memory to give up when they rest.
         self.heavy = True
         #: Characters that the last `pour N` has told.
         self.poured = 0
 
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> ScriptedSession:
+        self.open_s[spec.key] = deadline.remaining_s()
         self.pass_gate(f"open {spec.key.session}")
         if self.open_error is not None:
             raise self.open_error

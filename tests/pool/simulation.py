@@ -117,7 +117,7 @@ class Simulation:
         open_s = pick.choice((1.0, 1e9))
         waiter, effects = core.acquire(
             self.now, key, f"u{pick.randint(0, 1)}",
-            deadline_at=deadline_at, once=once, leak_after_s=4.0, open_s=open_s,
+            deadline_at=deadline_at, once=once, leak_after_s=4.0, open_s=open_s, servers_s=pick.choice((0.0, 4.0)),
         )  # fmt: skip
         if place_is_free and not any(isinstance(effect, Grant) and effect.waiter_id == waiter for effect in effects):
             raise self.violation(f"waiter {waiter} was not granted, although its session and a place were free")
@@ -316,6 +316,9 @@ class Simulation:
         for entry in core.openings:
             if entry.opening_since + core.limits.open_patience_s <= self.now:
                 raise self.violation(f"the slow opening of {entry.key} holds a place")
+        for entry in (*core.openings, *core.slow_openings):
+            if entry.open_by <= self.now:
+                raise self.violation(f"the opening of {entry.key} hangs and is not given up")
 
     def check_no_idle_hands(self, core: PoolCore, limits: PoolLimits) -> None:
         """Nobody waits for something that is free."""

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Future
 import pytest
 
 from agentao_gov.clock import Deadline
+from agentao_gov.config import Profile, ResolvedProfile
 from agentao_gov.errors import (
     DrainingError,
     InternalError,
@@ -293,7 +294,7 @@ def test_a_hung_opening_leaves_the_others_alone(make_pool: MakePool, hosts: Scri
     pool.pool.resize(PoolLimits(max_opening=1, open_timeout_s=0.05))
     hosts.hold("open hung")
 
-    with pytest.raises(TurnTimeoutError, match="was not ready"):
+    with pytest.raises(TurnTimeoutError, match="limit for openings"):
         pool.ask("hung")
     pool.pool.resize(limits)
     assert pool.ask("other").outcome is Outcome.ANSWERED
@@ -301,6 +302,25 @@ def test_a_hung_opening_leaves_the_others_alone(make_pool: MakePool, hosts: Scri
 
     eventually(lambda: hosts.closed[SessionKey("acme", "hung")] == 1)
     eventually(lambda: pool.stats().sessions[SessionState.STUCK] == 0)
+
+
+def test_an_opening_may_take_as_long_as_its_servers_may(make_pool: MakePool, hosts: ScriptedHosts) -> None:
+    """Where the limit for openings is shorter than a server's `startup_timeout` and its end, that is what counts."""
+    pool = make_pool()
+    pool.pool.resize(PoolLimits(max_opening=2, open_timeout_s=0.05))
+    hosts.hold("open served", "open hung")
+    server = {"command": "slow-server", "startup_timeout": "60s"}
+    profile = Profile.model_validate({"name": "served", "mcp": {"servers": {"slow": server}}})
+    resolved = ResolvedProfile(profile=profile, sources={}, findings=(), path=None)
+
+    served = pool.submit("served", profile=resolved)
+    hosts.arrive("open served")
+    with pytest.raises(TurnTimeoutError, match="limit for openings"):
+        pool.ask("hung")  # it came later, and is over its limit already
+    hosts.release("open served", "open hung")
+
+    assert served.result(HANG_S).outcome is Outcome.ANSWERED
+    assert 60 < hosts.open_s[SessionKey("acme", "served")] <= 65
 
 
 def test_a_slow_opening_gives_its_place_to_another_and_is_used_when_it_is_there(

@@ -19,8 +19,8 @@ EXPECTED = (
     "close ttl", "close lru", "close memory", "close drain", "close once", "close deleted", "close stale",
     "close broken", "close unstuck",
     "refused draining", "refused queue_full", "refused queue_timeout", "refused tenant_session_limit",
-    "refused user_session_limit", "refused open_failed", "refused open_timeout", "refused stuck", "refused deleted",
-    "refused store",
+    "refused user_session_limit", "refused open_failed", "refused open_timeout", "refused open_hung", "refused stuck",
+    "refused deleted", "refused store",
 )  # fmt: skip
 
 

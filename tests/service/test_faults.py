@@ -100,6 +100,7 @@ def test_an_agent_whose_construction_hangs_is_given_up_and_others_are_served(
 
     assert others == [200] * 3
     assert [(answer.status, answer.code) for answer in hung] == [(504, "turn_timeout")] * 2
+    assert all(b"limit for openings" in answer.body for answer in hung)
     assert (again.status, again.code) == (500, "stuck")
     assert (during.busy, during.queue_length, during.sessions[SessionState.STUCK]) == (0, 0, 2)
     eventually(lambda: live.pool.stats().resident == 3, "the late agents' close")
@@ -118,6 +119,7 @@ def test_the_turns_own_time_ends_its_wait_for_an_agent(make_live: MakeLive, host
     after = live.turn("late", "hello", profile="quick")
 
     assert (refused.status, refused.code) == (504, "turn_timeout")
+    assert b"met its time limit" in refused.body
     assert after.status == 200
     assert hosts.opened[SessionKey("default", "late")] == 1
 

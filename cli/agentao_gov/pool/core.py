@@ -71,16 +71,18 @@ class PoolCore(Scheduler):
         once: bool = False,
         leak_after_s: float = UNLIMITED,
         open_s: float = UNLIMITED,
+        servers_s: float = 0.0,
     ) -> tuple[int, list[Effect]]:
         """A turn wants to run. It is granted, refused, or waits until its deadline or `queue_timeout`.
 
-        `open_s`: how long it waits beyond that once its session is being opened.
+        `open_s`: how long it waits beyond that once its session is being opened. `servers_s`: how long the opening
+        may take for the sake of MCP servers, if that is longer than `open_timeout_s`.
         """
         now = self._advance(now)
         out: list[Effect] = []
         self._ids += 1
         wait_by = now + self.limits.queue_timeout_s
-        waiter = Waiter(self._ids, key, user, now, deadline_at, once, leak_after_s, open_s, wait_by)
+        waiter = Waiter(self._ids, key, user, now, deadline_at, once, leak_after_s, open_s, servers_s, wait_by)
         entry = self.table.entries.get(key)
         if self.draining:
             self._refuse(waiter, "draining", out)

@@ -18,6 +18,7 @@ RefusalReason = Literal[
     "user_session_limit",
     "open_failed",
     "open_timeout",
+    "open_hung",
     "stuck",
     "deleted",
     "store",

@@ -136,7 +136,7 @@ class Engine:
 
     def _open_job(self, order: TurnOrder) -> None:
         began = self.clock.monotonic()
-        limit_s = self.core.limits.open_timeout_s
+        limit_s = self.core.limits.open_limit_s(order.servers_s)
         try:
             resident = self.keeper.open(order, Deadline.after(limit_s, self.clock))
         except BaseException as error:

@@ -17,7 +17,19 @@ __all__ = ["Entry", "Lease", "Waiter"]
 class Waiter:
     """A turn that has no place yet."""
 
-    __slots__ = ("arrived_at", "deadline_at", "id", "key", "leak_after_s", "once", "open_s", "queue", "user", "wait_by")
+    __slots__ = (
+        "arrived_at",
+        "deadline_at",
+        "id",
+        "key",
+        "leak_after_s",
+        "once",
+        "open_s",
+        "queue",
+        "servers_s",
+        "user",
+        "wait_by",
+    )
 
     def __init__(
         self,
@@ -29,6 +41,7 @@ class Waiter:
         once: bool,
         leak_after_s: float,
         open_s: float,
+        servers_s: float,
         wait_by: float,
     ) -> None:
         #: Arrival order over the whole pool; never used twice.
@@ -42,6 +55,8 @@ class Waiter:
         self.wait_by = wait_by
         #: How long it waits for its session's opening.
         self.open_s = open_s
+        #: How long the MCP servers may need that start when it opens its session.
+        self.servers_s = servers_s
         #: The session closes after this turn.
         self.once = once
         self.leak_after_s = leak_after_s

@@ -29,7 +29,8 @@ class PoolLimits:
     queue_limit: int = 128
     queue_timeout_s: float = 10.0
     session_ttl_s: float = 1800.0
-    #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung.
+    #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung, unless the profile
+    #: gives its servers longer.
     open_timeout_s: float = 35.0
     #: An opening that takes longer gives its place among the openings to another: it waits for something, it does not
     #: work. Two sessions whose servers hang must not keep everybody else's sessions from being opened; others wait for
@@ -52,6 +53,10 @@ class PoolLimits:
     close_patience_s: float = 0.5
     #: How long a session whose archive could not be written is left alone before the next try.
     pin_s: float = 5.0
+
+    def open_limit_s(self, servers_s: float) -> float:
+        """After how many seconds an opening counts as hung whose MCP servers may need `servers_s` to start."""
+        return max(self.open_timeout_s, servers_s)
 
     def caps_of(self, tenant: str) -> TenantCaps:
         """The caps of one tenant."""

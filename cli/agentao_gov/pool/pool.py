@@ -290,6 +290,7 @@ class AgentPool:
                 once=order.mode == "fresh",
                 leak_after_s=leak_after_s + _LEAK_MARGIN_S,
                 open_s=order.open_s_max,
+                servers_s=order.servers_s,
             )
             engine.tickets[ticket.waiter_id] = ticket
             return effects

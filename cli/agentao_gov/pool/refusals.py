@@ -19,6 +19,8 @@ from agentao_gov.pool.effects import Refuse
 
 __all__ = ["error_of"]
 
+_OPENING_HANGS = "The building of its agent hangs: see the profile's MCP servers and the session directory's disk."
+
 
 def error_of(refusal: Refuse, cause: GovError | None = None) -> GovError:
     """The error for one refusal. `cause`: why the opening failed, where it did.
@@ -60,7 +62,12 @@ def error_of(refusal: Refuse, cause: GovError | None = None) -> GovError:
         case "open_timeout":
             return TurnTimeoutError(
                 f"Session {session!r} was not ready after {waited_s:.1f} s, so the turn met its time limit.",
-                hint="The building of its agent hangs: see the profile's MCP servers and the session directory's disk.",
+                hint=_OPENING_HANGS,
+            )
+        case "open_hung":
+            return TurnTimeoutError(
+                f"Session {session!r} was not ready within the limit for openings; the turn waited {waited_s:.1f} s.",
+                hint=_OPENING_HANGS,
             )
         case "store":
             return StoreError(

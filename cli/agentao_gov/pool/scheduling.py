@@ -228,7 +228,7 @@ class Scheduler:
                 return
         self.table.enter(entry)
         entry.opening_since = self._now
-        entry.open_by = self._now + self.limits.open_timeout_s
+        entry.open_by = self._now + self.limits.open_limit_s(waiter.servers_s)
         entry.once = waiter.once
         self.openings[entry] = None
         self._remind(waiter, _ready_by(waiter, entry))
@@ -304,7 +304,7 @@ class Scheduler:
             self._end_opening(entry)
             entry.overdue = True
             self.table.move(entry, _STUCK)
-            self._refuse_all(entry, "open_timeout", out)
+            self._refuse_all(entry, "open_hung", out)
 
     def _all_openings(self) -> Iterator[Entry]:
         yield from self.openings

@@ -80,12 +80,15 @@ class TurnOrder:
     def open_s_max(self) -> float:
         """How long the turn waits for its session's opening: as long as it may take itself, and its servers to start.
 
-        One that hangs before its agent is there is cut like one that hangs later. Servers start side by side.
+        One that hangs before its agent is there is cut like one that hangs later.
         """
-        profile = self.profile.profile
-        servers = profile.mcp.servers.values()
-        servers_s = max((server.startup_timeout_s + _SERVER_END_S for server in servers), default=0.0)
-        return float(profile.limits.turn_timeout_s + servers_s)
+        return float(self.profile.profile.limits.turn_timeout_s + self.servers_s)
+
+    @property
+    def servers_s(self) -> float:
+        """Seconds that the profile's MCP servers may need to start, which they do side by side; 0 without any."""
+        servers = self.profile.profile.mcp.servers.values()
+        return max((server.startup_timeout_s + _SERVER_END_S for server in servers), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
