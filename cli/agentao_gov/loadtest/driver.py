@@ -55,13 +55,14 @@ class LoadDriver:
         local_workers: bool = True,
     ) -> None:
         self._plan = plan
-        self._folder = folder
+        # Absolute: the generator runs in it.
+        self._folder = folder.absolute()
         self._keys = dict(keys or {})
         self._web_port = web_port
         self._bind = bind
         self._local_workers = local_workers
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.file = SampleFile(folder / "samples.jsonl")
+        self.file = SampleFile(self._folder / "samples.jsonl")
         #: Wall times of each phase's second 0 and of its end.
         self._spans: dict[int, tuple[float, float]] = {}
 
@@ -201,6 +202,8 @@ class LoadDriver:
                 stdout=log,
                 stderr=log,
                 env=self._environment(),
+                # Locust puts the directory it runs in first on its module path, whatever -P says.
+                cwd=self._folder,
                 # A Ctrl-C at the terminal is for the command, which ends the generator in order.
                 start_new_session=True,
             )

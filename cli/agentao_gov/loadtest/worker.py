@@ -26,11 +26,13 @@ def split_address(text: str) -> tuple[str, int]:
 def run_worker(master: str) -> int:
     """Serves the master until it has finished; the worker's exit code. Plan and keys come from the master."""
     host, port = split_address(master)
-    command = [sys.executable, "-P", "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py"), "--worker"]
+    suite = shipped("loadtests")
+    command = [sys.executable, "-P", "-m", "locust", "-f", str(suite / "locustfile.py"), "--worker"]
     command += ["--master-host", host, "--master-port", str(port)]
     env = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
     own = {"AGENTAO_GOV_LOADTEST": "worker", "AGENTAO_GOV_LOADTEST_PARENT": str(os.getpid())}
-    process = subprocess.Popen(command, env=env | own, stdin=subprocess.DEVNULL)  # noqa: S603
+    # In our own folder: Locust puts the directory it runs in first on its module path, whatever -P says.
+    process = subprocess.Popen(command, env=env | own, stdin=subprocess.DEVNULL, cwd=suite)  # noqa: S603
     try:
         return process.wait()
     except (KeyboardInterrupt, SystemExit):
