@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from agentao_gov.budget import Reservation, SqliteStore, StoreSettings, failpoints, verify_file
 from agentao_gov.budget.store import Refused, Waiting
+from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes
 
 LIMITS = scopes(session=1_000)
@@ -113,6 +115,65 @@ def test_a_neighbour_who_writes_at_the_last_moment_is_not_written_over(
     assert isinstance(written[0], Reservation)
     assert isinstance(answer, Waiting)
     assert balance(store, LIMITS, "session").reserved == 901
+
+
+def test_a_copy_put_back_through_sqlite_is_refused(tmp_path: Path) -> None:
+    """The path, the file and its counters are right, and the next entry's number is free: only the one before tells."""
+    store = SqliteStore(tmp_path / "ledger.db")
+    settled(store, "c-0")
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        store.connection.backup(copy)
+        for number in range(1, 4):
+            settled(store, f"c-{number}")
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as restored:
+            copy.backup(restored)
+
+    with pytest.raises(StoreError, match="older copy"):
+        store.reserve(call("c-9", LIMITS))
+
+    store.close()
+
+
+def test_an_interrupt_between_an_entry_and_what_is_known_of_it_changes_nothing(
+    open_store: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was reserved then is there, and is not granted a second time."""
+    store = open_store()
+    for number in range(3):
+        settled(store, f"c-{number}", used=0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.cache, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.reserve(call("c-8", LIMITS, prompt=900, output=(1, 1)))
+
+    assert isinstance(store.reserve(call("c-9", LIMITS, prompt=900, output=(1, 1))), Waiting)
+    assert balance(store, LIMITS, "session").reserved == 901
+
+
+def test_who_asks_later_hears_of_an_answer_that_came_before(open_store: Callable[[], SqliteStore]) -> None:
+    """The file looks as it did when another call's answer was asked for; this one's has come all the same."""
+    spender, waiter = open_store(), open_store()
+    spender.reserve(call("large", LIMITS, prompt=900, output=(1, 1)))
+    assert isinstance(waiter.reserve(call("waits", LIMITS, prompt=500, output=(1, 1))), Waiting)
+    spender.settle("large", 1, 0, 0)
+
+    assert waiter.answered([]) == []
+    assert waiter.answered(["waits"]) == ["waits"]
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    """Also to a turn that was given up and comes back."""
+    store = SqliteStore(tmp_path / "ledger.db")
+    for number in range(3):
+        settled(store, f"c-{number}")
+    store.close()
+
+    with pytest.raises(StoreError):
+        store.reserve(call("c-9", LIMITS))
 
 
 def test_whoever_waits_elsewhere_is_served_by_the_step_that_gives_tokens_back(

@@ -103,6 +103,8 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             assert isinstance(answer, Refused)
             assert answer.asked > answer.limit - answer.used
+        # A newcomer that is served may make it another user's turn.
+        self.collect()
 
     def admitted(self, held: Reservation, which: int, limits: tuple[ScopeLimit, ...]) -> None:
         keys = tuple((str(s.scope), window) for s, window in zip(limits, held.windows, strict=True))

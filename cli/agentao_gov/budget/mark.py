@@ -83,7 +83,7 @@ class Mark:
 
     def on_disk(self, last: int) -> None:
         """Notes that everything up to `last` has been synced."""
-        self._figures[_ON_DISK] = last
+        self._figures[_ON_DISK] = max(last, self._figures[_ON_DISK])
         self._map.flush()
 
     def close(self) -> None:

@@ -50,7 +50,8 @@ class SqliteStore:
     """Implements Store. One connection behind a lock: SQLite has one writer anyway, and waiting here is fair and cheap.
 
     `synchronous="NORMAL"` survives every crash of a process; a power cut may lose the last moments, `"FULL"` does
-    not and costs a disk sync per transaction. Not usable after a fork: open it in the child.
+    not and costs a disk sync per transaction. Not usable after a fork: open it in the child. Nor for a
+    thread that signal handlers raise in, which is the main one: raised at the wrong moment it would leave this locked.
     """
 
     def __init__(
@@ -380,6 +381,7 @@ class SqliteStore:
                     self._resolve(tx, self.owner.id)
                 self._upkeep.fold()
             with self.lock:
+                self.cache.forget()
                 self.file.sql.close()
                 self.connection.close()
                 self.mark.close()

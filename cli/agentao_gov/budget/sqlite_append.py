@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Appender"]
 
-# No row is added where there is one of that number, as after any other process's step; when anybody waits or this owner
-# was given up, which leave no entry; or when the reservation that is to be made was made before the last fold.
+# No row is added where there is one of that number, as after any other process's step; where the one before is not the
+# one that is known, as in a copy that was put back through SQLite itself; when anybody waits or this owner was given
+# up, which leave no entry; or when the reservation that is to be made was made before the last fold. The condition
+# stands in the hash, which must not be NULL: as a SELECT's it would cost a table of its own, and half as much again.
 _APPEND = """
-INSERT OR IGNORE INTO journal SELECT ?1, ?2, ?3, ?4
-WHERE NOT EXISTS (SELECT 1 FROM waiters)
-    AND EXISTS (SELECT 1 FROM owners WHERE id = ?5)
-    AND NOT EXISTS (SELECT 1 FROM calls WHERE id = ?6)
+INSERT OR IGNORE INTO journal VALUES (?1, ?2, ?3, CASE
+    WHEN (SELECT hash FROM journal WHERE number = ?1 - 1) = ?7
+        AND NOT EXISTS (SELECT 1 FROM waiters)
+        AND EXISTS (SELECT 1 FROM owners WHERE id = ?5)
+        AND NOT EXISTS (SELECT 1 FROM calls WHERE id = ?6)
+    THEN ?4 END)
 """
 
 
@@ -125,9 +129,14 @@ class Appender:
         digest = journal.chain(cache.hash, text)
         number = cache.last + 1
         failpoints.reach(f"before_{name}_commit")
-        values = (number, step.entry.at_ms, text, digest, self._owner_id, new_id)
+        values = (number, step.entry.at_ms, text, digest, self._owner_id, new_id, cache.hash)
         try:
-            added = store.connection.execute(_APPEND, values).rowcount
+            if store.connection.execute(_APPEND, values).rowcount != 1:
+                cache.version = -1
+                return False
+            cache.last, cache.hash, cache.at_ms = number, digest, step.entry.at_ms
+            store.mark.advance(number)
+            cache.apply(store.connection, step)
         except sqlite3.Error as error:
             if isinstance(error, sqlite3.OperationalError) and is_busy(error):
                 # Another process writes at this moment: what is known here will not be the journal's end.
@@ -135,10 +144,8 @@ class Appender:
                 return False
             cache.forget()
             raise store_error(store.path, error) from error
-        if added != 1:
-            cache.version = -1
-            return False
-        cache.last, cache.hash, cache.at_ms = number, digest, step.entry.at_ms
-        store.mark.advance(number)
-        cache.apply(store.connection, step)
+        except BaseException:
+            # Ctrl-C between the entry and what is known of it, say: the file is read anew.
+            cache.forget()
+            raise
         return True

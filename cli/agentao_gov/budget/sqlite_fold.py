@@ -81,6 +81,7 @@ def cut(tx: Transaction, planned: Cut, owner_id: str) -> None:
     """Lets go of the entries, their reservations, and the lines of turns and days that are over."""
     held = {str(line) for call in held_calls(tx).values() for line in call.lines}
     (number,) = tx.sql.execute("SELECT number FROM checkpoint").fetchone()
+    held.update(map(str, tx.cache.changed_lines))
     if number != planned.before or not held.isdisjoint(planned.lines):
         # A neighbour was quicker, or a call has come to one of the lines meanwhile: the next beat plans anew.
         return

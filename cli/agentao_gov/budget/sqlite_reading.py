@@ -21,8 +21,9 @@ class SqliteReader:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        #: What the file looked like when `answered` was asked last; under the store's lock.
+        #: What the file looked like when `answered` was asked last, and for whom; under the store's lock.
         self._seen_version = -1
+        self._asked: frozenset[str] = frozenset()
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
         """See Store."""
@@ -30,10 +31,11 @@ class SqliteReader:
         with self._store.lock:
             try:
                 ((version,),) = self._read("PRAGMA data_version")
-                if version == self._seen_version:
+                if version == self._seen_version and self._asked.issuperset(reservation_ids):
                     return []
-                self._seen_version = version
                 waiting = {row[0] for row in self._read("SELECT id FROM waiters")}
+                # One who was not asked for then may have been answered in the same state of the file.
+                self._seen_version, self._asked = version, frozenset(reservation_ids)
             except sqlite3.Error as error:
                 raise store_error(self._store.path, error) from error
         return [call_id for call_id in reservation_ids if call_id not in waiting]
