@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.governor.requests import SessionKey
+from agentao_gov.monitor import refusals
 from agentao_gov.service import app
 from tests.e2e.service import Answer, running
 from tests.pool.bench import eventually
@@ -121,6 +122,24 @@ def test_a_full_door_tells_no_figures(
     assert not any(letter.isdigit() for letter in refused.json["error"]["message"])
     assert "0 requests are open" in str([line.gov_fields for line in caplog.records])  # type: ignore[attr-defined]
     assert rejected == 1
+
+
+def test_a_flood_of_those_turned_away_does_not_flood_the_log(
+    tmp_path: Path, hosts: ScriptedHosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is refused and counted; a page elsewhere, which needs no key, can ask for ever."""
+    live = Live(tmp_path, hosts)
+    asked = refusals.RECORDS_MAX + 20
+
+    with caplog.at_level(logging.INFO, "agentao_gov.service"):
+        statuses = [live.get("/v1/models", headers={"Origin": "https://evil.example"}).status for _ in range(asked)]
+
+    rejected = live.metrics()['rejections_total{reason="forbidden_origin"}']
+    live.close()
+
+    assert set(statuses) == {403}
+    assert len([record for record in caplog.records if record.message == "request refused"]) == refusals.RECORDS_MAX
+    assert rejected == asked
 
 
 def test_another_tenants_session_and_none_at_all_look_alike(live: Live) -> None:

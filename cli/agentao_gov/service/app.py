@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, InternalError, NotFoundError, QueueFullError
-from agentao_gov.monitor.logs import log_refusal
+from agentao_gov.monitor.refusals import RefusalLog
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import Failure, failure_of_error
 from agentao_gov.service.openapi import openapi_document
@@ -39,12 +39,13 @@ def create_app(gateway: Gateway) -> ASGIApp:
     at = Endpoints(gateway)
     document = openapi_document()
     page = page_html()
+    refusals = RefusalLog()
 
     def turned_away(error: GovError) -> Response:
         # Refusals of turns are counted and logged by the pool's events; these never became turns.
         gateway.metrics.rejected(error.code)
         if str(error) != error.public_message:
-            log_refusal(error)
+            refusals.tell(error)
         return failure_of_error(error).response()
 
     async def openapi(request: Request) -> Response:
