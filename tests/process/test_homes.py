@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from agentao_gov.governor import SessionKey
 from agentao_gov.pool.subprocess_homes import Homes
@@ -68,3 +72,21 @@ def test_what_a_killed_service_left_is_removed_by_the_next(tmp_path: Path) -> No
     Homes(tmp_path)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("why", [errno.ENOLCK, errno.EAGAIN])
+def test_a_directory_where_nothing_can_be_locked_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    """Some network file systems know no locks. Nobody waits for them, and no lock files pile up there."""
+
+    def flock(*_: object) -> None:
+        raise OSError(why, "as such a file system answers")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+    with pytest.raises(OSError, match="such a file system" if why == errno.ENOLCK else "taken away") as caught:
+        Homes(tmp_path).of(KEY)
+
+    assert caught.value.errno == why
+    assert why != errno.ENOLCK or list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ tools make Unix sockets below TMPDIR, and their paths may have no more than 107 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,9 @@ from pathlib import Path
 from agentao_gov.governor.requests import SessionKey
 
 __all__ = ["Homes"]
+
+#: Each is lost only to a service that starts at the same moment.
+_TRIES = 100
 
 
 class Homes:
@@ -51,18 +55,24 @@ class Homes:
 
 
 def _begin(root: Path) -> tuple[str, int]:
-    """A run nobody else has, locked."""
+    """A run nobody else has, locked. Raises OSError where `root` cannot be written or knows no locks."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    while True:
+    for _ in range(_TRIES):
         run = secrets.token_hex(4)
         path = root / f"{run}.lock"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
             # Whoever starts beside us may have found it before it was locked, and removed it.
-            if os.fstat(fd).st_ino == path.stat().st_ino:
-                return run, fd
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_ino == path.stat().st_ino:
+                    return run, fd
+        except OSError:  # a file system without locks
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
         os.close(fd)
+    raise BlockingIOError(errno.EAGAIN, "every lock was taken away by another", str(root))
 
 
 def _remove_left_behind(root: Path) -> None:
