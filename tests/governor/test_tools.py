@@ -262,6 +262,9 @@ def test_a_command_sees_neither_the_key_nor_its_variable(
     """Whatever the variable is called, its value is the key."""
     monkeypatch.setenv("SOMETHING", "sk-simulated-0123456789")
     monkeypatch.setenv("SERVICE_DB_PASSWORD", "hunter2hunter2")
+    monkeypatch.setenv("DATABASE_URL", "redis://:hunter2/3@127.0.0.1/0")
+    monkeypatch.setenv("ALL_PROXY", "svc:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     tools = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
 
     harness.run(call("run_shell_command", command="env > env.txt"), tools=tools)
@@ -269,5 +272,6 @@ def test_a_command_sees_neither_the_key_nor_its_variable(
     seen = (workdir / "env.txt").read_text()
     assert "sk-simulated" not in seen
     assert "hunter2" not in seen
+    assert "NO_PROXY=" in seen
     assert "AGENTAO_GOV_TAG=" in seen
     assert "PATH=" in seen

@@ -34,6 +34,8 @@ __all__ = ["TrackedShell"]
 _COMMAND_VARIABLE = "AGENTAO_GOV_COMMAND"
 #: agentao drops the providers' own variables; a service's others are no business of a command the model wrote either.
 _SECRET_NAME = re.compile(r"(?i)(key|token|secret|passw|credential|_auth|auth_)")
+#: The password stands in an address, as a proxy's or a database's may. A proxy's needs no scheme, nor a colon.
+_SECRET_ADDRESS = re.compile(r"://[^/\s@:]*:[^\s@]+@")
 _numbers = itertools.count(1)
 
 #: Kept of each stream, first and last half; the model sees 40,000 characters of it.
@@ -162,7 +164,7 @@ class TrackedShell(LocalShellExecutor):
         target, options = _popen_target(launch)
         secrets = set(self._secrets())
         inherited: Mapping[str, str] = options["env"]
-        kept = {n: value for n, value in inherited.items() if value not in secrets and not _SECRET_NAME.search(n)}
+        kept = {n: value for n, value in inherited.items() if value not in secrets and not _is_secret(n, value)}
         options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
         try:
             process = subprocess.Popen(  # noqa: S603 - running the model's command is what it is for; permissions decide
@@ -185,6 +187,13 @@ class TrackedShell(LocalShellExecutor):
             if roots:
                 return kill_processes(roots=roots, within_s=0.5).killed
         return 0
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Whether a variable of the service is none of a command's business."""
+    if name.lower().endswith("_proxy") and "@" in value:
+        return True
+    return _SECRET_NAME.search(name) is not None or _SECRET_ADDRESS.search(value) is not None
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
