@@ -66,3 +66,42 @@ def test_a_flood_is_cut_and_counted(relayed: RelayedLog, clock: FakeClock, caplo
     assert len(said) == 62
     assert said[60].endswith("940 records more were not logged")
     assert said[61].endswith("next minute")
+
+
+CONTROLS = "\x1b[2J\x0b\x0c\r\x85\x9b\u2028\u2029"
+
+
+@pytest.mark.parametrize("way", ["record", "error output"])
+def test_nothing_of_a_session_process_steers_a_terminal(
+    relayed: RelayedLog, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """Nor begins a line where a reader knows more line ends than one; each such character leaves a mark."""
+    if way == "record":
+        relayed.handle({"level": logging.ERROR, "text": f"a\t{CONTROLS}ERROR forged"})
+    else:
+        relayed.error_output(f"a\t{CONTROLS}ERROR forged\n")
+
+    (record,) = caplog.records
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert record.getMessage().endswith(f": a\t{mark}[2J{mark * 7}ERROR forged")
+
+
+def test_where_nobody_logs_error_output_is_as_harmless_and_as_bounded(
+    relayed: RelayedLog, clock: FakeClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command at a terminal shows it as it is but for controls, and says what it did not show."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    relayed.error_output(f"{CONTROLS}one\n")
+    for number in range(2, 100):
+        relayed.error_output(f"number {number}\n")
+    clock.advance(60)
+    relayed.error_output("next minute\r\n")
+
+    lines = capsys.readouterr().err.split("\n")
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert lines[0] == f"{mark}[2J{mark * 7}one"
+    assert lines[60:] == [
+        f"In the process of session {SessionKey('acme', 's1')}: 39 pieces more were not shown",
+        "next minute",
+        "",
+    ]

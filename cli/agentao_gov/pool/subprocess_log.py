@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 _CHARS_MAX = 8_000
 #: Records a minute: one failing turn after the other stays readable, a flood does not fill the disk.
 _RECORDS_MAX, _PERIOD_S = 60, 60.0
+#: What steers a terminal or begins a line for some reader: everything of that kind but tab and line feed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _somebody_logs() -> bool:
@@ -28,6 +31,10 @@ def _somebody_logs() -> bool:
             return True
         logger = logger.parent
     return False
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 class RelayedLog:
@@ -46,15 +53,19 @@ class RelayedLog:
         if _somebody_logs():
             if text.strip():
                 self.handle({"level": logging.WARNING, "text": text.strip("\n")})
-        elif self._admit()[1]:
-            sys.stderr.write(text)
+            return
+        dropped, allowed = self._admit()
+        if dropped:
+            sys.stderr.write(f"In the process of session {self._key}: {dropped} pieces more were not shown\n")
+        if allowed:
+            sys.stderr.write(_harmless(text))
             sys.stderr.flush()
 
     def handle(self, params: Mapping[str, Any]) -> None:
         """One record off the wire. Raises KeyError, TypeError or ValueError for what is none."""
         level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
         # Lines after the first are set off: none can pass for a record of the service itself.
-        text = str(params["text"])[:_CHARS_MAX].replace("\r", "").replace("\n", "\n    ")
+        text = _harmless(str(params["text"])[:_CHARS_MAX]).replace("\n", "\n    ")
         dropped, allowed = self._admit()
         if dropped:
             _log.warning("In the process of session %s: %d records more were not logged", self._key, dropped)
