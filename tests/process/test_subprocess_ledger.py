@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
+from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.store import Settlement
 from agentao_gov.budget.types import Balance, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import BudgetImpossibleError, StoreError
@@ -23,8 +25,9 @@ ACME = ScopeLimit(Scope("tenant", "acme"), 10_000)
 class Desk:
     """A desk over a ledger in memory, asked the way a wire would."""
 
-    def __init__(self) -> None:
-        self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        store = store or MemoryStore(SYSTEM_CLOCK, StoreSettings())
+        self.ledger = TokenLedger(store, SYSTEM_CLOCK, heartbeat_s=None)
         self.desk = LedgerDesk(self.ledger, "acme", "gpt-4.1")
         self.desk.begin("ann", (ACME,))
 
@@ -54,6 +57,18 @@ class Desk:
     def balance(self, limit: ScopeLimit = ACME) -> Balance:
         (balance,) = self.ledger.balances((limit,))
         return balance
+
+
+class FailingStore(MemoryStore):
+    """A store that cannot take a post, as a full disk."""
+
+    error: type[StoreError] = StoreError
+
+    def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
+        raise self.error("disk full")
+
+    def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
+        raise self.error("disk full")
 
 
 @pytest.fixture
@@ -185,6 +200,25 @@ def test_a_wait_of_a_dead_process_ends(desk: Desk) -> None:
 
     assert isinstance(answers[0], WireError)
     assert desk.balance().reserved == 9_500
+
+
+@pytest.mark.parametrize("way", ["settle", "charge_estimate", "abandon"])
+@pytest.mark.parametrize(("error", "booked"), [(StoreError, True), (ReservationLostError, False)])
+def test_a_post_that_the_ledger_owes_is_in_the_report_s_usage(way: str, error: type[StoreError], booked: bool) -> None:
+    """It is made once the store works again; a reservation that is lost is another's, and never charged here."""
+    store = FailingStore(SYSTEM_CLOCK, StoreSettings())
+    store.error = error
+    desk = Desk(store)
+    desk.reserve(prompt=1_000, output=500)
+    desk.ask("dispatch", id="r1")
+
+    if way == "abandon":
+        desk.desk.abandon()
+    else:
+        answer = desk.ask(way, id="r1", prompt_tokens=1_000, completion_tokens=500, estimated_tokens=0)
+        assert isinstance(answer, WireError)
+
+    assert desk.desk.usage().total_tokens == (1_500 if booked else 0)
 
 
 def test_errors_cross_the_wire_as_themselves() -> None:

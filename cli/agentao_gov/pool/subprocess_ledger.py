@@ -7,13 +7,15 @@ What it held when it died is charged or given back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.types import Ledger, Reservation, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import BadRequestError, GovError, StoreError
@@ -88,8 +90,8 @@ class LedgerDesk:
             held = entry.reservation
             try:
                 if entry.dispatched:
-                    self._ledger.charge_estimate(held.id, held.prompt_tokens, held.output_tokens)
-                    self._book(held.prompt_tokens, held.output_tokens, held.total_tokens)
+                    with self._booked(held.prompt_tokens, held.output_tokens, held.total_tokens):
+                        self._ledger.charge_estimate(held.id, held.prompt_tokens, held.output_tokens)
                 else:
                     self._ledger.release(held.id)
             except StoreError:
@@ -202,10 +204,22 @@ class LedgerDesk:
         if operation == "release":
             self._ledger.release(held)
             return
-        if operation == "settle":
-            self._ledger.settle(held, prompt, completion, estimated_tokens=estimated)
-        else:
-            self._ledger.charge_estimate(held, prompt, completion)
+        with self._booked(prompt, completion, estimated):
+            if operation == "settle":
+                self._ledger.settle(held, prompt, completion, estimated_tokens=estimated)
+            else:
+                self._ledger.charge_estimate(held, prompt, completion)
+
+    @contextlib.contextmanager
+    def _booked(self, prompt: int, completion: int, estimated: int) -> Iterator[None]:
+        """Counts what is posted, also where the store fails now: the ledger owes such a post and makes it later."""
+        try:
+            yield
+        except ReservationLostError:
+            raise
+        except StoreError:
+            self._book(prompt, completion, estimated)
+            raise
         self._book(prompt, completion, estimated)
 
     def _book(self, prompt: int, completion: int, estimated: int) -> None:
