@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.process.stderr import StderrReader
-from tests.governor.harness import say
+from tests.governor.harness import HANG_S, say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses
 
@@ -78,6 +78,23 @@ def test_a_reader_that_is_closed_keeps_nothing(reader: StderrReader) -> None:
 
     assert not is_open(read)
     os.close(write)
+
+
+def test_a_pipe_that_cannot_be_read_is_closed_and_the_next_one_is_heard(reader: StderrReader) -> None:
+    """Its thread could not start; nothing is left open that nobody would ever read."""
+    (read, write), (other, other_write) = os.pipe(), os.pipe()
+    heard = threading.Event()
+
+    with zoo.no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        reader.add(read, lambda _text: None)
+    reader.add(other, lambda _text: heard.set())
+    os.write(other_write, b"x")
+
+    assert heard.wait(HANG_S)
+    with pytest.raises(BrokenPipeError):
+        os.write(write, b"x")
+    os.close(write)
+    os.close(other_write)
 
 
 def test_a_server_that_floods_its_standard_error_goes_on_and_the_log_stays_short(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -15,9 +18,13 @@ import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.governor import Outcome, TextEvent, ToolEvent, TurnReport
+from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TextEvent, ToolEvent, TurnReport
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
+from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process import procfs
+from agentao_gov.process.stderr import StderrReader
+from agentao_gov.process.tags import child_env, session_tag
+from agentao_gov.worker.session_process import SessionProcess
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses, alive
@@ -253,6 +260,47 @@ def test_a_closed_session_leaves_nothing(subprocesses: Subprocesses) -> None:
     assert alive(host) == []
     with pytest.raises(InternalError):
         subprocesses.ask(host, "more")
+
+
+def test_a_session_is_killed_also_where_no_descriptor_is_left(subprocesses: Subprocesses) -> None:
+    """Its death is what gives some back; whoever is left would run until the service ends."""
+    host = subprocesses.open(limits=PATIENT, tools=SHELL)
+
+    with zoo.no_descriptors():
+        host.kill()
+
+    assert alive(host) == []
+    assert not host.stuck
+
+
+@pytest.mark.parametrize("what", ["home", "errors"])
+def test_a_session_that_cannot_be_opened_leaves_no_process(subprocesses: Subprocesses, what: str) -> None:
+    """Where a home cannot be made, or no pipe is to be had once the process runs."""
+    spawned: list[SessionProcess] = []
+    parts = subprocesses.factory._parts
+    spec = subprocesses.spec()
+    spec = dataclasses.replace(spec, child_env=dict(child_env(session_tag(spec.key))))
+
+    def spawn(spec: SessionSpec, deadline: Deadline) -> SessionProcess:
+        spawned.append(parts.spawn(spec, deadline))
+        if what == "errors":
+            scarce.enter_context(zoo.no_descriptors())
+        return spawned[-1]
+
+    def home(key: SessionKey) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    errors = StderrReader()
+    parts = dataclasses.replace(parts, errors=errors)
+    host = SubprocessHost(spec, dataclasses.replace(parts, spawn=spawn, home=home), None)
+    with contextlib.ExitStack() as scarce, pytest.raises(InternalError, match=r"No space left|Too many open files"):
+        host.start(Deadline.after(30))
+
+    (process,) = spawned
+    assert not process.alive
+    assert (process.lifeline, process.errors, process.status) == (-1, -1, -1)
+    assert host.process_ids() == ()
+    errors.close()
 
 
 def test_kill_ends_a_turn_at_once(subprocesses: Subprocesses) -> None:

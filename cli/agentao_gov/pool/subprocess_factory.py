@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 from collections import deque
@@ -23,7 +22,8 @@ from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
-from agentao_gov.worker.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
+from agentao_gov.worker.session_process import SessionProcess
+from agentao_gov.worker.spawn import ColdSpawner, ZygoteSpawner
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
@@ -254,6 +254,4 @@ def _discard(process: SessionProcess) -> None:
     """Closes what connects to a process that no session uses."""
     process.let_go()
     process.wire.close()
-    if (errors := process.take_errors()) >= 0:
-        os.close(errors)
     process.last_words(0)

@@ -36,7 +36,7 @@ from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.tree import SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 from agentao_gov.worker import wire
-from agentao_gov.worker.spawn import SessionProcess
+from agentao_gov.worker.session_process import SessionProcess
 
 __all__ = ["HostParts", "SubprocessHost"]
 
@@ -119,36 +119,37 @@ class SubprocessHost:
             name=self.spec.key.session,
         )
         live = _Live(process, peer, gone)
-        peer.start()
-        self._parts.errors.add(process.take_errors(), self._errors.error_output)
-        with self._lock:
-            refused = self._closed
-            if not refused:
-                self._live = live
-        if refused:
-            self._bury(live)
-            raise InternalError(f"Session {self.spec.key} was closed while it opened.")
         try:
-            within_s = min(deadline.remaining_s(), 1e6)
-            opening = peer.call(
-                wire.OPEN,
-                {
-                    "versions": wire.VERSIONS,
-                    "spec": wire.encode_spec(self.spec),
-                    "conversation": wire.encode_conversation(self._conversation),
-                    "home": str(self._parts.home(self.spec.key)),
-                    "within_s": within_s,
-                },
-            )
-            opening.result(within_s)
+            self._open(live, deadline)
+        except BaseException as error:
+            self._bury(live)
+            if isinstance(error, OSError):
+                raise InternalError(f"The session process could not be opened: {error}.") from error
+            raise
+
+    def _open(self, live: _Live, deadline: Deadline) -> None:
+        """Opens the session in a process that was just got; whoever asked buries it if this raises."""
+        live.peer.start()
+        self._parts.errors.add(live.process.take_errors(), self._errors.error_output)
+        with self._lock:
+            if self._closed:
+                raise InternalError(f"Session {self.spec.key} was closed while it opened.")
+            self._live = live
+        order = {
+            "versions": wire.VERSIONS,
+            "spec": wire.encode_spec(self.spec),
+            "conversation": wire.encode_conversation(self._conversation),
+            "home": str(self._parts.home(self.spec.key)),
+            "within_s": (within_s := min(deadline.remaining_s(), 1e6)),
+        }
+        try:
+            live.peer.call(wire.OPEN, order).result(within_s)
         except WireClosed:
             died = f"The session process ended while it opened. {self._obituary(live)}".strip()
-            raise InternalError(died, hint=process.hint) from None
+            raise InternalError(died, hint=live.process.hint) from None
         except WireError as error:
-            self._bury(live)
             raise wire.decode_error(error.data, error.message) from error
         except TimeoutError:
-            self._bury(live)
             raise InternalError(f"The session process did not open within {within_s:.1f} s.") from None
 
     def turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
@@ -366,7 +367,10 @@ class SubprocessHost:
         if not live.process.ended_well:
             # The warden itself was killed: what it guarded is found by its tag.
             tree = SessionTree(self.spec.child_env[TAG_VARIABLE], [live.process.root])
-            gone = not tree.kill(_KILL_S).survivors
+            try:
+                gone = not tree.kill(_KILL_S).survivors
+            except OSError:  # without a free descriptor nobody can be looked for
+                gone = False
         with self._lock:
             if self._live is live:
                 self._live = None

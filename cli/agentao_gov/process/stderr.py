@@ -31,15 +31,21 @@ class StderrReader:
         self._closed = False
 
     def add(self, fd: int, sink: Callable[[str], None]) -> None:
-        """Takes a descriptor over. `sink` gets its text on the reading thread and must not block."""
+        """Takes a descriptor over. `sink` gets its text on the reading thread and must not block.
+
+        Raises OSError or RuntimeError where the thread cannot be started; the descriptor is closed then, too.
+        """
         with self._lock:
             if self._closed:
                 os.close(fd)
                 return
-            self._new.append((fd, sink))
             if self._wake < 0:
-                wake_r, self._wake = os.pipe()
-                threading.Thread(target=self._run, args=(wake_r,), name="gov-stderr", daemon=True).start()
+                try:
+                    self._wake = self._begin()
+                except BaseException:
+                    os.close(fd)
+                    raise
+            self._new.append((fd, sink))
             os.write(self._wake, b".")
 
     def close(self) -> None:
@@ -50,9 +56,20 @@ class StderrReader:
                 os.close(self._wake)
                 self._wake = -1
 
-    def _run(self, wake: int) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(wake, selectors.EVENT_READ)
+    def _begin(self) -> int:
+        """Starts the reading thread; returns what it is woken with."""
+        with contextlib.ExitStack() as undo:
+            selector = undo.enter_context(selectors.DefaultSelector())
+            wake_r, wake_w = os.pipe()
+            undo.callback(os.close, wake_r)
+            undo.callback(os.close, wake_w)
+            selector.register(wake_r, selectors.EVENT_READ)
+            threading.Thread(target=self._run, args=(wake_r, selector), name="gov-stderr", daemon=True).start()
+            undo.pop_all()
+        return wake_w
+
+    def _run(self, wake: int, selector: selectors.BaseSelector) -> None:
+        with selector:
             while True:
                 for key, _ in selector.select():
                     if key.fd == wake:

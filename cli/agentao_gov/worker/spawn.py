@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -12,23 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.process import procfs, warden
+from agentao_gov.process import warden
 from agentao_gov.process.cgroup import SessionCgroup
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.procfs import ProcessRef
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import kill_processes
+from agentao_gov.worker.session_process import Ends, SessionProcess
 
-__all__ = ["ColdSpawner", "SessionProcess", "ZygoteSpawner", "scrubbed_env"]
+__all__ = ["ColdSpawner", "ZygoteSpawner", "scrubbed_env"]
 
-#: What a session process may know of the service's environment. Keys, tokens and everything else stay behind.
-#: The way out of the network belongs to it: behind a proxy no session would reach its model otherwise.
+#: What a session process may know of the service's environment. Other keys, tokens and everything else stay behind.
+#: The way out of the network belongs to it: behind a proxy no session would reach its model otherwise. A proxy's
+#: address may hold a password; the agent's shell keeps such a one from the commands it runs.
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _KEPT = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"),
@@ -50,135 +47,6 @@ def scrubbed_env(extra: Mapping[str, str]) -> dict[str, str]:
     return {**env, **extra}
 
 
-@dataclass
-class SessionProcess:
-    """One running session process, seen from its owner."""
-
-    #: The warden: root of the tree, for accounting and for the kill of last resort.
-    root: ProcessRef
-    wire: socket.socket
-    #: Write end of the lifeline; closing it ends the tree, a byte on it ends it at once. -1: given up already.
-    lifeline: int
-    #: What the warden says: `limit ...`, `exit ...`; end-of-file: nothing of the tree is left.
-    status: int
-    #: Read end of its standard error, until somebody takes it over; -1: taken or closed.
-    errors: int
-    #: Its control group, where there is one.
-    cgroup: SessionCgroup | None = None
-    #: Whether the warden's last word said that it had ended everything below itself.
-    ended_well: bool = False
-    started_at: float = field(default_factory=time.monotonic)
-    #: What to look at where it does not come up.
-    hint: str | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def alive(self) -> bool:
-        """Whether its warden still runs."""
-        return procfs.alive(self.root)
-
-    def take_errors(self) -> int:
-        """Hands over what it writes to its standard error; the caller closes it. Once."""
-        with self._lock:
-            fd, self.errors = self.errors, -1
-        return fd
-
-    def let_go(self) -> None:
-        """Closes the lifeline: the warden ends what is still there, after its grace."""
-        with self._lock:
-            if self.lifeline >= 0:
-                os.close(self.lifeline)
-                self.lifeline = -1
-
-    def kill(self) -> None:
-        """Ends the whole tree now; idempotent."""
-        with self._lock:
-            if self.lifeline >= 0:
-                with contextlib.suppress(OSError):
-                    os.write(self.lifeline, b"K")
-
-    def wait_gone(self, within_s: float) -> bool:
-        """Waits until nothing of the tree is left; if the warden itself hangs, kills by descent and by group."""
-        gone = self._status_ended(within_s) or not kill_processes(roots=[self.root], within_s=1.0).survivors
-        if self.cgroup is not None:
-            gone &= self.cgroup.end()
-        return gone
-
-    def _status_ended(self, within_s: float) -> bool:
-        with self._lock:
-            if self.status < 0:
-                return True
-            # Its own: whoever reads the last words meanwhile closes the descriptor, and another may get its number.
-            watched = os.dup(self.status)
-        try:
-            until = time.monotonic() + within_s
-            poller = select.poll()
-            poller.register(watched, select.POLLHUP)
-            while (left := until - time.monotonic()) > 0:
-                for _, event in poller.poll(left * 1000):
-                    if event & select.POLLHUP:
-                        return True
-            return False
-        finally:
-            os.close(watched)
-
-    def last_words(self, within_s: float) -> tuple[int | None, str | None]:
-        """The worker's exit code (negative: signal) and the limit that struck; call once, after the wire ended."""
-        self._status_ended(within_s)
-        with self._lock:
-            if self.status < 0:
-                return None, None
-            fd, self.status = self.status, -1
-        os.set_blocking(fd, False)
-        text = b""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(fd, 4096):
-                text += chunk
-        os.close(fd)
-        code, struck = None, self.cgroup.struck() if self.cgroup is not None else None
-        for line in text.decode(errors="replace").splitlines():
-            word, _, rest = line.partition(" ")
-            if word == "exit":
-                code, self.ended_well = int(rest), True
-            elif word == "killed":
-                ORPHANS_KILLED.add(int(rest))
-            elif word == "limit":
-                struck = rest
-        return code, struck
-
-
-@dataclass
-class _Ends:
-    """Both ends of what connects owner and session process."""
-
-    def __post_init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        self.lifeline_r, self.lifeline_w = os.pipe()
-        self.status_r, self.status_w = os.pipe()
-        self.errors_r, self.errors_w = os.pipe()
-
-    @property
-    def given(self) -> list[int]:
-        return [self.theirs.fileno(), self.lifeline_r, self.status_w, self.errors_w]
-
-    def close_theirs(self) -> None:
-        self.theirs.close()
-        os.close(self.lifeline_r)
-        os.close(self.status_w)
-        os.close(self.errors_w)
-
-    def close_ours(self) -> None:
-        self.ours.close()
-        os.close(self.lifeline_w)
-        os.close(self.status_r)
-        os.close(self.errors_r)
-
-    def process(self, pid: int, cgroup: SessionCgroup | None) -> SessionProcess:
-        stat = procfs.read_stat(pid)
-        root = stat.ref if stat is not None else ProcessRef(pid, -1)
-        return SessionProcess(root, self.ours, self.lifeline_w, self.status_r, self.errors_r, cgroup)
-
-
 class ColdSpawner:
     """Starts a session process from nothing, with any Python that has the package installed: about a second."""
 
@@ -188,7 +56,7 @@ class ColdSpawner:
 
     def spawn(self, env: Mapping[str, str], limits: OsLimits) -> SessionProcess:
         """Raises InternalError if the program cannot be started."""
-        ends = _Ends()
+        ends = Ends()
         options = ["--lifeline", str(ends.lifeline_r), "--status", str(ends.status_w), "--grace-s", str(GRACE_S)]
         memory_bytes, processes = limits.tree_limits()
         options += ["--memory-bytes", str(memory_bytes), "--processes", str(processes)]
@@ -250,7 +118,7 @@ class ZygoteSpawner:
 
     def spawn(self, limits: OsLimits, deadline: Deadline, *, pid_namespace: bool = False) -> SessionProcess:
         """Raises InternalError if the zygote cannot be started or refuses."""
-        ends = _Ends()
+        ends = Ends()
         cgroup = SessionCgroup.create(limits)
         order = {
             "limits": limits.to_wire(),
