@@ -220,6 +220,8 @@ def _started(command: list[str], state: Path) -> tuple[float, float, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     environment = {**os.environ, "AGENTAO_GOV_STATE": str(state)}
+    # As users have it: Python keeps compiled modules.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         assert process.stdout is not None
         process.stdout.read(1)
