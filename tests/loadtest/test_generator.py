@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
+from pathlib import Path
 
 import pytest
 
 from agentao_gov.loadtest.measure import generator_figures, sustained_cpu
 from agentao_gov.loadtest.pulse import Pulse
 from agentao_gov.loadtest.samples import Beat, TurnSample
+from tests.support.clock import FakeClock
 
 
 def turns(count: int, *, took_ms: int = 20, outcome: str = "answered", error: str = "") -> list[TurnSample]:
@@ -73,17 +73,18 @@ def test_a_burst_of_a_moment_is_not_sustained() -> None:
     assert sustained_cpu(beats, 9.0, 10.0) is None
 
 
-def test_a_process_that_has_to_share_its_core_counts_what_it_waited_for() -> None:
-    """Used and waited for are the whole of a core for whoever never sleeps."""
-    mine = min(os.sched_getaffinity(0))
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, [mine])
-    try:
-        pulse, deadline = Pulse(), time.monotonic() + 0.3
-        while time.monotonic() < deadline:
-            pass
-        used, waited = pulse.look()
-    finally:
-        os.sched_setaffinity(0, allowed)
+@pytest.mark.parametrize(("counted", "waited"), [(True, 0.25), (False, 0.0)])
+def test_a_process_that_has_to_share_its_core_counts_what_it_waited_for(
+    tmp_path: Path, counted: bool, waited: float
+) -> None:
+    """Shares of the time since the last look, where the kernel counts what a thread stood in its queue (proc(5))."""
+    now, cpu, schedstat = FakeClock(), FakeClock(), tmp_path / "schedstat"
+    schedstat.write_text("7000000000 3000000000 42\n" if counted else "")
+    pulse = Pulse(clock=now.monotonic, cpu_clock=cpu.monotonic, schedstat=schedstat)
 
-    assert 0.7 <= used + waited <= 1.2
+    for nanoseconds in (4_000_000_000, 5_000_000_000):
+        now.advance(4.0)
+        cpu.advance(2.0)
+        schedstat.write_text(f"9000000000 {nanoseconds} 57\n" if counted else "")
+
+        assert pulse.look() == (0.5, waited)
