@@ -6,10 +6,10 @@ of the run, not of this module.
 
 from __future__ import annotations
 
+import http.client
 import statistics
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentao_gov.loadtest.processes import listening_process
+from agentao_gov.loadtest.target import asked
 
 __all__ = ["ServerRow", "ServerSeries", "peaks_of"]
 
@@ -228,11 +229,9 @@ def peaks_of(rows: Iterable[ServerRow]) -> dict[str, Any]:
 
 def _read_metrics(url: str) -> dict[str, Any]:
     try:
-        # The scheme is http or https by the command's own check of the target.
-        with urllib.request.urlopen(url, timeout=_METRICS_TIMEOUT_S) as answer:  # noqa: S310
-            text = answer.read().decode()
-        return _values(text)
-    except (OSError, ValueError):
+        with asked(url, urlsplit(url).path, timeout_s=_METRICS_TIMEOUT_S) as answer:
+            return _values(answer.read().decode()) if answer.status == 200 else {}
+    except (OSError, http.client.HTTPException, ValueError):
         return {}
 
 

@@ -254,14 +254,16 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
 
 
 @contextlib.contextmanager
-def asked(url: str, path: str, key: str | None = None) -> Iterator[http.client.HTTPResponse]:
+def asked(
+    url: str, path: str, key: str | None = None, *, timeout_s: float = _ANSWER_S_MAX
+) -> Iterator[http.client.HTTPResponse]:
     """The answer to a GET of `path` at the host of `url`, its body unread. Raises OSError, HTTPException, ValueError.
 
     No proxy of the environment is asked and no redirect is followed: the key is for this host alone.
     """
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=_ANSWER_S_MAX)
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
         yield connection.getresponse()
