@@ -12,6 +12,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Outcome
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
+from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process import survey_layers
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
@@ -80,17 +81,19 @@ def test_an_attack_ends_in_a_typed_outcome_and_touches_nobody_else(subprocesses:
     assert zoo.until(lambda: not alive(hog))
 
 
-def test_a_warden_that_is_stopped_does_not_keep_a_turn_beyond_its_grace(subprocesses: Subprocesses) -> None:
+def test_a_warden_that_is_stopped_does_not_keep_a_turn_beyond_its_grace(
+    subprocesses: Subprocesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody is left to kill the stopped process but the service itself: it does not wait for the warden to do it."""
     host = subprocesses.open(limits={"turn_timeout": 1, "tool_timeout": 1, "cancel_grace": 1}, tools=SHELL)
+    # Where a warden is waited for at all; whoever waits for this one waits for a minute.
+    monkeypatch.setattr(SubprocessHost._bury, "__defaults__", (60.0,))
 
-    before_s = zoo.waited_for_processor_s()
     report = subprocesses.ask(host, shell(f"kill -STOP {WARDEN}; kill -STOP $PPID; sleep 300"))
-    waited_s = zoo.waited_for_processor_s() - before_s
 
     assert report.outcome is Outcome.TURN_TIMEOUT
-    # Deadline and grace are two seconds; the warden would have been waited for until 2.8.
-    assert report.timing_ms.total / 1000 - waited_s < 2.5
+    # Deadline and grace are two seconds; the rest is for a busy machine.
+    assert report.timing_ms.total < 20_000
     assert not host.stuck
 
 

@@ -289,7 +289,7 @@ def test_a_service_that_was_stopped_together_with_its_warden_goes_on(tree: Sessi
 
 def test_a_service_that_is_stopped_alone_is_hung(tree: SessionTree) -> None:
     """Its warden runs and hears nothing: the service is killed, though it cannot dump its stacks."""
-    guarded = Guarded(tree, BEATS, "--heartbeat", "--stale-s", "0.3", "--dump-s", "0.1")
+    guarded = Guarded(tree, BEATS, "--heartbeat", "--stale-s", "2", "--dump-s", "0.1")
     assert guarded.warden.stdin is not None
     guarded.warden.stdin.write(b"up\n")
     guarded.warden.stdin.flush()
@@ -297,7 +297,7 @@ def test_a_service_that_is_stopped_alone_is_hung(tree: SessionTree) -> None:
 
     os.kill(guarded.pid, signal.SIGSTOP)
 
-    assert guarded.status_line() == "stale 0.3"
+    assert guarded.status_line() == "stale 2.0"
     assert guarded.wait() == -signal.SIGKILL
     guarded.close_lifeline()
 
