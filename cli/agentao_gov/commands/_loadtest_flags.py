@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
-from agentao_gov.commands._loadtest_options import SHAPES
 from agentao_gov.config.units import parse_duration_s, parse_tokens
 from agentao_gov.errors import UsageError
-from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
-from agentao_gov.loadtest.worker import split_address
 
-__all__ = ["check_together", "one_of", "options_of"]
+__all__ = [
+    "check_together",
+    "finite",
+    "model_flags_of",
+    "one_of",
+    "positive",
+    "price_of",
+    "seconds_of",
+    "tokens_of",
+]
+
+#: One of the words that a flag takes.
+Word = TypeVar("Word", bound=str)
+
 
 #: A month: no load test is longer, and a mistyped unit is found.
 _SECONDS_MAX = 31 * 86_400.0
@@ -48,79 +57,29 @@ def _flag(name: str) -> str:
     )
 
 
-def options_of(given: SimpleNamespace) -> Options:
-    """The options that the flags come to; `given` has each flag's value by its name. Raises UsageError."""
-    one_of("--shape", given.shape, SHAPES)
-    one_of("--api", given.api, ("native", "openai"))
-    one_of("--arrivals", given.arrivals, ("poisson", "constant"))
-    split_address(given.bind)
-    at_target = given.target is not None
-    return Options(
-        config=given.config,
-        target=given.target,
-        api=given.api,
-        api_key_env=given.api_key_env if at_target else None,
-        tenant=given.tenant,
-        model_flags=_model_flags_of(given.model, given.base_url, None if at_target else given.api_key_env),
-        mix=dict(DEFAULT_MIX) if given.mix is None else parse_mix(given.mix),
-        mix_given=given.mix is not None,
-        shape=given.shape,
-        users=given.users,
-        rate=_positive("--rate", given.rate),
-        spawn_rate=_positive("--spawn-rate", given.spawn_rate),
-        duration_s=_seconds_of("--duration", given.duration or ("120s" if given.shape == "capacity" else "60s")),
-        drain_s=None if given.drain is None else _seconds_of("--drain", given.drain, least=0.0),
-        process=given.arrivals,
-        thresholds=tuple(given.threshold or ()),
-        workers=given.workers,
-        bind=given.bind if given.master else None,
-        seed=given.seed,
-        checklist=not given.no_checklist,
-        web_port=given.web_port if given.web else None,
-        report_dir=given.report,
-        baseline=given.baseline,
-        max_regression=_finite("--max-regression", given.max_regression) / 100,
-        force=given.force,
-        owned=given.owned,
-        keep_budgets=given.keep_budgets,
-        turns_per_session=given.turns,
-        think_scale=_finite("--think", given.think),
-        first_token_s=_seconds_of("--first-token", given.first_token, least=0.0),
-        per_token_s=_seconds_of("--per-token", given.per_token, least=0.0),
-        max_turns=given.max_turns,
-        max_tokens=_tokens_of(given.max_tokens),
-        price=_price_of(given.price),
-        victim=given.victim,
-        victim_rate=_positive("--victim-rate", given.victim_rate) or 1.0,
-        faults=given.faults,
-        replay=given.replay,
-        replay_speed=_positive("--speed", given.speed) or 1.0,
-        replay_until_s=_seconds_of("--duration", given.duration) if given.duration else None,
-        write=given.write,
-    )
+def one_of(flag: str, value: str, words: tuple[Word, ...]) -> Word:
+    """The word that the value is. Raises UsageError where it is none of them."""
+    for word in words:
+        if word == value:
+            return word
+    raise UsageError(f"{flag} is one of {', '.join(words)}, not {value!r}.")
 
 
-def one_of(flag: str, value: str, words: tuple[str, ...]) -> None:
-    """Raises UsageError where the value is none of the words."""
-    if value not in words:
-        raise UsageError(f"{flag} is one of {', '.join(words)}, not {value!r}.")
-
-
-def _positive(flag: str, value: float | None) -> float | None:
+def positive(flag: str, value: float | None) -> float | None:
     """The number, which is above 0 and finite where there is one. Raises UsageError."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise UsageError(f"{flag} must be a positive number, not {value:g}.")
     return value
 
 
-def _finite(flag: str, value: float) -> float:
+def finite(flag: str, value: float) -> float:
     """The number, which is at least 0 and finite. Raises UsageError."""
     if not (value >= 0 and math.isfinite(value)):
         raise UsageError(f"{flag} must be a number from 0 up, not {value:g}.")
     return value
 
 
-def _seconds_of(flag: str, text: str, *, least: float = 0.5) -> float:
+def seconds_of(flag: str, text: str, *, least: float = 0.5) -> float:
     """Reads `60s`, `5m`. Raises UsageError."""
     try:
         seconds = parse_duration_s(text)
@@ -133,7 +92,7 @@ def _seconds_of(flag: str, text: str, *, least: float = 0.5) -> float:
     return seconds
 
 
-def _tokens_of(text: str | None) -> int | None:
+def tokens_of(text: str | None) -> int | None:
     """Reads `500k`. Raises UsageError."""
     try:
         return None if text is None else parse_tokens(text)
@@ -141,7 +100,7 @@ def _tokens_of(text: str | None) -> int | None:
         raise UsageError(f"--max-tokens: {error}.") from None
 
 
-def _price_of(text: str | None) -> tuple[float, float] | None:
+def price_of(text: str | None) -> tuple[float, float] | None:
     """Reads `2.0,8.0`. Raises UsageError."""
     if text is None:
         return None
@@ -149,10 +108,10 @@ def _price_of(text: str | None) -> tuple[float, float] | None:
         prompt, completion = (float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--price {text!r}: write two numbers, such as 2.0,8.0.") from None
-    return _finite("--price", prompt), _finite("--price", completion)
+    return finite("--price", prompt), finite("--price", completion)
 
 
-def _model_flags_of(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, str]:
+def model_flags_of(model: str | None, base_url: str | None, api_key_env: str | None) -> dict[str, str]:
     """Flags for `serve`; none, or `--model simulated`, means the simulated model of the load test."""
     if model == "simulated" and base_url is None:
         return {}

@@ -1,7 +1,7 @@
 """The options of `loadtest`, each declared once: its type, its metavariable and its help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -54,7 +54,7 @@ __all__ = [
     "Write",
 ]
 
-SHAPES = ("ramp", "steps", "soak", "spike", "constant", "capacity")
+SHAPES: Final = ("ramp", "steps", "soak", "spike", "constant", "capacity")
 FORMATS = ("table", "json", "junit", "markdown", "github")
 
 Target = Annotated[

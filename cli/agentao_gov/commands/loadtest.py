@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,20 +79,63 @@ def loadtest(
 
     Exit codes: 0 passed, 1 a threshold failed, 3 wrong configuration, 11 inconclusive, 130 and 143 interrupted.
     """
-    # First of all: every option by its name, as it was given.
-    given = SimpleNamespace(**locals())
     if context.invoked_subcommand is not None:
         return None
-    from agentao_gov.commands._loadtest_flags import check_together, one_of, options_of
+    from agentao_gov.commands import _loadtest_flags as flags
+    from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
+    from agentao_gov.loadtest.worker import run_worker, split_address
 
-    check_together(context)
+    flags.check_together(context)
     if worker_of is not None:
-        from agentao_gov.loadtest.worker import run_worker
-
         return run_worker(worker_of)
     form = "json" if as_json else form
-    one_of("--format", form, option.FORMATS)
-    return _run(options_of(given), form=form, quiet=quiet, dry_run=dry_run)
+    flags.one_of("--format", form, option.FORMATS)
+    split_address(bind)
+    at_target = target is not None
+    options = Options(
+        config=config,
+        target=target,
+        api=flags.one_of("--api", api, ("native", "openai")),
+        api_key_env=api_key_env if at_target else None,
+        tenant=tenant,
+        model_flags=flags.model_flags_of(model, base_url, None if at_target else api_key_env),
+        mix=dict(DEFAULT_MIX) if mix is None else parse_mix(mix),
+        mix_given=mix is not None,
+        shape=flags.one_of("--shape", shape, option.SHAPES),
+        users=users,
+        rate=flags.positive("--rate", rate),
+        spawn_rate=flags.positive("--spawn-rate", spawn_rate),
+        duration_s=flags.seconds_of("--duration", duration or ("120s" if shape == "capacity" else "60s")),
+        drain_s=None if drain is None else flags.seconds_of("--drain", drain, least=0.0),
+        process=flags.one_of("--arrivals", arrivals, ("poisson", "constant")),
+        thresholds=tuple(threshold or ()),
+        workers=workers,
+        bind=bind if master else None,
+        seed=seed,
+        checklist=not no_checklist,
+        web_port=web_port if web else None,
+        report_dir=report,
+        baseline=baseline,
+        max_regression=flags.finite("--max-regression", max_regression) / 100,
+        force=force,
+        owned=owned,
+        keep_budgets=keep_budgets,
+        turns_per_session=turns,
+        think_scale=flags.finite("--think", think),
+        first_token_s=flags.seconds_of("--first-token", first_token, least=0.0),
+        per_token_s=flags.seconds_of("--per-token", per_token, least=0.0),
+        max_turns=max_turns,
+        max_tokens=flags.tokens_of(max_tokens),
+        price=flags.price_of(price),
+        victim=victim,
+        victim_rate=flags.positive("--victim-rate", victim_rate) or 1.0,
+        faults=faults,
+        replay=replay,
+        replay_speed=flags.positive("--speed", speed) or 1.0,
+        replay_until_s=flags.seconds_of("--duration", duration) if duration else None,
+        write=write,
+    )
+    return _run(options, form=form, quiet=quiet, dry_run=dry_run)
 
 
 @app.command("compare")
