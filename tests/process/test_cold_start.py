@@ -19,7 +19,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.pool.subprocess_factory import SubprocessFactory
 from tests.governor.harness import HANG_S, say
-from tests.process.conftest import Subprocesses
+from tests.process.conftest import Subprocesses, alive
 from tests.process.test_subprocess_host import worker_pid
 
 
@@ -63,25 +63,30 @@ class Proxy(http.server.BaseHTTPRequestHandler):
         """Not to standard error."""
 
 
+@pytest.mark.parametrize("how", ["cold", "forked"])
 def test_a_session_process_reaches_its_model_through_the_service_s_proxy(
-    subprocesses: Subprocesses, make_factory: Callable[..., SubprocessFactory], monkeypatch: pytest.MonkeyPatch
+    subprocesses: Subprocesses,
+    make_factory: Callable[..., SubprocessFactory],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
-    """Behind a proxy it would else reach none, in this mode alone."""
+    """Behind a proxy it would else reach none, in this mode alone. Its password is not there for tools to read."""
     spec = subprocesses.spec()
     monkeypatch.setattr(Proxy, "model", subprocesses.simulator.base_url.removesuffix("/v1"))
     monkeypatch.setattr(Proxy, "asked", [])
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, base_url="http://model.example/v1"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
-        # Cold: the zygote of all tests has the environment it was started with.
-        subprocesses.factory = make_factory(pythons={spec.key.tenant: sys.executable}, ready=0)
+        monkeypatch.setenv("http_proxy", f"http://svc:hunter2@127.0.0.1:{proxy.server_port}")
+        if how == "cold":
+            subprocesses.factory = make_factory(pythons={spec.key.tenant: sys.executable}, ready=0)
         host = subprocesses.factory.open(spec, None, Deadline.after(30))
         subprocesses.opened.append(host)
 
         report = subprocesses.ask(host, say(text="through it"))
         proxy.shutdown()
 
+    assert not any(b"hunter2" in Path(f"/proc/{pid}/environ").read_bytes() for pid in alive(host))
     assert (report.answer, Proxy.asked) == ("through it", ["http://model.example/v1/chat/completions"])
 
 

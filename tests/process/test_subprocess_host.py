@@ -202,12 +202,15 @@ def test_the_service_s_environment_and_home_stay_its_own(
 ) -> None:
     """A tool sees neither the service's variables nor the model's key, and a home that is only its session's."""
     monkeypatch.setenv("DATABASE_PASSWORD", "open sesame")
+    # An address the model is not reached by, since it is on this machine.
+    monkeypatch.setenv("HTTPS_PROXY", "http://svc:hunter2@127.0.0.1:9")
     host = subprocesses.open(limits=PATIENT, tools=SHELL)
 
     subprocesses.ask(host, shell("env > seen; cat /proc/$PPID/environ >> seen"))
 
     seen = (host.spec.workdir / "seen").read_text(errors="replace")
     assert "open sesame" not in seen
+    assert "hunter2" not in seen
     assert "sk-simulated" not in seen
     home = next(line for line in seen.splitlines() if line.startswith("HOME="))
     assert Path(home[5:]).stat().st_mode & 0o077 == 0

@@ -37,6 +37,7 @@ from agentao_gov.process.tree import SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 from agentao_gov.worker import wire
 from agentao_gov.worker.session_process import SessionProcess
+from agentao_gov.worker.spawn import proxies
 
 __all__ = ["HostParts", "SubprocessHost"]
 
@@ -140,6 +141,7 @@ class SubprocessHost:
             "spec": wire.encode_spec(self.spec),
             "conversation": wire.encode_conversation(self._conversation),
             "home": str(self._parts.home(self.spec.key)),
+            "proxies": proxies(),
             "within_s": (within_s := min(deadline.remaining_s(), 1e6)),
         }
         try:
@@ -351,10 +353,8 @@ class SubprocessHost:
         code, struck = live.process.last_words(_LAST_WORDS_S)
         self._bury(live)
         named = self._parts.limits.explain_exit(code if code is not None else 0, struck)
-        if named is not None:
-            return named
-        if code is None:
-            return ""
+        if named is not None or code is None:
+            return named or ""
         return f"It was killed by signal {-code}." if code < 0 else f"It ended with code {code}."
 
     def _bury(self, live: _Live, warden_s: float = _KILL_S) -> None:

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 _END_S = 0.8
 #: A stack is some thousand characters.
 _LOG_CHARS_MAX = 8_000
-#: Built before the fork in the zygote, so that its TLS context is shared; built at start in a cold worker.
+#: Built before the fork in the zygote; a cold worker, or one behind a proxy, builds its own when the session opens.
 _http: HttpClient | None = None
 
 
@@ -141,9 +141,8 @@ class Worker:
 
     def __init__(self, server: AcpServer) -> None:
         self._server = server
-        self._governor = Governor(
-            ledger=WireLedger(server), observers=(WireObserver(server),), http=_http or HttpClient()
-        )
+        #: Made when the session opens: what was made ahead of it knows of no proxy.
+        self._governor: Governor | None = None
         self._agent: GovernedAgent | None = None
         #: What `_gov/open` brought, for the factory that the ACP server calls back.
         self._opening: tuple[SessionSpec, Conversation | None, Deadline] | None = None
@@ -162,7 +161,7 @@ class Worker:
         server.register(wire.CANCEL, self._cancel)
 
     def _factory(self, *, transport: Any, **_: Any) -> Any:
-        if self._opening is None:
+        if self._opening is None or self._governor is None:
             raise JsonRpcHandlerError(code=-32600, message="session/new before _gov/open")
         spec, conversation, deadline = self._opening
         session = self._governor.open(spec, conversation, deadline)
@@ -186,8 +185,10 @@ class Worker:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _name_process("gov-session")
-        os.environ.update({"HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
+        os.environ.update({**params["proxies"], "HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
         os.chdir(spec.workdir)
+        http = HttpClient() if params["proxies"] or _http is None else _http
+        self._governor = Governor(ledger=WireLedger(self._server), observers=(WireObserver(self._server),), http=http)
         self._opening = spec, conversation, Deadline.after(params["within_s"])
         self._sent = list(conversation.messages) if conversation is not None else []
         self._server.state.initialized = True

@@ -21,17 +21,11 @@ from agentao_gov.process.cgroup import SessionCgroup
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.worker.session_process import Ends, SessionProcess
 
-__all__ = ["ColdSpawner", "ZygoteSpawner", "scrubbed_env"]
+__all__ = ["ColdSpawner", "ZygoteSpawner", "proxies", "scrubbed_env"]
 
-#: What a session process may know of the service's environment. Other keys, tokens and everything else stay behind.
-#: The way out of the network belongs to it: behind a proxy no session would reach its model otherwise. A proxy's
-#: address may hold a password; the agent's shell keeps such a one from the commands it runs.
+#: What a session process is started with of the service's environment. Keys, tokens and everything else stay behind.
+_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_KEPT = (
-    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE"),
-    *_PROXIES,
-    *(name.lower() for name in _PROXIES),
-)
 #: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
 GRACE_S = 0.3
 #: Importing everything takes a zygote two seconds, on a busy machine ten times that. A fork takes milliseconds.
@@ -39,12 +33,22 @@ _START_S_MAX = 60.0
 
 
 def scrubbed_env(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a session process."""
+    """The environment a session process is started with."""
     env = {name: os.environ[name] for name in _KEPT if name in os.environ}
     # One arena: memory freed by one thread is used by the next, and resident memory stays near what is in use.
     env["MALLOC_ARENA_MAX"] = "2"
     env["PYTHONNOUSERSITE"] = "1"
     return {**env, **extra}
+
+
+def proxies() -> dict[str, str]:
+    """The way out of the network: behind a proxy no session would reach its model otherwise.
+
+    Told over the wire, because an address may hold a password: what a process is started with can be read in `/proc` by
+    each tool it starts. The agent's shell keeps such an address from its commands.
+    """
+    names = (*_PROXIES, *map(str.lower, _PROXIES))
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 class ColdSpawner:
