@@ -303,6 +303,11 @@ class Simulation:
             raise self.violation(f"busy is {core.busy}, but the states are {state}")
         if len(core.leases) != len(self.running):
             raise self.violation("leases are not those that are out")
+        if waiting and core.draining:
+            raise self.violation(f"{waiting} wait for a pool that drains")
+        for waiter in core.waiters.values():
+            if table.entries[waiter.key].state is SessionState.STUCK:
+                raise self.violation(f"waiter {waiter.id} waits for a session that is stuck")
         self.check_no_idle_hands(core, limits)
 
     def check_patience(self, core: PoolCore) -> None:

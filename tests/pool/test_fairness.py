@@ -14,7 +14,7 @@ from agentao_gov.pool.limits import PoolLimits
 
 
 def a_waiter(id: int, tenant: str) -> Waiter:
-    return Waiter(id, SessionKey(tenant, f"s{id}"), "ann", 0.0, 1e9, False, 1e9, 1e9, 1e9)
+    return Waiter(id, SessionKey(tenant, f"s{id}"), "ann", 0.0, 1e9, False, 1e9, 1e9, 0.0, 1e9)
 
 
 def test_tenants_take_turns() -> None:
