@@ -184,11 +184,20 @@ def time_pool(root: Path, known: int, rounds: int) -> dict[str, Any]:
     )
     for n in range(known):
         pool.lease(order(n, keep=False, workdir=root)).result(HANG_S).release()
-    acquire, release = [], []
     pick = random.Random(1)
     orders = [order(pick.randrange(known), keep=False, workdir=root) for _ in range(rounds)]
     gc.collect()
     gc.freeze()
+    passes = [_lend(pool, orders) for _ in range(3)]
+    pool.close()
+    gc.unfreeze()
+    # The middle one: the machine's moods are longer than a pass.
+    return {"known": known} | sorted(passes, key=lambda one: one["acquire_us"]["p99"])[1]
+
+
+def _lend(pool: AgentPool, orders: list[TurnOrder]) -> dict[str, dict[str, float]]:
+    """Each order once."""
+    acquire, release = [], []
     with undisturbed():
         for one in orders:
             began = time.perf_counter()
@@ -197,9 +206,7 @@ def time_pool(root: Path, known: int, rounds: int) -> dict[str, Any]:
             lease.release()
             release.append(time.perf_counter() - middle)
             acquire.append(middle - began)
-    pool.close()
-    gc.unfreeze()
-    return {"known": known, "acquire_us": quantiles(acquire), "release_us": quantiles(release)}
+    return {"acquire_us": quantiles(acquire), "release_us": quantiles(release)}
 
 
 def time_published(known: int, rounds: int) -> dict[str, Any]:
