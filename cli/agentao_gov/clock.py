@@ -1,12 +1,13 @@
-"""The two clocks everything runs on, injected so that tests can turn the hands."""
+"""The two clocks everything runs on, injected so that tests can turn the hands, and what is counted by them."""
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "Deadline", "SystemClock"]
+__all__ = ["SYSTEM_CLOCK", "Allowance", "Clock", "Deadline", "SystemClock"]
 
 
 class Clock(Protocol):
@@ -63,3 +64,26 @@ class Deadline:
     def earlier(self, other: Deadline) -> Deadline:
         """The nearer of two deadlines on the same clock."""
         return self if self.at <= other.at else other
+
+
+class Allowance:
+    """So many in each period, such as records in a log; counts what is beyond. Thread-safe."""
+
+    def __init__(self, most: int, period_s: float, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._most = most
+        self._period_s = period_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        # All below under `_lock`.
+        self._since = clock.monotonic()
+        self._count = 0
+
+    def admit(self) -> tuple[int, bool]:
+        """How many were dropped in the period that has just ended, and whether this one may pass."""
+        now = self._clock.monotonic()
+        with self._lock:
+            dropped = 0
+            if now - self._since >= self._period_s:
+                dropped, self._since, self._count = max(0, self._count - self._most), now, 0
+            self._count += 1
+            return dropped, self._count <= self._most

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import threading
 from collections.abc import Mapping
 from typing import Any
 
-from agentao_gov.clock import Clock
+from agentao_gov.clock import Allowance, Clock
 from agentao_gov.governor.requests import SessionKey
 
 __all__ = ["RelayedLog"]
@@ -42,11 +41,7 @@ class RelayedLog:
 
     def __init__(self, key: SessionKey, clock: Clock) -> None:
         self._key = key
-        self._clock = clock
-        self._lock = threading.Lock()
-        # All below under `_lock`.
-        self._since = clock.monotonic()
-        self._count = 0
+        self._allowance = Allowance(_RECORDS_MAX, _PERIOD_S, clock)
 
     def error_output(self, text: str) -> None:
         """What the process and its servers wrote to their standard error. Where nobody logs, it goes to our own."""
@@ -54,7 +49,7 @@ class RelayedLog:
             if text.strip():
                 self.handle({"level": logging.WARNING, "text": text.strip("\n")})
             return
-        dropped, allowed = self._admit()
+        dropped, allowed = self._allowance.admit()
         if dropped:
             sys.stderr.write(f"In the process of session {self._key}: {dropped} pieces more were not shown\n")
         if allowed:
@@ -66,18 +61,8 @@ class RelayedLog:
         level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
         # Lines after the first are set off: none can pass for a record of the service itself.
         text = _harmless(str(params["text"])[:_CHARS_MAX]).replace("\n", "\n    ")
-        dropped, allowed = self._admit()
+        dropped, allowed = self._allowance.admit()
         if dropped:
             _log.warning("In the process of session %s: %d records more were not logged", self._key, dropped)
         if allowed:
             _log.log(level, "In the process of session %s: %s", self._key, text)
-
-    def _admit(self) -> tuple[int, bool]:
-        """How many were dropped in the period that has just ended, and whether this one may pass."""
-        now = self._clock.monotonic()
-        with self._lock:
-            dropped = 0
-            if now - self._since >= _PERIOD_S:
-                dropped, self._since, self._count = max(0, self._count - _RECORDS_MAX), now, 0
-            self._count += 1
-            return dropped, self._count <= _RECORDS_MAX
