@@ -15,7 +15,7 @@ import pytest
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
 from agentao_gov.budget.checkpoint import piece, plan
 from agentao_gov.budget.errors import ReservationLostError
-from agentao_gov.budget.redis_keys import link, write_checkpoint
+from agentao_gov.budget.redis_keys import link
 from agentao_gov.budget.sqlite_fold import cut, fold, plan_cut
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.errors import StoreError
@@ -278,15 +278,7 @@ def test_a_line_taken_up_between_plan_and_cut_stays_in_redis(redis_url: str, tmp
     assert planned is not None
     assert "turn:t-1 UTC turn" in planned.lines
 
-    store._session.call(
-        "cut",
-        before=planned.before,
-        number=planned.after.number,
-        checkpoint=write_checkpoint(planned.after),
-        calls=planned.calls,
-        lines=planned.lines,
-        note=planned.after.note(),
-    )
+    store.cut(planned)
 
     assert next(iter(store.journal()))[0] == 1
     store.settle("open", 5, 5, 0)

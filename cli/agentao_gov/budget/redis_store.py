@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.checkpoint import DAY_MS, over_by, piece, plan
+from agentao_gov.budget.checkpoint import DAY_MS, Cut, over_by, piece, plan
 from agentao_gov.budget.codec import decode_request, encode_request
 from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.journal import decode
@@ -239,10 +239,10 @@ class RedisStore:
         lost = [owner.id for text in owners.values() if gone(owner := Owner(**json.loads(text)), self.owner)]
         if lost:
             failpoints.reach("during_recovery")
-        self._cut(self._beat(lost))
+        self._cut_old(self._beat(lost))
         self._session.keep_mark()
 
-    def _cut(self, now_ms: float) -> None:
+    def _cut_old(self, now_ms: float) -> None:
         """Replaces the oldest part of the journal by a checkpoint where enough is older than is kept."""
         count = piece(self._reader.checkpoint_size())
         first, nth, last = (self._times(texts) for texts in self._reader.entries_at(0, count - 1, -1))
@@ -259,15 +259,19 @@ class RedisStore:
         held = self._session.call("held")["lines"]
         planned = plan(checkpoint, rows, over_by(times[-1]), held, link, moved=self._reader.moved)
         if planned is not None:
-            self._session.call(
-                "cut",
-                before=planned.before,
-                number=planned.after.number,
-                checkpoint=write_checkpoint(planned.after),
-                calls=planned.calls,
-                lines=planned.lines,
-                note=planned.after.note(),
-            )
+            self.cut(planned)
+
+    def cut(self, planned: Cut) -> None:
+        """Puts the checkpoint in the place of what it adds up, unless a neighbour or a new call came between."""
+        self._session.call(
+            "cut",
+            before=planned.before,
+            number=planned.after.number,
+            checkpoint=write_checkpoint(planned.after),
+            calls=planned.calls,
+            lines=planned.lines,
+            note=planned.after.note(),
+        )
 
     @staticmethod
     def _times(texts: list[str]) -> list[int]:

@@ -25,7 +25,7 @@ from agentao_gov.budget.sqlite_queue import WaitingTable
 from agentao_gov.budget.sqlite_reading import SqliteReader
 from agentao_gov.budget.sqlite_rows import StoredCall
 from agentao_gov.budget.sqlite_schema import LOCKED_HINT, Synchronous, connect, create, store_error
-from agentao_gov.budget.sqlite_step import following, reserving
+from agentao_gov.budget.sqlite_step import following, granted, reserving
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_upkeep import Upkeep
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
@@ -163,8 +163,7 @@ class SqliteStore:
     ) -> Reservation:
         price = self.settings.price(request.model)
         tx.write(reserving(request, output, price, tuple(lines), owner, tx.at_ms))
-        windows = tuple([line.key[2] for line in lines.values()])
-        return Reservation(request.id, request.prompt_tokens, output, windows)
+        return granted(request, output, lines.values())
 
     def dispatch(self, reservation_id: str) -> None:
         """See Store."""

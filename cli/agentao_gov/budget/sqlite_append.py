@@ -17,7 +17,7 @@ from agentao_gov.budget.line import crosses
 from agentao_gov.budget.sqlite_lines import fits
 from agentao_gov.budget.sqlite_rows import StoredCall
 from agentao_gov.budget.sqlite_schema import is_busy, store_error
-from agentao_gov.budget.sqlite_step import Step, following, reserving
+from agentao_gov.budget.sqlite_step import Step, following, granted, reserving
 from agentao_gov.budget.states import OPEN_STATES, Posting
 from agentao_gov.budget.store import Settlement
 from agentao_gov.budget.types import Reservation, ReservationState, ReserveRequest
@@ -73,8 +73,7 @@ class Appender:
         finally:
             store.lock.release()
         failpoints.reach("after_reserve_commit")
-        windows = tuple([line.key[2] for line in lines.values()])
-        return Reservation(request.id, request.prompt_tokens, output, windows)
+        return granted(request, output, lines.values())
 
     def dispatch(self, call_id: str) -> bool:
         """Reserved → dispatched. False: by the long way."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from agentao_gov.budget.book import after, reserve_note
 from agentao_gov.budget.journal import Entry, Kind
+from agentao_gov.budget.line import Line
 from agentao_gov.budget.sqlite_rows import StoredCall
 from agentao_gov.budget.states import Holding, Posting, Price
-from agentao_gov.budget.types import ReservationState, ReserveRequest
+from agentao_gov.budget.types import Reservation, ReservationState, ReserveRequest
 
-__all__ = ["Step", "following", "reserving"]
+__all__ = ["Step", "following", "granted", "reserving"]
 
 
 class Step(NamedTuple):
@@ -31,6 +33,11 @@ def reserving(
         at_ms, "reserve", request.id, owner, tuple(map(str, lines)), 0, reserved, 0, 0, 0, 0, reserve_note(held)
     )
     return Step(entry, StoredCall(lines, held, owner), Posting(ReservationState.RESERVED, 0, reserved))
+
+
+def granted(request: ReserveRequest, output: int, lines: Iterable[Line]) -> Reservation:
+    """The reservation as its owner sees it; `lines` in the order of its scopes."""
+    return Reservation(request.id, request.prompt_tokens, output, tuple([line.key[2] for line in lines]))
 
 
 def following(kind: Kind, call_id: str, call: StoredCall, posting: Posting, owner: str, at_ms: int) -> Step:
