@@ -11,12 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from agentao_gov.budget.book import Book
-from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.balance import LineKey
 from agentao_gov.budget.journal import Entry
-from agentao_gov.budget.line import LineKey
+from agentao_gov.budget.memory import Book
 from agentao_gov.budget.store import Refused, Waiting
-from agentao_gov.budget.types import Reservation, ReserveRequest, Scope, ScopeLimit
+from agentao_gov.budget.types import Reservation, ReservationLostError, ReserveRequest, Scope, ScopeLimit
 
 TENANTS, USERS, SESSIONS, OWNERS = ("a", "b"), ("ann", "bob"), ("s1", "s2", "s3"), ("p0", "p1", "p2")
 USUAL = {"tenant": 5_000, "user": 3_000, "session": 1_500}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import Reservation, SqliteStore, Store, StoreSettings, TokenLedger, limit_of, scope_limits
-from agentao_gov.budget.states import Price
+from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.store import Refused
 from agentao_gov.budget.types import CALL_TOKENS_MAX, LIMIT_TOKENS_MAX, Scope, ScopeLimit
 from agentao_gov.clock import Deadline

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from agentao_gov.budget import states
+from agentao_gov.budget import reservation
 from agentao_gov.budget.admission import Answer, Level, admit, extendable
-from agentao_gov.budget.states import Holding, Price
+from agentao_gov.budget.reservation import Holding, Price
 from agentao_gov.budget.types import ReservationState
 
 SMALL = range(5)
@@ -60,7 +60,7 @@ def test_every_end_of_a_call_leaves_nothing_held() -> None:
     """From each open state, each ending takes back exactly what was held."""
     for state, extended in product((ReservationState.RESERVED, ReservationState.DISPATCHED), (0, 7)):
         held = Holding(state, 30, 20 + extended, price=Price(2, 3))
-        for posting in (states.settle(held, 9, 4, 1), states.charge(held, 30, 20), states.release(held)):
+        for posting in (reservation.settle(held, 9, 4, 1), reservation.charge(held, 30, 20), reservation.release(held)):
             assert posting is not None
             assert posting.reserved == -(50 + extended)
 
@@ -70,15 +70,17 @@ def test_an_ended_call_is_not_ended_again() -> None:
     settled = Holding(ReservationState.SETTLED, 30, 20, used=13)
     released = Holding(ReservationState.RELEASED, 30, 20)
 
-    assert [states.settle(settled, 1, 1), states.charge(settled, 1, 1), states.release(settled)] == [None] * 3
-    assert [states.charge(released, 1, 1), states.release(released)] == [None] * 2
+    assert [reservation.settle(settled, 1, 1), reservation.charge(settled, 1, 1), reservation.release(settled)] == [
+        None
+    ] * 3
+    assert [reservation.charge(released, 1, 1), reservation.release(released)] == [None] * 2
 
 
 def test_a_correction_replaces_the_estimate_in_tokens_and_cost() -> None:
     """What was charged too much comes back, in both units."""
     charged = Holding(ReservationState.CHARGED_ESTIMATE, 30, 20, used=50, estimated=50, cost=120, price=Price(2, 3))
 
-    posting = states.settle(charged, 10, 5)
+    posting = reservation.settle(charged, 10, 5)
 
     assert posting is not None
     assert (posting.used, posting.estimated, posting.cost, posting.reserved) == (-35, -50, 35 - 120, 0)
@@ -88,4 +90,4 @@ def test_a_correction_replaces_the_estimate_in_tokens_and_cost() -> None:
 def test_usage_that_cannot_be_is_refused(usage: tuple[int, int, int]) -> None:
     """A negative or over-estimated usage is a bug of the caller, not a credit."""
     with pytest.raises(ValueError, match="usage"):
-        states.settle(Holding(ReservationState.RESERVED, 1, 1), *usage)
+        reservation.settle(Holding(ReservationState.RESERVED, 1, 1), *usage)

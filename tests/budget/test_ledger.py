@@ -20,7 +20,7 @@ from agentao_gov.budget import (
     StoreFailureAllowed,
     TokenLedger,
 )
-from agentao_gov.budget.heartbeat import Heartbeat
+from agentao_gov.budget.ledger import Heartbeat
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import BudgetExhaustedError, BudgetImpossibleError, ConfigError, StoreError, TurnTimeoutError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
+from agentao_gov.budget.admission import Attempted, Ticket, fair_order, serve
 
 
 def ticket(number: int, tenant: str = "t", user: str = "u", *lines: str) -> Ticket:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
-from agentao_gov.budget.checkpoint import piece, plan
-from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget.journal import piece, plan
 from agentao_gov.budget.redis_keys import link
 from agentao_gov.budget.sqlite_fold import cut, fold, plan_cut
 from agentao_gov.budget.sqlite_tx import Transaction
+from agentao_gov.budget.types import ReservationLostError
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes
 from tests.budget.processes import start
@@ -208,7 +208,7 @@ def test_a_turn_that_rests_for_less_than_a_day_keeps_its_budget(
     short: OpenStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is open on it, and its calls are long cut: it is over only a day after its last one."""
-    monkeypatch.setattr("agentao_gov.budget.checkpoint._PIECE", 20)
+    monkeypatch.setattr("agentao_gov.budget.journal._PIECE", 20)
     store = short()
     store.reserve(call("first", LIMITS))
     store.settle("first", 150, 50, 0)

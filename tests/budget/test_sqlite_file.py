@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import SqliteStore, sqlite_file
-from agentao_gov.budget.states import Price
+from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.store import StoreSettings
 from agentao_gov.budget.types import CALL_TOKENS_MAX
 from agentao_gov.errors import StoreError

@@ -20,7 +20,7 @@ from agentao_gov.budget import (
     Store,
     StoreSettings,
 )
-from agentao_gov.budget.states import Price
+from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.clock import Clock
 from tests.budget.calls import PLENTY, balance, call, idle, scopes

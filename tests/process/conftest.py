@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
-from agentao_gov.budget.states import Price
+from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.types import Balance, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
-from agentao_gov.budget.errors import ReservationLostError
 from agentao_gov.budget.store import Settlement
-from agentao_gov.budget.types import Balance, Scope, ScopeLimit
+from agentao_gov.budget.types import Balance, ReservationLostError, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import BudgetImpossibleError, StoreError
 from agentao_gov.pool.subprocess_ledger import LedgerDesk

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from agentao_gov.budget.errors import CancelledWait, ReservationLostError
-from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Crossing, Refusal, StoreFailureAllowed
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable, usd
@@ -11,11 +9,22 @@ from agentao_gov.budget.redis_store import RedisStore
 from agentao_gov.budget.setup import ledger_path, limit_of, open_ledger, scope_limits, tenant_timezone
 from agentao_gov.budget.sqlite import SqliteStore
 from agentao_gov.budget.sqlite_verify import verify_file
-from agentao_gov.budget.store import Store, StoreSettings, Verification
+from agentao_gov.budget.store import (
+    BudgetEvent,
+    BudgetObserver,
+    Crossing,
+    Refusal,
+    Store,
+    StoreFailureAllowed,
+    StoreSettings,
+    Verification,
+)
 from agentao_gov.budget.types import (
     Balance,
+    CancelledWait,
     Ledger,
     Reservation,
+    ReservationLostError,
     ReservationState,
     ReserveRequest,
     Scope,

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import astuple, dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from agentao_gov.budget.states import Posting
+from agentao_gov.budget.reservation import Posting
+from agentao_gov.budget.store import JournalRow
 from agentao_gov.budget.types import ReservationState
+from agentao_gov.errors import StoreError
 
-__all__ = ["GENESIS", "STATE_AFTER", "Entry", "Kind", "Replay", "Totals", "chain", "decode", "encode", "replay"]
+__all__ = [
+    "DAY_MS",
+    "GENESIS",
+    "STATE_AFTER",
+    "Checkpoint",
+    "Cut",
+    "Entry",
+    "Kind",
+    "Replay",
+    "Totals",
+    "chain",
+    "decode",
+    "encode",
+    "over_by",
+    "piece",
+    "plan",
+    "replay",
+]
+
 
 Kind = Literal[
     "open",
@@ -219,3 +240,159 @@ def _add(result: Replay, entry: Entry) -> None:
             result.outputs[entry.id] = int(entry.note.split(" ")[1])
         elif entry.kind == "extend":
             result.outputs[entry.id] = result.outputs.get(entry.id, 0) + entry.reserved
+
+
+# A checkpoint of the journal: what all entries up to a number add up to, so that they need not be kept for ever.
+#
+# The journal goes on from its hash, and names the checkpoint's digest in an entry of its own: neither can be changed
+# without the other telling.
+
+#: Of a line's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
+Over = Callable[[str, int], bool]
+Link = Callable[[bytes, str], bytes]
+#: Of lines and what was posted to them up to the cut: those that have other figures now.
+Moved = Callable[[Mapping[str, Totals]], Collection[str]]
+
+_OPEN_STEPS = frozenset({"reserve", "dispatch"})
+
+#: How long what may go already waits for more to go with it, where there is little.
+DAY_MS = 86_400_000
+#: Entries let go of at a time, at least: the lock is held for some milliseconds.
+_PIECE = 4_000
+#: Bytes of a checkpoint that one line takes, about.
+_LINE_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The sums of entries 1 to `number`, as text. Only what later entries may still build on is in it."""
+
+    #: The last entry it stands for; 0 for the one before all entries.
+    number: int = 0
+    #: That entry's hash.
+    hash: bytes = GENESIS
+    body: str = ""
+
+    @classmethod
+    def of(cls, sums: Replay) -> Checkpoint:
+        """Writes down what a replay came to."""
+        lines = [
+            [ref, sums.names.get(ref, ""), sums.limits.get(ref), sums.warned.get(ref), *astuple(totals)]
+            for ref, totals in sums.lines.items()
+        ]
+        calls = [
+            [name, sums.notes[name], sums.owners[name], sums.outputs[name], list(step), *astuple(sums.calls[name])]
+            for name, step in sums.steps.items()
+        ]
+        turns = {ref: at_ms for ref, at_ms in sums.touched.items() if sums.names.get(ref, "").startswith("turn:")}
+        return cls(sums.entries, sums.head, json.dumps([sums.ledger, lines, calls, turns], separators=(",", ":")))
+
+    def note(self) -> str:
+        """How the journal names this checkpoint."""
+        digest = hashlib.sha256(self.body.encode()).hexdigest()
+        return f"{self.number} {self.hash.hex()} {digest}"
+
+    def replay(self) -> Replay:
+        """Where a replay of the entries after it begins. Raises StoreError when the text cannot be read."""
+        sums = Replay(entries=self.number, head=self.hash)
+        if not self.body:
+            return sums
+        try:
+            sums.ledger, lines, calls, turns = json.loads(self.body)
+            sums.touched = dict(turns)
+            for ref, name, limit, warned, *totals in lines:
+                sums.lines[ref] = Totals(*totals)
+                if name:
+                    sums.names[ref] = name
+                if limit is not None:
+                    sums.limits[ref] = limit
+                if warned is not None:
+                    sums.warned[ref] = warned
+            for call_id, note, owner, output, step, *totals in calls:
+                step[4] = tuple(step[4])
+                sums.calls[call_id], sums.notes[call_id] = Totals(*totals), note
+                sums.owners[call_id], sums.outputs[call_id] = owner, output
+                sums.steps[call_id] = Entry(*step)
+        except (ValueError, TypeError, IndexError) as error:
+            raise StoreError(
+                f"The journal's checkpoint at entry {self.number:,} cannot be read: {error}.",
+                hint="Run `agentao-gov budget verify`, and put a sound copy back.",
+            ) from error
+        return sums
+
+    def problem(self, sums: Replay) -> str | None:
+        """What is wrong with this checkpoint, given a replay that began with it."""
+        if self.number == 0 or sums.checkpoint == self.note():
+            return None
+        return f"journal: the checkpoint at entry {self.number} is not the one that the journal names"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A piece of the journal that a checkpoint takes the place of, and what goes with it."""
+
+    #: Number of the checkpoint before.
+    before: int
+    after: Checkpoint
+    #: Reservations that ended in the piece.
+    calls: list[str]
+    #: References of lines that are over.
+    lines: list[str]
+
+
+def piece(size: int) -> int:
+    """How many entries a cut should let go of, by the length of the checkpoint that it has to write anew."""
+    return max(_PIECE, size // _LINE_BYTES)
+
+
+def _nothing(_: Mapping[str, Totals]) -> Collection[str]:
+    return ()
+
+
+def plan(
+    checkpoint: Checkpoint,
+    rows: Iterable[JournalRow],
+    over: Over,
+    kept: Collection[str],
+    link: Link = chain,
+    *,
+    moved: Moved = _nothing,
+) -> Cut | None:
+    """Adds up `rows`, which follow the checkpoint; None where there are none, or where they are not sound.
+
+    A line that `over` says is over goes, unless a call was open on it at the end of the rows, or it is one of `kept`:
+    the lines of calls that are open now, which may have been reserved long after these rows, or one that has `moved`
+    since: calls that ended later post their corrections to it.
+    """
+    sums = replay(rows, link, checkpoint.replay())
+    if sums.entries == checkpoint.number or sums.problems:
+        # What is not sound is not ours to hide: `budget verify` has to find it.
+        return None
+    ended = [name for name, step in sums.steps.items() if step.kind not in _OPEN_STEPS]
+    for name in ended:
+        for by_call in (sums.calls, sums.steps, sums.notes, sums.owners, sums.outputs):
+            by_call.pop(name, None)
+    held = {line for step in sums.steps.values() for line in step.lines}.union(kept)
+    lines = [ref for ref, name in sums.names.items() if ref not in held and over(name, sums.touched.get(ref, 0))]
+    stay = set(moved({ref: sums.lines[ref] for ref in lines}))
+    lines = [ref for ref in lines if ref not in stay]
+    for ref in [*lines, *sums.lines.keys() - sums.names.keys()]:
+        for by_line in (sums.lines, sums.names, sums.limits, sums.warned, sums.touched):
+            by_line.pop(ref, None)
+    return Cut(checkpoint.number, Checkpoint.of(sums), ended, lines)
+
+
+def over_by(at_ms: float) -> Over:
+    """Which lines were over by that instant: turns that rested for a day, and days of users and sessions.
+
+    What tenants used in a day is kept for good.
+    """
+    # Two days, because a day ends up to 26 hours later somewhere else.
+    day = (datetime.fromtimestamp(at_ms / 1000, UTC).date() - timedelta(days=2)).isoformat()
+
+    def over(name: str, touched_ms: int) -> bool:
+        if name.startswith("turn:"):
+            return touched_ms <= at_ms - DAY_MS
+        return not name.startswith("tenant:") and name.rpartition(" ")[2] < day
+
+    return over

@@ -8,15 +8,24 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agentao_gov.budget.errors import CancelledWait, ReservationLostError
-from agentao_gov.budget.events import BudgetEvent, BudgetObserver, Refusal, StoreFailureAllowed
-from agentao_gov.budget.heartbeat import Heartbeat
-from agentao_gov.budget.store import Refused, Settlement, Store, StoreSettings, Waiting
+from agentao_gov.budget.store import (
+    BudgetEvent,
+    BudgetObserver,
+    Refusal,
+    Refused,
+    Settlement,
+    Store,
+    StoreFailureAllowed,
+    StoreSettings,
+    Waiting,
+)
 from agentao_gov.budget.types import (
     CALL_TOKENS_MAX,
     LIMIT_TOKENS_MAX,
     Balance,
+    CancelledWait,
     Reservation,
+    ReservationLostError,
     ReserveRequest,
     Scope,
     ScopeLimit,
@@ -32,7 +41,44 @@ from agentao_gov.errors import (
     UsageError,
 )
 
-__all__ = ["TokenLedger"]
+__all__ = ["Heartbeat", "TokenLedger"]
+
+
+# Says every few seconds that this process lives, and resolves what dead ones left in the ledger.
+
+
+class Heartbeat:
+    """A daemon thread of its own, so that no slow call can silence it."""
+
+    def __init__(self, beat: Callable[[], None], every_s: float) -> None:
+        self._beat = beat
+        self._every_s = every_s
+        #: Why the last beat could not be made; None after one that could.
+        self.failure: StoreError | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger-heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread and waits for it."""
+        self._stopped.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            try:
+                self._beat()
+                self.failure = None
+            except StoreError as error:
+                self.failure = error
+                # The next call of a turn meets the same error and fails closed; here it is only worth a line.
+                _log.warning("token ledger heartbeat failed: %s", error)
+            except Exception as error:
+                # Whatever it is: a heart that stops lets neighbours take what this process holds.
+                self.failure = StoreError(f"The token ledger's heartbeat failed: {type(error).__name__}.")
+                _log.exception("token ledger heartbeat failed")
+
 
 #: Postings kept for a store that is down. A process has far fewer calls in flight; beyond it recovery takes over.
 _OWED_MAX = 10_000

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agentao_gov.budget.states import Price
+from agentao_gov.budget.reservation import Price
 from agentao_gov.errors import ConfigError
 
 __all__ = ["PICO_PER_USD", "PriceTable", "usd"]

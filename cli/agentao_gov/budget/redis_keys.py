@@ -10,9 +10,8 @@ from typing import Any, cast
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.admission import Answer
-from agentao_gov.budget.checkpoint import Checkpoint
-from agentao_gov.budget.journal import Totals
-from agentao_gov.budget.line import line_name, refusal
+from agentao_gov.budget.balance import line_name, refusal
+from agentao_gov.budget.journal import Checkpoint, Totals
 from agentao_gov.budget.store import Crossing, JournalRow, Refused, Verification
 from agentao_gov.budget.types import (
     Balance,

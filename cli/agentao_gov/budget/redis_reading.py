@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from agentao_gov.budget.checkpoint import Checkpoint
-from agentao_gov.budget.journal import Totals
-from agentao_gov.budget.line import LineKey, line_name
+from agentao_gov.budget.balance import LineKey, line_name
+from agentao_gov.budget.journal import Checkpoint, Totals
 from agentao_gov.budget.redis_keys import journal_rows, read_checkpoint, verify_records
 from agentao_gov.budget.redis_session import RedisSession, guard
 from agentao_gov.budget.store import JournalRow, Verification

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.errors import ReservationLostError
-from agentao_gov.budget.line import LineKey, line_name
-from agentao_gov.budget.mark import Mark
+from agentao_gov.budget.balance import LineKey, line_name
+from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.redis_keys import SCRIPT
 from agentao_gov.budget.store import StoreSettings
-from agentao_gov.budget.types import ScopeLimit
+from agentao_gov.budget.types import ReservationLostError, ScopeLimit
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 from agentao_gov.clock import Clock
 from agentao_gov.errors import ConfigError, StoreError

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.checkpoint import DAY_MS, Cut, over_by, piece, plan
-from agentao_gov.budget.codec import decode_request, encode_request
-from agentao_gov.budget.errors import ReservationLostError
-from agentao_gov.budget.journal import decode
-from agentao_gov.budget.line import within_window
+from agentao_gov.budget.admission import Ticket, fair_order
+from agentao_gov.budget.balance import within_window
+from agentao_gov.budget.journal import DAY_MS, Cut, decode, over_by, piece, plan
 from agentao_gov.budget.owner import Owner, gone, this_process
-from agentao_gov.budget.queue import Ticket, fair_order
 from agentao_gov.budget.redis_keys import (
     balance_of,
     crossings_of,
@@ -30,9 +27,10 @@ from agentao_gov.budget.redis_keys import (
 )
 from agentao_gov.budget.redis_reading import RedisReader
 from agentao_gov.budget.redis_session import RedisSession, WaitingCall, guard
-from agentao_gov.budget.states import check_usage
+from agentao_gov.budget.reservation import check_usage
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
-from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, ScopeLimit
+from agentao_gov.budget.types import Balance, Reservation, ReservationLostError, ReserveRequest, ScopeLimit
+from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
 

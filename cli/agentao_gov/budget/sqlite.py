@@ -8,14 +8,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from agentao_gov.budget import failpoints, states
-from agentao_gov.budget.admission import Answer, extendable
-from agentao_gov.budget.errors import ReservationLostError
+from agentao_gov.budget import failpoints, reservation
+from agentao_gov.budget.admission import Answer, Attempted, extendable
+from agentao_gov.budget.balance import Line, crossed, lower_warned, refusal, within_window
+from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.journal import Entry, Kind
-from agentao_gov.budget.line import Line, crossed, lower_warned, refusal, within_window
-from agentao_gov.budget.mark import Mark
 from agentao_gov.budget.owner import this_process
-from agentao_gov.budget.queue import Attempted
+from agentao_gov.budget.reservation import Posting
 from agentao_gov.budget.sqlite_append import Appender
 from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_file import LedgerFile
@@ -29,7 +28,6 @@ from agentao_gov.budget.sqlite_step import following, granted, reserving
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.sqlite_upkeep import Upkeep
 from agentao_gov.budget.sqlite_verify import read_journal, verify_file
-from agentao_gov.budget.states import Posting
 from agentao_gov.budget.store import (
     Crossing,
     JournalRow,
@@ -39,7 +37,14 @@ from agentao_gov.budget.store import (
     Verification,
     Waiting,
 )
-from agentao_gov.budget.types import Balance, Reservation, ReservationState, ReserveRequest, ScopeLimit
+from agentao_gov.budget.types import (
+    Balance,
+    Reservation,
+    ReservationLostError,
+    ReservationState,
+    ReserveRequest,
+    ScopeLimit,
+)
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 
@@ -183,7 +188,7 @@ class SqliteStore:
         with Transaction(self) as tx:
             call = self._call(tx, reservation_id)
             state = call.holding.state
-            if state not in states.OPEN_STATES or output_tokens <= 0:
+            if state not in reservation.OPEN_STATES or output_tokens <= 0:
                 return 0
             lines = tx.cache.load(tx.sql, call.lines)
             more = extendable([line.level for line in lines.values()], output_tokens)
@@ -203,21 +208,23 @@ class SqliteStore:
     def _settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
         with Transaction(self, "settle") as tx:
             call = self._call(tx, reservation_id)
-            kind: Kind = "settle" if call.holding.state in states.OPEN_STATES else "correct"
-            posting = states.settle(call.holding, prompt, completion, estimated)
+            kind: Kind = "settle" if call.holding.state in reservation.OPEN_STATES else "correct"
+            posting = reservation.settle(call.holding, prompt, completion, estimated)
             return self._finish(tx, kind, reservation_id, call, posting)
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
         """See Store."""
         with Transaction(self) as tx:
             call = self._call(tx, reservation_id)
-            return self._finish(tx, "charge", reservation_id, call, states.charge(call.holding, prompt, completion))
+            return self._finish(
+                tx, "charge", reservation_id, call, reservation.charge(call.holding, prompt, completion)
+            )
 
     def release(self, reservation_id: str) -> None:
         """See Store."""
         with Transaction(self) as tx:
             call = self._call(tx, reservation_id)
-            self._finish(tx, "release", reservation_id, call, states.release(call.holding))
+            self._finish(tx, "release", reservation_id, call, reservation.release(call.holding))
 
     def withdraw(self, reservation_id: str) -> None:
         """See Store."""
@@ -227,7 +234,7 @@ class SqliteStore:
                 return
             call = tx.cache.find(tx.sql, reservation_id)
             if call is not None and call.holding.state is ReservationState.RESERVED:
-                self._finish(tx, "release", reservation_id, call, states.release(call.holding))
+                self._finish(tx, "release", reservation_id, call, reservation.release(call.holding))
 
     def _finish(
         self, tx: Transaction, kind: Kind, call_id: str, call: StoredCall, posting: Posting | None
@@ -324,9 +331,9 @@ class SqliteStore:
         for call_id, call in self._owners.held_by(tx, owner_id).items():
             held = call.holding
             if held.state is ReservationState.RESERVED:
-                self._finish(tx, "release", call_id, call, states.release(held))
+                self._finish(tx, "release", call_id, call, reservation.release(held))
             else:
-                posting = states.charge(held, held.held_prompt, held.held_output)
+                posting = reservation.charge(held, held.held_prompt, held.held_output)
                 self._finish(tx, "charge", call_id, call, posting)
         self._owners.forget(tx, owner_id)
         if tx.cache.waiting:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from agentao_gov.budget import failpoints, journal, states
+from agentao_gov.budget import failpoints, journal, reservation
 from agentao_gov.budget.admission import Answer
+from agentao_gov.budget.balance import crosses
 from agentao_gov.budget.journal import Kind
-from agentao_gov.budget.line import crosses
+from agentao_gov.budget.reservation import OPEN_STATES, Posting
 from agentao_gov.budget.sqlite_lines import fits
 from agentao_gov.budget.sqlite_rows import StoredCall
 from agentao_gov.budget.sqlite_schema import is_busy, store_error
 from agentao_gov.budget.sqlite_step import Step, following, granted, reserving
-from agentao_gov.budget.states import OPEN_STATES, Posting
 from agentao_gov.budget.store import Settlement
 from agentao_gov.budget.types import Reservation, ReservationState, ReserveRequest
 
@@ -98,7 +98,7 @@ class Appender:
             call = store.cache.calls.get(call_id)
             if call is None or call.holding.state not in OPEN_STATES:
                 return None
-            posting = states.settle(call.holding, prompt, completion, estimated)
+            posting = reservation.settle(call.holding, prompt, completion, estimated)
             if posting is None or not self._follow("settle", call_id, call, posting):
                 return None
         finally:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from agentao_gov.budget.book import after
+from agentao_gov.budget.balance import Line
 from agentao_gov.budget.journal import STATE_AFTER, Entry
-from agentao_gov.budget.line import Line
+from agentao_gov.budget.memory import after
+from agentao_gov.budget.reservation import OPEN_STATES, Holding, Posting, Price
 from agentao_gov.budget.sqlite_rows import (
     CALL_COLUMNS,
     LINE_COLUMNS,
@@ -25,7 +26,6 @@ from agentao_gov.budget.sqlite_rows import (
     placeholders,
 )
 from agentao_gov.budget.sqlite_step import Step
-from agentao_gov.budget.states import OPEN_STATES, Holding, Posting, Price
 
 __all__ = ["Cache"]
 

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from agentao_gov.budget.mark import Mark
+from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.sqlite_header import FileHeader, Identity, identity
 from agentao_gov.budget.sqlite_schema import Synchronous, connect, patiently, raise_counter, store_error
 from agentao_gov.errors import StoreError

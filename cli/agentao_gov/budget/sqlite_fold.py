@@ -6,9 +6,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
-from agentao_gov.budget import checkpoint as checkpoints
-from agentao_gov.budget.checkpoint import DAY_MS, Checkpoint, Cut, over_by, piece
-from agentao_gov.budget.journal import Entry, Totals
+from agentao_gov.budget import journal as checkpoints
+from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, Entry, Totals, over_by, piece
 from agentao_gov.budget.sqlite_owners import held_calls
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, placeholders, row_of_call, row_of_line
 from agentao_gov.budget.sqlite_tx import Transaction

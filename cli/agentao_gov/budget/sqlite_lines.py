@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agentao_gov.budget.admission import Admission, admit
+from agentao_gov.budget.balance import Line, LineKey, line_name
 from agentao_gov.budget.journal import Entry
-from agentao_gov.budget.line import Line, LineKey, line_name
 from agentao_gov.budget.sqlite_cache import Cache
 from agentao_gov.budget.sqlite_rows import LINE_COLUMNS, THOUSANDTHS, line_of
 from agentao_gov.budget.sqlite_tx import Transaction

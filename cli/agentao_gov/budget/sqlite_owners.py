@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from agentao_gov.budget.owner import Liveness, Owner
+from agentao_gov.budget.reservation import OPEN_STATES
 from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, StoredCall, call_of
 from agentao_gov.budget.sqlite_tx import Transaction
-from agentao_gov.budget.states import OPEN_STATES
 from agentao_gov.clock import Clock
 
 __all__ = ["OwnerTable", "held_calls"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentao_gov.budget.codec import decode_request, encode_request
-from agentao_gov.budget.queue import Attempted, Ticket, fair_order, serve
+from agentao_gov.budget.admission import Attempted, Ticket, fair_order, serve
 from agentao_gov.budget.sqlite_tx import Transaction
 from agentao_gov.budget.types import ReserveRequest
+from agentao_gov.budget.waiting import decode_request, encode_request
 
 __all__ = ["WaitingTable"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
-from agentao_gov.budget.line import Line
-from agentao_gov.budget.states import Holding, Price
+from agentao_gov.budget.balance import Line
+from agentao_gov.budget.reservation import Holding, Price
 from agentao_gov.budget.types import ReservationState, Scope, ScopeKind
 from agentao_gov.errors import StoreError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from agentao_gov.budget.book import after, reserve_note
+from agentao_gov.budget.balance import Line
 from agentao_gov.budget.journal import Entry, Kind
-from agentao_gov.budget.line import Line
+from agentao_gov.budget.memory import after, reserve_note
+from agentao_gov.budget.reservation import Holding, Posting, Price
 from agentao_gov.budget.sqlite_rows import StoredCall
-from agentao_gov.budget.states import Holding, Posting, Price
 from agentao_gov.budget.types import Reservation, ReservationState, ReserveRequest
 
 __all__ = ["Step", "following", "granted", "reserving"]

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from agentao_gov.budget import failpoints, journal
+from agentao_gov.budget.balance import Line, LineKey
 from agentao_gov.budget.journal import Entry
-from agentao_gov.budget.line import Line, LineKey
 from agentao_gov.budget.sqlite_schema import begin_immediate, patiently, store_error
 from agentao_gov.budget.sqlite_step import Step
 from agentao_gov.errors import StoreError

@@ -6,10 +6,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from agentao_gov.budget.states import Price
-from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, Scope, ScopeLimit
+from agentao_gov.budget.reservation import Price
+from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, Scope, ScopeKind, ScopeLimit
 
-__all__ = ["Crossing", "JournalRow", "Refused", "Settlement", "Store", "StoreSettings", "Verification", "Waiting"]
+__all__ = [
+    "BudgetEvent",
+    "BudgetObserver",
+    "Crossing",
+    "JournalRow",
+    "Refusal",
+    "Refused",
+    "Settlement",
+    "Store",
+    "StoreFailureAllowed",
+    "StoreSettings",
+    "Verification",
+    "Waiting",
+]
+
 
 #: Number, text and hash of one journal entry.
 JournalRow = tuple[int, str, bytes]
@@ -165,3 +179,28 @@ class Store(Protocol):
     def close(self) -> None:
         """Lets go of files and connections. What is still held is resolved as if the owner had died."""
         ...
+
+
+# What the ledger tells those who watch it: metrics, the run panel, logs.
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call was told no, at once or at the end of its wait."""
+
+    scope: ScopeKind
+    key: str
+    reason: Literal["exhausted", "impossible", "deadline", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailureAllowed:
+    """The store could not answer and `on_store_failure = "allow"` let the call through, unrecorded."""
+
+    operation: str
+    error: str
+
+
+BudgetEvent = Crossing | Refusal | StoreFailureAllowed
+#: Called on the thread of the call that caused it; must not block and must not raise.
+BudgetObserver = Callable[[BudgetEvent], None]

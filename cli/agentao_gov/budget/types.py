@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from agentao_gov.errors import GovError, StoreError
+
 if TYPE_CHECKING:
     import threading
     from collections.abc import Sequence
@@ -16,14 +18,17 @@ __all__ = [
     "CALL_TOKENS_MAX",
     "LIMIT_TOKENS_MAX",
     "Balance",
+    "CancelledWait",
     "Ledger",
     "Reservation",
+    "ReservationLostError",
     "ReservationState",
     "ReserveRequest",
     "Scope",
     "ScopeKind",
     "ScopeLimit",
 ]
+
 
 #: The largest limit or grant that makes a difference. Sums of them stay exact in every store: Lua counts to 2^53.
 LIMIT_TOKENS_MAX = 10**15
@@ -161,3 +166,21 @@ class Ledger(Protocol):
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
         """Today's balance of each scope."""
         ...
+
+
+# What only callers of the ledger meet; the errors a user can meet stand in `agentao_gov.errors`.
+
+
+class CancelledWait(GovError):
+    """Raised when the `cancelled` event ends a wait for tokens: nothing is held any more."""
+
+    code = "cancelled"
+    exit_code = 130
+    http_status = 409
+
+
+class ReservationLostError(StoreError):
+    """Raised when a reservation is no longer its owner's: reclaimed after silence, or never there.
+
+    A call whose `dispatch` raises this must not be sent: its tokens were given back and may be spent already.
+    """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from agentao_gov.budget.store import Store
+from agentao_gov.budget.types import ReserveRequest, Scope, ScopeLimit
 from agentao_gov.clock import Deadline
 
-__all__ = ["WaitingRoom"]
+__all__ = ["WaitingRoom", "decode_request", "encode_request"]
+
 
 #: How often a parked thread looks at its deadline and its `cancelled` event: two events cannot be waited for at once.
 _SLICE_S = 0.05
@@ -87,3 +90,30 @@ class WaitingRoom:
             if since_served_s >= _SERVE_S:
                 self._store.serve_waiting()
                 since_served_s = 0.0
+
+
+# A waiting call as text, so that any process can serve it.
+
+
+def encode_request(request: ReserveRequest) -> str:
+    """A waiting call as text, for any process to serve."""
+    scopes = [[s.scope.kind, s.scope.key, s.limit, s.timezone] for s in request.scopes]
+    return json.dumps(
+        [
+            request.id,
+            scopes,
+            request.prompt_tokens,
+            request.output_tokens_min,
+            request.output_tokens_max,
+            request.tenant,
+            request.user,
+            request.model,
+        ]
+    )
+
+
+def decode_request(text: str) -> ReserveRequest:
+    """What `encode_request` wrote."""
+    call_id, scopes, *rest = json.loads(text)
+    limits = tuple(ScopeLimit(Scope(kind, key), limit, timezone) for kind, key, limit, timezone in scopes)
+    return ReserveRequest(call_id, limits, *rest)

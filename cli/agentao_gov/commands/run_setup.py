@@ -248,7 +248,7 @@ def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> 
 
 def _tell_unrecorded(event: BudgetEvent) -> None:
     """Says each time that a step went past the ledger, as the operator chose."""
-    from agentao_gov.budget.events import StoreFailureAllowed
+    from agentao_gov.budget.store import StoreFailureAllowed
     from agentao_gov.report.terminal import warn
 
     if isinstance(event, StoreFailureAllowed):

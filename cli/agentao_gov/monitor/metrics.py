@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agentao_gov.budget.events import BudgetEvent, StoreFailureAllowed
+from agentao_gov.budget.store import BudgetEvent, StoreFailureAllowed
 from agentao_gov.governor.outcome import Outcome
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.monitor.labels import LabelSet

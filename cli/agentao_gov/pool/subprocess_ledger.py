@@ -15,8 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from agentao_gov.budget.errors import ReservationLostError
-from agentao_gov.budget.types import Ledger, Reservation, ReserveRequest, ScopeLimit
+from agentao_gov.budget.types import Ledger, Reservation, ReservationLostError, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import BadRequestError, GovError, StoreError
 from agentao_gov.governor.report import Usage

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from agentao_gov.budget.errors import CancelledWait, ReservationLostError
+from agentao_gov.budget.types import CancelledWait, ReservationLostError
 from agentao_gov.errors import (
     BudgetError,
     BudgetExhaustedError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentao_gov.budget.admission import Answer, Level
-from agentao_gov.budget.states import Posting
+from agentao_gov.budget.reservation import Posting
 from agentao_gov.budget.store import Crossing, Refused
 from agentao_gov.budget.types import Balance, ReserveRequest, Scope
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
