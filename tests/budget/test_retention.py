@@ -14,9 +14,9 @@ import pytest
 
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
 from agentao_gov.budget.journal import piece, plan
-from agentao_gov.budget.redis_keys import link
-from agentao_gov.budget.sqlite_fold import cut, fold, plan_cut
-from agentao_gov.budget.sqlite_tx import Transaction
+from agentao_gov.budget.redis.session import link
+from agentao_gov.budget.sqlite.tables import cut, fold, plan_cut
+from agentao_gov.budget.sqlite.transaction import Transaction
 from agentao_gov.budget.types import ReservationLostError
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes

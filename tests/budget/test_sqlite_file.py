@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.budget import SqliteStore, sqlite_file
+from agentao_gov.budget import SqliteStore
 from agentao_gov.budget.reservation import Price
+from agentao_gov.budget.sqlite import file
 from agentao_gov.budget.store import StoreSettings
 from agentao_gov.budget.types import CALL_TOKENS_MAX
 from agentao_gov.errors import StoreError
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def looks_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files are looked at twenty times a second; here at every step."""
-    monkeypatch.setattr(sqlite_file, "_LOOK_S", 0.0)
+    monkeypatch.setattr(file, "_LOOK_S", 0.0)
 
 
 def spend(store: SqliteStore, prefix: str, count: int = 20) -> None:

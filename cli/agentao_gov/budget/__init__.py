@@ -5,10 +5,10 @@ from __future__ import annotations
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable, usd
-from agentao_gov.budget.redis_store import RedisStore
+from agentao_gov.budget.redis.store import RedisStore
 from agentao_gov.budget.setup import ledger_path, limit_of, open_ledger, scope_limits, tenant_timezone
-from agentao_gov.budget.sqlite import SqliteStore
-from agentao_gov.budget.sqlite_verify import verify_file
+from agentao_gov.budget.sqlite.store import SqliteStore
+from agentao_gov.budget.sqlite.verify import verify_file
 from agentao_gov.budget.store import (
     BudgetEvent,
     BudgetObserver,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 from agentao_gov.budget.ledger import TokenLedger
 from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable
-from agentao_gov.budget.redis_store import RedisStore
-from agentao_gov.budget.sqlite import SqliteStore
+from agentao_gov.budget.redis.store import RedisStore
+from agentao_gov.budget.sqlite.store import SqliteStore
 from agentao_gov.budget.store import JournalRow, Refused, Settlement, Store, StoreSettings, Verification, Waiting
 from agentao_gov.budget.types import LIMIT_TOKENS_MAX, Balance, Reservation, ReserveRequest, Scope, ScopeLimit
 from agentao_gov.budget.windows import zone

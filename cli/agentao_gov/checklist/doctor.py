@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from agentao_gov.budget.sqlite_schema import check_layout
+from agentao_gov.budget.sqlite.file import check_layout
 from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
 from agentao_gov.errors import StoreError
 from agentao_gov.process.layers import Layer, survey_layers

@@ -14,10 +14,10 @@ from agentao_gov.budget.balance import Line, line_name
 from agentao_gov.budget.journal import STATE_AFTER, Replay, Totals
 from agentao_gov.budget.memory import reserve_note
 from agentao_gov.budget.reservation import OPEN_STATES
-from agentao_gov.budget.sqlite_cache import Cache
-from agentao_gov.budget.sqlite_fold import read_checkpoint
-from agentao_gov.budget.sqlite_rows import CALL_COLUMNS, LINE_COLUMNS, THOUSANDTHS, StoredCall, call_of, line_of
-from agentao_gov.budget.sqlite_schema import store_error
+from agentao_gov.budget.sqlite.file import store_error
+from agentao_gov.budget.sqlite.rows import CALL_COLUMNS, LINE_COLUMNS, THOUSANDTHS, StoredCall, call_of, line_of
+from agentao_gov.budget.sqlite.tables import read_checkpoint
+from agentao_gov.budget.sqlite.transaction import Cache
 from agentao_gov.budget.store import JournalRow, Verification
 from agentao_gov.errors import StoreError
 

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from agentao_gov.budget import failpoints, reservation
+from agentao_gov.budget import failpoints, journal, reservation
 from agentao_gov.budget.admission import Answer, Attempted, extendable
-from agentao_gov.budget.balance import Line, crossed, lower_warned, refusal, within_window
+from agentao_gov.budget.balance import Line, crossed, crosses, lower_warned, refusal, within_window
 from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.journal import Entry, Kind
 from agentao_gov.budget.owner import this_process
-from agentao_gov.budget.reservation import Posting
-from agentao_gov.budget.sqlite_append import Appender
-from agentao_gov.budget.sqlite_cache import Cache
-from agentao_gov.budget.sqlite_file import LedgerFile
-from agentao_gov.budget.sqlite_lines import LineTable
-from agentao_gov.budget.sqlite_owners import OwnerTable
-from agentao_gov.budget.sqlite_queue import WaitingTable
-from agentao_gov.budget.sqlite_reading import SqliteReader
-from agentao_gov.budget.sqlite_rows import StoredCall
-from agentao_gov.budget.sqlite_schema import LOCKED_HINT, Synchronous, connect, create, store_error
-from agentao_gov.budget.sqlite_step import following, granted, reserving
-from agentao_gov.budget.sqlite_tx import Transaction
-from agentao_gov.budget.sqlite_upkeep import Upkeep
-from agentao_gov.budget.sqlite_verify import read_journal, verify_file
+from agentao_gov.budget.reservation import OPEN_STATES, Posting
+from agentao_gov.budget.sqlite.file import (
+    LOCKED_HINT,
+    LedgerFile,
+    Synchronous,
+    connect,
+    create,
+    is_busy,
+    patiently,
+    store_error,
+)
+from agentao_gov.budget.sqlite.rows import StoredCall
+from agentao_gov.budget.sqlite.tables import (
+    FOLD_ENTRIES,
+    LineTable,
+    OwnerTable,
+    WaitingTable,
+    cut,
+    fits,
+    fold,
+    plan_cut,
+)
+from agentao_gov.budget.sqlite.transaction import Cache, Step, Transaction, following, granted, reserving
+from agentao_gov.budget.sqlite.verify import read_journal, verify_file
 from agentao_gov.budget.store import (
     Crossing,
     JournalRow,
@@ -48,7 +60,227 @@ from agentao_gov.budget.types import (
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 
-__all__ = ["SqliteStore"]
+__all__ = ["Appender", "SqliteReader", "SqliteStore", "Upkeep"]
+
+
+# The short way of a step: one statement that appends its journal entry, provided that nothing has changed.
+#
+# What a turn's calls do is nearly always one entry about lines that this process knows. It is decided on what is known,
+# and appended only if the journal still ends where it is known to end: one statement instead of five, which is also all
+# that the file is locked for. Whatever is not as expected is left to the long way, which looks first.
+
+# No row is added where there is one of that number, as after any other process's step; where the one before is not the
+# one that is known, as in a copy that was put back through SQLite itself; when anybody waits or this owner was given
+# up, which leave no entry; or when the reservation that is to be made was made before the last fold. The condition
+# stands in the hash, which must not be NULL: as a SELECT's it would cost a table of its own, and half as much again.
+_APPEND = """
+INSERT OR IGNORE INTO journal VALUES (?1, ?2, ?3, CASE
+    WHEN (SELECT hash FROM journal WHERE number = ?1 - 1) = ?7
+        AND NOT EXISTS (SELECT 1 FROM waiters)
+        AND EXISTS (SELECT 1 FROM owners WHERE id = ?5)
+        AND NOT EXISTS (SELECT 1 FROM calls WHERE id = ?6)
+    THEN ?4 END)
+"""
+
+
+_DISPATCHED = Posting(ReservationState.DISPATCHED)
+_SETTLED = Settlement(posted=True)
+
+
+class Appender:
+    """Each method returns None when the step has to go the long way; then nothing was changed."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._owner_id = store.owner.id
+
+    def reserve(self, request: ReserveRequest) -> Reservation | None:
+        """Reserves what fits at once, in lines that are known, under limits that are."""
+        store, cache = self._store, self._store.cache
+        store.enter()
+        try:
+            at_ms = self._at_ms()
+            if at_ms is None or request.id in cache.calls:
+                return None
+            lines = store.lines.known(cache, request, at_ms / 1000)
+            if lines is None:
+                return None
+            answer, output, _ = fits(lines.values(), request)
+            if answer is not Answer.GRANTED:
+                return None
+            price = store.settings.price(request.model)
+            step = reserving(request, output, price, tuple(lines), self._owner_id, at_ms)
+            if not self._append("reserve", step, new_id=request.id):
+                return None
+        finally:
+            store.lock.release()
+        failpoints.reach("after_reserve_commit")
+        return granted(request, output, lines.values())
+
+    def dispatch(self, call_id: str) -> bool:
+        """Reserved → dispatched. False: by the long way."""
+        store = self._store
+        store.enter()
+        try:
+            call = store.cache.calls.get(call_id)
+            if call is None or call.holding.state is not ReservationState.RESERVED:
+                return False
+            if not self._follow("dispatch", call_id, call, _DISPATCHED):
+                return False
+        finally:
+            store.lock.release()
+        failpoints.reach("after_dispatch_commit")
+        return True
+
+    def settle(self, call_id: str, prompt: int, completion: int, estimated: int) -> Settlement | None:
+        """Replaces what is held by what was used, where that passes no soft threshold."""
+        store = self._store
+        store.enter()
+        try:
+            call = store.cache.calls.get(call_id)
+            if call is None or call.holding.state not in OPEN_STATES:
+                return None
+            posting = reservation.settle(call.holding, prompt, completion, estimated)
+            if posting is None or not self._follow("settle", call_id, call, posting):
+                return None
+        finally:
+            store.lock.release()
+        failpoints.reach("after_settle_commit")
+        return _SETTLED
+
+    def _follow(self, kind: Kind, call_id: str, call: StoredCall, posting: Posting) -> bool:
+        known, warn_at = self._store.cache.lines, self._store.settings.warn_at
+        for number in call.lines:
+            line = known.get(number)
+            if line is None or (posting.used and crosses(line, line.used + posting.used, warn_at)):
+                return False
+        at_ms = self._at_ms()
+        return at_ms is not None and self._append(kind, following(kind, call_id, call, posting, self._owner_id, at_ms))
+
+    def _at_ms(self) -> int | None:
+        """The ledger's time; None where something may have been written that is not known here."""
+        store, cache = self._store, self._store.cache
+        if not cache.sure or store.mark.last > cache.last:
+            return None
+        return max(int(store.clock.time() * 1000), cache.at_ms)
+
+    def _append(self, name: Kind, step: Step, new_id: str | None = None) -> bool:
+        store, cache = self._store, self._store.cache
+        text = journal.encode(step.entry)
+        digest = journal.chain(cache.hash, text)
+        number = cache.last + 1
+        failpoints.reach(f"before_{name}_commit")
+        values = (number, step.entry.at_ms, text, digest, self._owner_id, new_id, cache.hash)
+        try:
+            if store.connection.execute(_APPEND, values).rowcount != 1:
+                cache.version = -1
+                return False
+            cache.last, cache.hash, cache.at_ms = number, digest, step.entry.at_ms
+            store.mark.advance(number)
+            cache.apply(store.connection, step)
+        except sqlite3.Error as error:
+            if isinstance(error, sqlite3.OperationalError) and is_busy(error):
+                # Another process writes at this moment: what is known here will not be the journal's end.
+                cache.alone = False
+                return False
+            cache.forget()
+            raise store_error(store.path, error) from error
+        except BaseException:
+            # Ctrl-C between the entry and what is known of it, say: the file is read anew.
+            cache.forget()
+            raise
+        return True
+
+
+# Looks at a ledger file without writing: balances, and which waiting calls were answered by other processes.
+
+
+class SqliteReader:
+    """Uses the store's connection, under the store's lock."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        #: What the file looked like when `answered` was asked last, and for whom; under the store's lock.
+        self._seen_version = -1
+        self._asked: frozenset[str] = frozenset()
+
+    def answered(self, reservation_ids: Sequence[str]) -> list[str]:
+        """See Store."""
+        self._store.file.check_process()
+        with self._store.lock:
+            try:
+                ((version,),) = self._read("PRAGMA data_version")
+                if version == self._seen_version and self._asked.issuperset(reservation_ids):
+                    return []
+                waiting = {row[0] for row in self._read("SELECT id FROM waiters")}
+                # One who was not asked for then may have been answered in the same state of the file.
+                self._seen_version, self._asked = version, frozenset(reservation_ids)
+            except sqlite3.Error as error:
+                raise store_error(self._store.path, error) from error
+        return [call_id for call_id in reservation_ids if call_id not in waiting]
+
+    def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
+        """See Store."""
+        with Transaction(self._store, write=False) as tx:
+            return self._store.lines.balances(tx, scopes)
+
+    def all_balances(self, window: str | None) -> tuple[Balance, ...]:
+        """See Store."""
+        with Transaction(self._store, write=False) as tx:
+            return self._store.lines.all_balances(tx, window)
+
+    def _read(self, statement: str) -> list[tuple[Any, ...]]:
+        """Rows; waits where someone opens or closes the file."""
+        store = self._store
+        return patiently(lambda: store.connection.execute(statement).fetchall(), store.lock_wait_s)
+
+
+# Keeps a ledger file small and its tables true: when they are brought up to date, and what is let go of.
+
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Beside the calls of turns: after some of them, and with every heartbeat."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def fold_if_due(self) -> None:
+        """Folds once enough has changed. Never fails: the call before it is recorded."""
+        cache = self._store.cache
+        if cache.last - cache.folded < FOLD_ENTRIES:
+            return
+        try:
+            self.fold()
+        except StoreError as error:
+            # The next call meets the same failure and fails closed.
+            _log.warning("the ledger's tables could not be brought up to date: %s", error)
+
+    def fold(self) -> None:
+        """Brings the tables up to the journal's last entry."""
+        try:
+            with Transaction(self._store, "fold") as tx:
+                if tx.last > tx.cache.folded:
+                    fold(tx)
+        except OverflowError as error:
+            # More than a column holds, 9.2 million dollars a day: no provider's honest report leads there.
+            raise store_error(self._store.path, error) from error
+
+    def cut(self) -> None:
+        """Replaces the oldest part of the journal by a checkpoint where it is older than is kept.
+
+        The caller holds the lock of the file's second connection.
+        """
+        store = self._store
+        try:
+            planned = plan_cut(store.file.sql, store.clock.time() * 1000, store.retain_s * 1000)
+            if planned is not None:
+                with Transaction(store, "cut") as tx:
+                    cut(tx, planned, store.owner.id)
+            store.file.give_back()
+        except sqlite3.Error as error:
+            raise store_error(store.path, error) from error
 
 
 class SqliteStore:

@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: its tables, how it is opened, and what its errors mean."""
+"""The open ledger file: is it still the one at the path, is all of it on the disk, does it give back unused space."""
 
 from __future__ import annotations
 
@@ -8,27 +8,93 @@ import os
 import random
 import secrets
 import sqlite3
+import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from agentao_gov.budget import journal
+from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.journal import GENESIS, Entry
 from agentao_gov.errors import StoreError
 
 __all__ = [
     "LOCKED_HINT",
+    "FileHeader",
+    "Identity",
+    "LedgerFile",
     "Synchronous",
     "begin_immediate",
     "check_layout",
     "connect",
     "create",
+    "identity",
     "is_busy",
     "patiently",
     "store_error",
 ]
+
+
+# The first page of a ledger file as it is on disk, read beside SQLite: tells a file that was written over in place.
+#
+# `cp old.db ledger.db` keeps the file's name and identity, and SQLite goes on with what it remembers of it. But the copy
+# brings its own change counter: one that is lower than it was can only come from an older file.
+
+#: Device and inode.
+Identity = tuple[int, int]
+
+#: SQLite's file format: a 4-byte big-endian counter, 24 bytes into the file.
+_COUNTER = struct.Struct(">I")
+_COUNTER_AT = 24
+
+#: One descriptor a file, and how many use it. Re-entrant: garbage may be collected while it is held.
+_LOCK = threading.RLock()
+_shared: dict[Identity, tuple[int, int]] = {}
+
+
+class FileHeader:
+    """Reads the counter through a descriptor that all openings of the file in this process share. Thread-safe.
+
+    It stays open as long as any of them: closing any descriptor of a file lets go of all locks that the process has
+    on it, those of SQLite's connections too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with _LOCK:
+            self.identity = identity(path)
+            descriptor, users = _shared.get(self.identity, (-1, 0))
+            if not users:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            _shared[self.identity] = (descriptor, users + 1)
+        self._descriptor = descriptor
+        # With the process all of it ends anyway, but a thread may still be writing until then.
+        weakref.finalize(self, _leave, self.identity).atexit = False
+
+    def counter(self) -> int:
+        """The change counter; -1 where the file is too short to have one. Raises OSError."""
+        found = os.pread(self._descriptor, _COUNTER.size, _COUNTER_AT)
+        return int(_COUNTER.unpack(found)[0]) if len(found) == _COUNTER.size else -1
+
+
+def identity(path: Path) -> Identity:
+    """Which file is at the path. Raises OSError."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _leave(key: Identity) -> None:
+    with _LOCK:
+        descriptor, users = _shared.pop(key)
+        if users > 1:
+            _shared[key] = (descriptor, users - 1)
+        else:
+            os.close(descriptor)
+
+
+# The SQLite file of a ledger: its tables, how it is opened, and what its errors mean.
 
 T = TypeVar("T")
 
@@ -217,3 +283,113 @@ def store_error(path: Path, error: Exception) -> StoreError:
     if isinstance(error, PermissionError):
         hint, what = _HINTS[sqlite3.SQLITE_PERM], os.strerror(errno.EACCES)
     return StoreError(f"The token ledger {path} cannot be used: {what}.", hint=hint)
+
+
+#: How often the path is compared with the open file: often enough to stop within a call, rare enough to cost nothing.
+_LOOK_S = 0.05
+#: Unused pages given back to the file system per look, so that nobody waits for long; and how many are kept.
+_FREED_PAGES = 256
+_SPARE_PAGES = 256
+
+
+#: Raised in every child: to compare it costs less than to ask the kernel who we are, in every step.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class LedgerFile:
+    """A second connection to the file, for what may take time and must not be done on a turn's."""
+
+    def __init__(self, path: Path, synchronous: Synchronous, lock_wait_s: float) -> None:
+        self._path = path
+        self._lock_wait_s = lock_wait_s
+        self._forks = _forks
+        #: One thread on the connection at a time.
+        self.lock = threading.Lock()
+        self.sql = connect(path, synchronous, lock_wait_s)
+        self._header = FileHeader(path)
+        self._log_path = path.with_name(f"{path.name}-wal")
+        #: The write-ahead log's identity, and the least that the file's change counter can be: as of the last sync.
+        self._log: Identity | None = None
+        self._counter = 0
+        #: Set once it was found to be another's file: what SQLite writes to it later hides that.
+        self._lost = ""
+        #: When the files are looked at again, on the monotonic clock.
+        self._look_again_s = 0.0
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that opened the file."""
+        return _forks != self._forks
+
+    def check_process(self) -> None:
+        """Raises StoreError after a fork. Before any lock: a thread that is not in the child may have held it."""
+        if _forks != self._forks:
+            raise StoreError("The token ledger was opened before a fork.", hint="Open it in the child process.")
+
+    def check(self) -> None:
+        """Raises StoreError when what is at the path is no longer the file that is open."""
+        now_s = time.monotonic()
+        if now_s < self._look_again_s:
+            return
+        self._look()
+        self._look_again_s = now_s + _LOOK_S
+
+    def _look(self) -> None:
+        if not self._lost:
+            try:
+                self._lost = self._problem()
+            except OSError as error:
+                raise store_error(self._path, error) from error
+        if self._lost:
+            raise StoreError(
+                f"The token ledger {self._path} {self._lost} while it was open.", hint="Restart to use the new file."
+            )
+
+    def _problem(self) -> str:
+        if identity(self._path) != self._header.identity:
+            return "was replaced"
+        # Twice, because SQLite may be writing the page at this moment.
+        if self._header.counter() < self._counter and self._header.counter() < self._counter:
+            return "was written over with an older copy"
+        if self._log is not None and (not self._log_path.exists() or identity(self._log_path) != self._log):
+            return "lost its write-ahead log"
+        return ""
+
+    def sync(self, mark: Mark) -> None:
+        """Moves the log into the file, so that no turn waits for the disk meanwhile; the mark may rely on it then."""
+
+        # Before anything is written to the file, which might cover what shows that it is not ours.
+        self._look()
+
+        def move() -> tuple[int, int, int, int]:
+            raise_counter(self.sql)
+            (last,) = self.sql.execute("SELECT max(number) FROM journal").fetchone()
+            return (last, *self.sql.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone())
+
+        try:
+            last, busy, pages, moved = patiently(move, self._lock_wait_s)
+        except sqlite3.Error as error:
+            raise store_error(self._path, error) from error
+        if not busy and pages == moved:
+            try:
+                self._counter = max(self._counter, self._header.counter())
+                self._log = identity(self._log_path)
+                mark.on_disk(last)
+            except (OSError, ValueError, TypeError) as error:
+                raise store_error(self._path, error) from error
+
+    def give_back(self) -> None:
+        """Returns some unused pages to the file system: a file that once was large does not stay so."""
+        (unused,) = self.sql.execute("PRAGMA freelist_count").fetchone()
+        if unused > _SPARE_PAGES:
+            count = min(_FREED_PAGES, unused - _SPARE_PAGES)
+            # As a script: a plain statement is not run to its end, and frees one page.
+            patiently(lambda: self.sql.executescript(f"PRAGMA incremental_vacuum({count})"), self._lock_wait_s)
