@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from agentao_gov.checklist.facts import Facts, Machine
+from agentao_gov.checklist.facts import Facts, Machine, gather
 from agentao_gov.checklist.items import ItemId, select
-from agentao_gov.checklist.offer import gather
 from agentao_gov.checklist.report import ChecklistReport
 from agentao_gov.checklist.runner import walk
 from agentao_gov.checklist.stage import Stage

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.checklist.foreign import walk_target
 from agentao_gov.checklist.items import select
 from agentao_gov.checklist.report import ChecklistReport
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage
-from agentao_gov.checklist.target import walk_target
 from agentao_gov.errors import ConfigError
 from agentao_gov.simulator import Simulator
 from tests.checklist.conftest import House

@@ -18,7 +18,7 @@ from agentao_gov.config import (
     load_profile,
     resolve_model,
 )
-from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.config.model import context_cap, known_model
 from agentao_gov.errors import ConfigError, UsageError
 
 _ENVIRON = {"OPENAI_API_KEY": "sk-env", "OPENAI_BASE_URL": "http://env/v1", "OPENAI_MODEL": "env-model"}

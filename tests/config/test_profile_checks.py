@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.config import Overrides, inspect_profile, load_deployment, load_profile
+from agentao_gov.config.checks import BUILT_IN
 from agentao_gov.config.load_deployment import inspect_deployment
-from agentao_gov.config.model_check import looks_like_a_key
-from agentao_gov.config.tool_names import BUILT_IN
+from agentao_gov.config.model import looks_like_a_key
 from agentao_gov.errors import ConfigError
 
 

@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from agentao_gov.checklist.client import Answer, Door, ServiceClient, in_background
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Scaled
-from agentao_gov.checklist.running import Running
 from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage
+from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.simulator import Simulator
 
-__all__ = ["Context", "Probe", "StageFactory", "directive", "verdict"]
+__all__ = ["Context", "Endable", "Holding", "Probe", "Running", "StageFactory", "WalkOverError", "directive", "verdict"]
+
+
+# What a walk has running, so that Ctrl-C ends it although other threads are in the middle of using it.
+
+
+class Endable(Protocol):
+    """Something with processes or files."""
+
+    def end(self) -> None:
+        """Ends it; may be called again, from any thread. What has not begun by then never begins."""
+
+
+class WalkOverError(Exception):
+    """Raised in a lane when it wants to start something after the walk was ended; unwinds that lane."""
+
+
+class Running:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Everything that was started, ended or not; guarded by `_lock`. A dozen entries.
+        self._things: list[Endable] = []
+        #: Whether `end` was called; guarded by `_lock`.
+        self._over = False
+
+    def add(self, thing: Endable) -> None:
+        """Before it starts. Raises WalkOverError once the walk is over."""
+        with self._lock:
+            over = self._over
+            if not over:
+                self._things.append(thing)
+        if over:
+            thing.end()
+            raise WalkOverError
+
+    def end(self) -> None:
+        """Ends everything, now and for the future. Blocks until the processes are gone."""
+        with self._lock:
+            self._over = True
+            things = list(self._things)
+        for thing in reversed(things):
+            thing.end()
+
 
 StageFactory = Callable[[ProbeConfig, Simulator], Stage]
 
@@ -86,3 +133,61 @@ def verdict(
 def directive(question: str, /, **behaviour: Any) -> str:
     """A question that tells the simulated model how to answer it."""
     return f"{question}\n@sim {json.dumps(behaviour)}"
+
+
+# Turns that are held open at the simulated model, so that sessions are busy for as long as a probe needs.
+
+GATE = "gate"
+#: How long a turn may take to reach the model or be refused: a guard, as sessions open slowly on a loaded machine.
+DECIDED_S_MAX = 60.0
+
+
+class Holding:
+    """Starts turns and keeps those that reach the model there."""
+
+    def __init__(self, simulator: Simulator, client: ServiceClient, profile: str) -> None:
+        self._simulator = simulator
+        self._client = client
+        self._profile = profile
+        self._futures: dict[str, Future[Answer]] = {}
+        #: The gate each session waits at.
+        self._gates: dict[str, str] = {}
+
+    @property
+    def held(self) -> int:
+        """Turns at the model now."""
+        return self._simulator.truth(requests=False).held
+
+    @property
+    def sessions(self) -> list[str]:
+        """Those whose turns have not been let go."""
+        return list(self._futures)
+
+    def open(self, session: str, user: str, *, door: Door = "turns", gate: str = GATE) -> Answer | None:
+        """Starts a turn; None when it is held at the model, its answer when it was refused."""
+        before = self.held
+        message = directive("hold", hold=gate, text="held and answered")
+        future = in_background(self._client.turn, session, message, profile=self._profile, user=user, door=door)
+        for _ in patiently(DECIDED_S_MAX):
+            if future.done():
+                return future.result()
+            if self.held > before:
+                self._futures[session], self._gates[session] = future, gate
+                return None
+        self._futures[session], self._gates[session] = future, gate
+        return Answer(0, error=f"neither served nor refused within {DECIDED_S_MAX:.0f} s")
+
+    def release(self, gate: str = GATE) -> dict[str, Answer]:
+        """Lets all turns at a gate go and returns their answers."""
+        self._simulator.release(gate, stay_open=True)
+        freed = [session for session, at in self._gates.items() if at == gate]
+        for session in freed:
+            del self._gates[session]
+        return {session: _result(self._futures.pop(session)) for session in freed}
+
+
+def _result(future: Future[Answer]) -> Answer:
+    try:
+        return future.result(DECIDED_S_MAX)
+    except FutureTimeoutError:
+        return Answer(0, error="no answer after the model had answered")

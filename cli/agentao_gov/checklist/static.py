@@ -15,9 +15,9 @@ from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import ItemId
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Status
-from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.config.checks import ITERATIONS, TURN_TIMEOUT_S
+from agentao_gov.config.model import context_cap, known_model
 from agentao_gov.config.profile import Profile
-from agentao_gov.config.recommend import ITERATIONS, TURN_TIMEOUT_S
 from agentao_gov.config.units import format_duration
 
 __all__ = ["static_checks"]

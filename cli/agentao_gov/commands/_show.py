@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,9 +15,20 @@ import tomli_w
 from pydantic import BaseModel
 
 from agentao_gov.config import Finding
-from agentao_gov.config.keys import flatten
+from agentao_gov.config.edit import write_whole
+from agentao_gov.config.layers import flatten
+from agentao_gov.errors import UsageError
 
-__all__ = ["findings_json", "judge_findings", "print_findings", "settings_json", "settings_lines"]
+__all__ = [
+    "check_output",
+    "findings_json",
+    "judge_findings",
+    "print_findings",
+    "settings_json",
+    "settings_lines",
+    "write_output",
+]
+
 
 _BARE = re.compile(r"^[A-Za-z0-9_-]+$")
 
@@ -98,3 +111,33 @@ def _summary(findings: Iterable[Finding]) -> str:
     levels = [finding.level for finding in findings]
     errors, warnings = levels.count("error"), levels.count("warning")
     return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+
+
+# `--output FILE`: looked at before anything is paid for, written whole or not at all.
+
+
+def check_output(path: Path | None) -> None:
+    """Raises UsageError for a file that cannot be written: a minute's work must not be lost to a typing error."""
+    if path is None:
+        return
+    # A file is replaced as a whole, which takes its directory; a device or a pipe is written to.
+    special = _is_special(path)
+    place = path if special else path.resolve().parent
+    if path.is_dir() or not (special or place.is_dir()) or not os.access(place, os.W_OK):
+        raise UsageError(
+            f"The output {str(path)!r} cannot be written.",
+            hint="Name a file in a directory that exists and can be written.",
+        )
+
+
+def write_output(path: Path, text: str, *, new_mode: int = 0o600) -> None:
+    """Replaces or makes the file; writes to a device or pipe, which a replacement would end. Raises OSError."""
+    if _is_special(path):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_whole(path.resolve(), text, new_mode=new_mode)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is /dev/stderr, a named pipe or the like: of the path as given, for a pipe's link leads to no name."""
+    return path.exists() and not path.is_file()

@@ -58,7 +58,7 @@ def command(
     Exit codes: 0 all items hold, 1 an item failed, 3 wrong configuration, 11 nothing was tried.
     """
     from agentao_gov.checklist.items import select
-    from agentao_gov.commands._output import check_output
+    from agentao_gov.commands._show import check_output
 
     form = _format(form, output, as_json=as_json)
     chosen = select(_split(only), _split(skip))
@@ -114,7 +114,7 @@ def _walk(
     sets: tuple[str, ...],
     manner: _Manner,
 ) -> ChecklistReport:
-    from agentao_gov.checklist.offer import config_name, gather
+    from agentao_gov.checklist.facts import config_name, gather
     from agentao_gov.checklist.runner import walk
     from agentao_gov.commands._checklist_view import Progress
     from agentao_gov.config import Overrides, load_deployment
@@ -126,7 +126,7 @@ def _walk(
     try:
         if target is None:
             return walk(facts, probed, manner.chosen, config=name, strict=manner.strict, listener=screen)
-        from agentao_gov.checklist.target import walk_target
+        from agentao_gov.checklist.foreign import walk_target
 
         return walk_target(
             target,
@@ -184,7 +184,7 @@ def _list(form: str, chosen: tuple[tuple[Item, bool], ...]) -> int:
 
 def _write(report: ChecklistReport, form: str, output: Path | None) -> None:
     from agentao_gov.commands._checklist_view import print_checklist, rendered
-    from agentao_gov.commands._output import write_output
+    from agentao_gov.commands._show import write_output
 
     if output is not None:
         # Unlike an answer it holds no secret, and the next step of a CI may be another user.

@@ -43,7 +43,7 @@ def check(
 ) -> int:
     """Judge the deployment file and every profile it offers."""
     from agentao_gov.commands._show import judge_findings
-    from agentao_gov.config.audit import audit_deployment
+    from agentao_gov.config.load_deployment import audit_deployment
     from agentao_gov.loadtest.thresholds import parse_threshold
 
     findings = audit_deployment(config, check_threshold=parse_threshold)

@@ -16,7 +16,7 @@ def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them.")] = Path(),
 ) -> None:
     """Write agentao-gov.toml and profiles/, commented. Files that exist are left as they are."""
-    from agentao_gov.config.create import write_starter
+    from agentao_gov.config.edit import write_starter
 
     written, kept = write_starter(directory)
     for path in written:

@@ -81,7 +81,7 @@ def loadtest(
     """
     if context.invoked_subcommand is not None:
         return None
-    from agentao_gov.commands import _loadtest_flags as flags
+    from agentao_gov.commands import _loadtest_options as flags
     from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
     from agentao_gov.loadtest.worker import run_worker, split_address
 

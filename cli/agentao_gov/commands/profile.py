@@ -81,7 +81,7 @@ def new(
 
     Its comments come along. A file that exists is never overwritten.
     """
-    from agentao_gov.config.create import new_profile
+    from agentao_gov.config.edit import new_profile
 
     path = new_profile(name, source, config)
     sys.stdout.write(f"{_shown(path)}\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.batch import BatchItem, read_batch
-from agentao_gov.commands._output import check_output
+from agentao_gov.commands._show import check_output
 from agentao_gov.config import (
     ModelChoice,
     ModelFlags,
@@ -30,7 +30,7 @@ from agentao_gov.config import (
     resolve_model,
 )
 from agentao_gov.config.deployment import TENANT_NAME_RULE, is_tenant_name
-from agentao_gov.config.keys import flatten
+from agentao_gov.config.layers import flatten
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
 from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, USER_RULE, SessionKey, is_user_name
 from agentao_gov.report.terminal import console, warn

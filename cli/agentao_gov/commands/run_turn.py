@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from agentao_gov.commands._output import write_output
+from agentao_gov.commands._show import write_output
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent

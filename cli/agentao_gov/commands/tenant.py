@@ -22,7 +22,7 @@ def new(
 ) -> None:
     """Make an API key for a tenant. The key is printed once; the deployment file gets its hash."""
     from agentao_gov.config import find_deployment
-    from agentao_gov.config.create import add_tenant_key
+    from agentao_gov.config.edit import add_tenant_key
     from agentao_gov.errors import ConfigError
 
     path = find_deployment(config, os.environ)

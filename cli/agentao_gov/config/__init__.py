@@ -16,7 +16,7 @@ from agentao_gov.config.findings import Finding, raise_errors
 from agentao_gov.config.layers import Overrides
 from agentao_gov.config.load_deployment import find_deployment, inspect_deployment, is_loopback, load_deployment
 from agentao_gov.config.load_profile import inspect_profile, load_profile, profile_paths
-from agentao_gov.config.model_choice import ModelChoice, ModelFlags, fit_to_model, resolve_model
+from agentao_gov.config.model import ModelChoice, ModelFlags, fit_to_model, resolve_model
 from agentao_gov.config.profile import (
     Limits,
     Mcp,

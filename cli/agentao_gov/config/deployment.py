@@ -7,8 +7,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, field_validator
 
-from agentao_gov.config.base import Count, PositiveBytes, PositiveDuration, PositiveTokens, Settings
-from agentao_gov.config.profile import ModelSettings
+from agentao_gov.config.profile import Count, ModelSettings, PositiveBytes, PositiveDuration, PositiveTokens, Settings
 from agentao_gov.config.units import Duration
 
 __all__ = [

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.config.findings import Finding, raise_errors
-from agentao_gov.config.keys import flatten
-from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides
-from agentao_gov.config.model_check import model_findings
-from agentao_gov.config.resolved import ResolvedDeployment
-from agentao_gov.config.sections import layers_for
-from agentao_gov.config.toml_text import read_toml
+from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides, flatten
+from agentao_gov.config.load_profile import inspect_profile, profile_paths
+from agentao_gov.config.model import model_findings
+from agentao_gov.config.resolved import ResolvedDeployment, layers_for
+from agentao_gov.config.toml_text import key_line, read_toml
 from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import build, finding
+from agentao_gov.errors import ConfigError
 
 __all__ = [
     "CONFIG_VARIABLE",
     "FILE_NAME",
     "STATE_VARIABLE",
+    "audit_deployment",
     "find_deployment",
     "inspect_deployment",
     "is_loopback",
     "load_deployment",
 ]
+
 
 FILE_NAME = "agentao-gov.toml"
 CONFIG_VARIABLE = "AGENTAO_GOV_CONFIG"
@@ -141,3 +144,45 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+# Everything `config check` looks at: the deployment file, its tenants' profiles, the profiles it offers.
+
+
+def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], object]) -> list[Finding]:
+    """All findings. Raises ConfigError where there is nothing to read.
+
+    `check_threshold` raises ConfigError for a load-test threshold that cannot be read; it stands a floor above.
+    """
+    deployment, found = inspect_deployment(path)
+    findings = list(found)
+    if deployment is None:
+        return findings
+    text = deployment.path.read_text("utf-8") if deployment.path else ""
+    known = profile_paths(deployment)
+    for name, tenant in deployment.deployment.tenants.items():
+        for profile in tenant.profiles or ():
+            if profile not in known:
+                key = f"tenants.{name}.profiles"
+                message = f"there is no profile {profile!r}; there are: {', '.join(sorted(known))}"
+                findings.append(Finding("error", key, message, deployment.path, key_line(text, key)))
+    for level, key, message in _unusable(deployment, check_threshold):
+        findings.append(Finding(level, key, message, deployment.path, key_line(text, key)))
+    for file in known.values():
+        findings += inspect_profile(file, deployment=deployment)[1]
+    return findings
+
+
+def _unusable(
+    deployment: ResolvedDeployment, check_threshold: Callable[[str], object]
+) -> Iterator[tuple[Literal["error", "warning"], str, str]]:
+    """What only a later command would stumble over."""
+    for expression in deployment.deployment.loadtest.thresholds:
+        try:
+            check_threshold(expression)
+        except ConfigError as error:
+            yield "error", "loadtest.thresholds", error.message.rstrip(".")
+    if "profiles.dir" in deployment.sources and deployment.sources["profiles.dir"] != "default":
+        directory = deployment.profiles_dir
+        if not directory.is_dir():
+            yield "warning", "profiles.dir", f"there is no directory {str(directory)!r}: the shipped profiles are used"

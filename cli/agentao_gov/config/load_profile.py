@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentao_gov.config.checks import fit_tool_timeouts, recommendations, tool_name_findings
 from agentao_gov.config.findings import Finding, raise_errors
-from agentao_gov.config.keys import flatten
-from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides
-from agentao_gov.config.limits_check import fit_tool_timeouts
-from agentao_gov.config.model_check import model_findings
-from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides, flatten
+from agentao_gov.config.model import context_cap, known_model, model_findings
 from agentao_gov.config.profile import Profile
-from agentao_gov.config.recommend import recommendations
-from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
-from agentao_gov.config.sections import layers_for
+from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile, layers_for
 from agentao_gov.config.toml_text import key_line, read_toml
-from agentao_gov.config.tool_names import tool_name_findings
 from agentao_gov.config.validate import build, finding
 from agentao_gov.errors import ConfigError, UnknownProfileError
 from agentao_gov.resources import shipped

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agentao_gov.config.findings import Finding
-from agentao_gov.config.keys import nearest_key
-from agentao_gov.config.layers import Layers
+from agentao_gov.config.layers import Layers, nearest_key
 from agentao_gov.config.toml_text import key_line
 
 __all__ = ["build", "finding"]

@@ -1,1 +1,1 @@
-"""The ledger on Redis or Valkey: one Lua program decides, `store.py` asks it, `session.py` holds what a connection knows."""
+"""The ledger on Redis or Valkey: one Lua program decides, `store.py` asks it."""

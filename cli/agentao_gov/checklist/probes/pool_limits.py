@@ -10,8 +10,7 @@ import psutil
 from agentao_gov.checklist import mcp_stub
 from agentao_gov.checklist.client import ServiceClient
 from agentao_gov.checklist.guard import children_of
-from agentao_gov.checklist.holding import Holding
-from agentao_gov.checklist.probe import Context, directive
+from agentao_gov.checklist.probe import Context, Holding, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently

@@ -3,20 +3,126 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from agentao_gov.config.findings import Finding
-from agentao_gov.config.model_check import URL_FORM, is_http_url, looks_like_a_key, shown_url
-from agentao_gov.config.model_table import context_cap, known_model
+from agentao_gov.config.layers import Layers
 from agentao_gov.config.profile import ModelSettings
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
+from agentao_gov.config.validate import finding
 from agentao_gov.errors import ConfigError, UsageError
 
-__all__ = ["ModelChoice", "ModelFlags", "fit_to_model", "resolve_model"]
+__all__ = [
+    "URL_FORM",
+    "KnownModel",
+    "ModelChoice",
+    "ModelFlags",
+    "context_cap",
+    "fit_to_model",
+    "is_http_url",
+    "known_model",
+    "looks_like_a_key",
+    "model_findings",
+    "resolve_model",
+    "shown_url",
+]
+
+
+# What can be said of a `[model]` table before anything is sent: its address, and that no key stands in it.
+
+URL_FORM = "It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1."
+#: How the keys of providers begin; and hexadecimal or long mixtures of cases and digits, which no variable is called.
+_KEY = re.compile(
+    r"(sk|pk|rk|gsk|hf|xai|AIza|ya29|ghp)[-_A-Za-z0-9.]{16,}$|[0-9a-f]{32,}$|(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])\S{20,}$"
+)
+
+
+def looks_like_a_key(text: str) -> bool:
+    """Whether somebody wrote the key itself where the name of its variable belongs."""
+    return not text.isidentifier() or bool(_KEY.match(text))
+
+
+def is_http_url(url: str) -> bool:
+    """Whether a request could be sent there."""
+    try:
+        parts = urlsplit(url)
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and port_ok and not re.search(r"\s", url)
+
+
+def shown_url(url: str) -> str:
+    """The address for a message, without a user name and password in it."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
+
+
+def model_findings(settings: ModelSettings | None, layers: Layers) -> Iterator[Finding]:
+    """The errors of a `[model]` table. A key is never repeated."""
+    if settings is None:
+        return
+    if settings.base_url is not None and not is_http_url(settings.base_url):
+        text = f"{shown_url(settings.base_url)!r} is not an http(s) address. {URL_FORM.rstrip('.')}"
+        yield finding(layers, "model.base_url", text, error=True)
+    if settings.api_key_env is not None and looks_like_a_key(settings.api_key_env):
+        text = "is not the name of an environment variable; name the variable that holds the key, never the key"
+        yield finding(layers, "model.api_key_env", text, error=True)
+    if settings.name is not None and not settings.name.strip():
+        yield finding(layers, "model.name", "must not be empty", error=True)
+
+
+# Known models: their windows and how much of a window to use. The table is data, `models.toml`.
+
+#: The summariser needs room for its own prompt and answer: a fifth of the window stays free.
+_USABLE_PERCENT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """One row of the table. Tokens."""
+
+    patterns: tuple[str, ...]
+    model_class: str
+    #: None: the provider states none that we know of.
+    window: int | None
+    recommended_min: int
+    recommended_max: int
+    #: The most that one answer may be; None: what the profile says.
+    output_max: int | None = None
+
+
+def context_cap(window: int) -> int:
+    """The most that `max_context_tokens` may be in a window of this size."""
+    return window * _USABLE_PERCENT // 100
+
+
+def known_model(name: str) -> KnownModel | None:
+    """The first row that matches, ignoring case and a provider prefix."""
+    plain = name.rpartition("/")[2].lower()
+    return next((row for row in _table() if any(fnmatchcase(plain, pattern) for pattern in row.patterns)), None)
+
+
+@cache
+def _table() -> tuple[KnownModel, ...]:
+    with (Path(__file__).parent / "models.toml").open("rb") as file:
+        rows = tomllib.load(file)["models"]
+    return tuple(_row(row) for row in rows)
+
+
+def _row(row: dict[str, Any]) -> KnownModel:
+    least, most = row["recommended"]
+    return KnownModel(tuple(row["match"]), row["class"], row.get("window"), least, most, row.get("output"))
+
 
 _OPENAI_URL = "https://api.openai.com/v1"
 _DEFAULT_NAME = "gpt-4.1"
