@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from agentao_gov.clock import Deadline
-from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.archive import SessionArchive, SessionHead
 from agentao_gov.pool.types import SessionUsage
 from agentao_gov.simulator import start_simulator

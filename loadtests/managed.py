@@ -22,7 +22,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from agentao_gov.loadtest.client import TurnClient
 from agentao_gov.loadtest.conductor import Conductor
 from agentao_gov.loadtest.plan import LoadPlan, Phase
-from agentao_gov.loadtest.samples import TurnSample
+from agentao_gov.loadtest.record import TurnSample
 
 POLL_S = 0.05
 FLUSH_S = 0.1

@@ -9,7 +9,7 @@ import os
 
 from locust import LoadTestShape
 
-from agentao_gov.loadtest.arrivals import level_at, segments
+from agentao_gov.loadtest.schedule import level_at, segments
 
 
 def chosen_shape() -> type[LoadTestShape] | None:

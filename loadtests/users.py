@@ -1,7 +1,7 @@
 """Three kinds of users: someone with a short question, someone with code, someone with research.
 
 Each Locust user is one person: opens a session, asks a few things, thinks in between, and starts over. How many turns,
-how long the answers, how long the pauses: `agentao_gov.loadtest.tasks` draws them per task, from a seed. Copy a class
+how long the answers, how long the pauses: `agentao_gov.loadtest.plan` draws them per task, from a seed. Copy a class
 and change it: `profile` is the profile of your deployment, `task` one of qa, code, research, custom.
 """
 
@@ -15,7 +15,7 @@ import gevent
 from locust import User, task
 
 from agentao_gov.loadtest.client import TurnClient
-from agentao_gov.loadtest.tasks import Pace, draw_session, prompt_of
+from agentao_gov.loadtest.plan import Pace, draw_session, prompt_of
 
 _numbers = itertools.count()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentao_gov import errors
-from agentao_gov.governor.outcome import Outcome
+from agentao_gov.governor.report import Outcome
 
 #: `contract.md`, "Exit codes".
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 130, 143}

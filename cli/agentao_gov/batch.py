@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.errors import UsageError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE
+from agentao_gov.governor.report import Outcome
+from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE
 
 __all__ = [
     "INTERRUPTED",

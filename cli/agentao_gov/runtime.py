@@ -21,8 +21,8 @@ from agentao_gov.process.sweep import sweep
 if TYPE_CHECKING:
     from agentao_gov.budget import TokenLedger
     from agentao_gov.config import ResolvedDeployment
-    from agentao_gov.governor.observe import TurnObserver
     from agentao_gov.governor.transport import AskUser, ConfirmTool
+    from agentao_gov.governor.turn import TurnObserver
 
 __all__ = ["Runtime", "build_runtime", "open_runtime"]
 

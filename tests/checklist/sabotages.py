@@ -122,7 +122,7 @@ def budget_not_reserved() -> None:
 
 def timeout_returns_early() -> None:
     """The turn's report comes in time, while its thread goes on reading from the model."""
-    from agentao_gov.governor import runner
+    from agentao_gov.governor import session
     from agentao_gov.governor.classify import StopCause
     from agentao_gov.governor.http import AbortScope
 
@@ -132,7 +132,7 @@ def timeout_returns_early() -> None:
         return True
 
     AbortScope.abort = lambda self: None  # type: ignore[method-assign]
-    runner._watch = watch
+    session._watch = watch
 
 
 def cap_counts_late() -> None:
@@ -192,8 +192,8 @@ def no_last_call() -> None:
 
 def sessions_forget() -> None:
     """What is kept of an evicted session is nothing."""
-    from agentao_gov.governor.requests import Conversation
     from agentao_gov.governor.session import GovernedSession
+    from agentao_gov.governor.types import Conversation
 
     GovernedSession.snapshot = lambda self: Conversation()  # type: ignore[method-assign]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentao_gov.governor.classify import StopCause, TurnFacts, classify
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.reason import Reason
+from agentao_gov.governor.report import Outcome, Reason
 
 
 @pytest.mark.parametrize(

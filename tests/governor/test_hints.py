@@ -7,7 +7,7 @@ import faulthandler
 import pytest
 from agentao.prompts.helpers import extract_context_hints
 
-from agentao_gov.governor.hints import path_hints
+from agentao_gov.governor.agentao_bounds import path_hints
 from tests.governor.harness import Harness
 
 

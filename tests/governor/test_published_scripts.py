@@ -17,8 +17,7 @@ from agentao_gov.governor import SessionKey
 from agentao_gov.governor.classify import StopCause
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.model_client import GovernedModel
-from agentao_gov.governor.observe import TurnLabels
-from agentao_gov.governor.turn import CallLimits, Turn
+from agentao_gov.governor.turn import CallLimits, Turn, TurnLabels
 from tests.governor.harness import Harness
 
 SMALL = (85, 235, 420, 640, 890, 1190)

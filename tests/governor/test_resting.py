@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from agentao_gov.governor.resting import RestingTalk
+from agentao_gov.governor.session import RestingTalk
 from agentao_gov.governor.tokens import Anchor
 
 

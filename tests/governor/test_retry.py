@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentao_gov.governor.retry import BACKOFF_S_MAX, JITTER, RetryDecision, decide_retry, parse_retry_after_s
+from agentao_gov.governor.model_client import BACKOFF_S_MAX, JITTER, RetryDecision, decide_retry, parse_retry_after_s
 
 
 def decide(**changes: object) -> RetryDecision:

@@ -14,7 +14,7 @@ import pytest
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Conversation, Outcome, TurnReport
-from agentao_gov.governor.observe import LlmCallEnd, NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
+from agentao_gov.governor.turn import LlmCallEnd, NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from tests.governor.harness import HANG_S, Harness, say
 
 

@@ -10,7 +10,7 @@ import pytest
 from agentao_gov.budget import ReserveRequest
 from agentao_gov.budget.types import Scope, ScopeLimit
 from agentao_gov.governor import Outcome, TurnReport
-from agentao_gov.governor.requests import TurnRequest
+from agentao_gov.governor.types import TurnRequest
 from tests.governor.harness import HANG_S, Harness, say
 
 GLOB = {"name": "glob", "args": {"pattern": "*{round}"}, "vary": True, "rounds": "endless"}

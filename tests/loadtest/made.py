@@ -10,8 +10,8 @@ from pathlib import Path
 from agentao_gov.loadtest.driver import LoadDriver
 from agentao_gov.loadtest.execution import Execution, Played
 from agentao_gov.loadtest.options import Options, build_phase, build_plan
-from agentao_gov.loadtest.samples import Beat, TurnSample
-from agentao_gov.loadtest.series import ServerRow, ServerSeries
+from agentao_gov.loadtest.record import Beat, TurnSample
+from agentao_gov.loadtest.server_series import ServerRow, ServerSeries
 from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.view import SilentView, Stop
 

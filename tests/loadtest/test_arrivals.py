@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentao_gov.loadtest.arrivals import SHAPES, Segment, expected_count, level_at, schedule, segments
+from agentao_gov.loadtest.schedule import SHAPES, Segment, expected_count, level_at, schedule, segments
 
 shapes = st.sampled_from(SHAPES)
 rates = st.floats(0.1, 200)

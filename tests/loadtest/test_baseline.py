@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from agentao_gov.loadtest.baseline import compare_percentile, differences
-from agentao_gov.loadtest.compare import _answered
+from agentao_gov.loadtest.compare import _answered, compare_percentile, differences
 
 
 def latencies(rng: random.Random, count: int, factor: float = 1.0) -> list[float]:

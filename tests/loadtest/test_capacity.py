@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.binding import binding_constraint
-from agentao_gov.loadtest.capacity import CapacityResult, CapacitySearch, wilson
-from agentao_gov.loadtest.probes import ProbeResult, Resources
+from agentao_gov.loadtest.capacity import (
+    CapacityResult,
+    CapacitySearch,
+    ProbeResult,
+    Resources,
+    binding_constraint,
+    wilson,
+)
 
 TURN_S = 0.2
 PROBE_S = 10.0

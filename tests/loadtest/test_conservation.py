@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.loadtest.assemble import assemble
-from agentao_gov.loadtest.conservation import imbalances
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.recording import SampleFile
-from agentao_gov.loadtest.samples import Begin, TurnSample
-from agentao_gov.loadtest.summary import gate_report
+from agentao_gov.loadtest.record import Begin, SampleFile, TurnSample
+from agentao_gov.loadtest.render import gate_report
+from agentao_gov.loadtest.report import Findings, assemble, imbalances
 from agentao_gov.loadtest.thresholds import parse_threshold
 from tests.loadtest.made import played
 

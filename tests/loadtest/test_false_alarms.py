@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.remains import Look, remains_of
+from agentao_gov.loadtest.leaks import Look, remains_of
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Observation, evaluate, parse_threshold
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "clean_soaks.json").read_text())

@@ -10,10 +10,17 @@ import pytest
 
 from agentao_gov.config import ResolvedDeployment, load_deployment
 from agentao_gov.errors import ConfigError, UsageError
-from agentao_gov.loadtest.foresight import bounded, loaded_tenants, settle_mix, undecidable
-from agentao_gov.loadtest.options import Options, build_plan, planned_phases
+from agentao_gov.loadtest.options import (
+    Options,
+    bounded,
+    build_plan,
+    loaded_tenants,
+    planned_phases,
+    settle_mix,
+    undecidable,
+)
 from agentao_gov.loadtest.plan import Estimate
-from agentao_gov.loadtest.replay import RecordedTurn
+from agentao_gov.loadtest.schedule import RecordedTurn
 from agentao_gov.loadtest.thresholds import parse_threshold
 
 DEPLOYMENT = """

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from agentao_gov.loadtest.conductor import Pulse
 from agentao_gov.loadtest.measure import generator_figures, sustained_cpu
-from agentao_gov.loadtest.pulse import Pulse
-from agentao_gov.loadtest.samples import Beat, TurnSample
+from agentao_gov.loadtest.record import Beat, TurnSample
 from tests.support.clock import FakeClock
 
 

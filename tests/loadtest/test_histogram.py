@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentao_gov.loadtest.histogram import Histogram
+from agentao_gov.loadtest.measure import Histogram
 
 HOUR_US = 3_600_000_000
 durations = st.lists(st.integers(10, HOUR_US), min_size=1, max_size=60)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.loadtest.limits import group_limit, limits_of, oom_kills, promised_by
-from agentao_gov.loadtest.target import Target
+from agentao_gov.loadtest.target import Target, group_limit, limits_of, oom_kills, promised_by
 from tests.loadtest.conftest import Stub
 
 Starter = Callable[..., Stub]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.arrivals import segments
 from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, draw, estimate, turns_of
+from agentao_gov.loadtest.schedule import segments
 from agentao_gov.simulator.script import read_directive
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from agentao_gov.errors import ConfigError
 from agentao_gov.loadtest.compare import compare_reports, read_report
-from agentao_gov.loadtest.writers import render
+from agentao_gov.loadtest.render import render
 from agentao_gov.simulator import start_simulator
 from tests.loadtest.own import start_run
 
@@ -75,9 +75,8 @@ def test_a_slower_model_is_a_regression_and_the_same_one_is_not(tmp_path: Path) 
 @pytest.fixture
 def report_file(tmp_path: Path) -> Callable[..., Path]:
     """Writes a report of made-up turns, changed as asked."""
-    from agentao_gov.loadtest.assemble import assemble
-    from agentao_gov.loadtest.findings import Findings
     from agentao_gov.loadtest.options import Options
+    from agentao_gov.loadtest.report import Findings, assemble
     from tests.loadtest.made import played
 
     execution = played(tenants=("acme",), profiles=("qa",), turns=300)

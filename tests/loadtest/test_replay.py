@@ -12,7 +12,7 @@ from agentao.replay.recorder import ReplayRecorder
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.loadtest.options import Options, build_phase, build_plan
 from agentao_gov.loadtest.plan import LoadPlan, turns_of
-from agentao_gov.loadtest.replay import load_replay, until
+from agentao_gov.loadtest.schedule import load_replay, until
 
 
 def report(second: int, session: str, **changes: Any) -> str:

@@ -13,15 +13,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.document import LoadTestReport, schema
 from agentao_gov.loadtest.execution import Execution
-from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.page import page
-from agentao_gov.loadtest.summary import gate_report
+from agentao_gov.loadtest.render import gate_report, page, render, write_reports
+from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
-from agentao_gov.loadtest.writers import render, write_reports
 from agentao_gov.report.charts import Chart, Line, Mark, svg, ticks
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
 from agentao_gov.report.html import Page, html_page

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.loadtest.recording import SampleFile
-from agentao_gov.loadtest.samples import Beat, Begin, Status, TurnSample, classify, parse_line, tally_of
+from agentao_gov.governor.report import Outcome
+from agentao_gov.loadtest.record import Beat, Begin, SampleFile, Status, TurnSample, classify, parse_line, tally_of
 
 
 def make_sample(**changes: Any) -> TurnSample:

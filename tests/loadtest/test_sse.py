@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentao_gov.loadtest.sse import StreamReader
+from agentao_gov.loadtest.client import StreamReader
 
 
 def lines_of(stream: bytes, sizes: Iterator[int]) -> Iterator[tuple[bytes, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.samples import TurnSample, parse_line
+from agentao_gov.loadtest.record import TurnSample, parse_line
 from agentao_gov.simulator import start_simulator
 from tests.loadtest.conftest import Stub
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.baseline import Comparison
-from agentao_gov.loadtest.samples import Tally
+from agentao_gov.loadtest.compare import Comparison
+from agentao_gov.loadtest.record import Tally
 from agentao_gov.loadtest.thresholds import ThresholdResult, parse_threshold
 from agentao_gov.loadtest.verdict import Ending, judge
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Reason
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.logs import LOGGER, configure_logging, log_event, log_pool_event
 from agentao_gov.pool.events import SessionOpenFailed, TurnEnded
 from tests.service.samples import report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.measure import Measurer
 from agentao_gov.pool.types import SessionInfo, SessionState, SessionUsage
 from agentao_gov.process.tags import KIND_VARIABLE

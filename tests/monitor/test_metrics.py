@@ -7,13 +7,12 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentao_gov.errors import QueueFullError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import ToolCall
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Outcome, ToolCall
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.alerts import Alert, AlertRule
 from agentao_gov.monitor.measure import Measurement
 from agentao_gov.monitor.metrics import TOOLS_MAX, Metrics
-from agentao_gov.monitor.observed import Observed
+from agentao_gov.monitor.monitor import Observed
 from agentao_gov.pool.events import SessionClosed, TurnEnded, TurnRefused, TurnStarted
 from agentao_gov.pool.types import CloseReason, PoolStats, SessionState, TenantStats
 from tests.service.samples import line, report

@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agentao_gov.governor.observe import LlmCallEnd, PermissionEnd, ToolCallEnd, TurnLabels, TurnObserver
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Outcome
+from agentao_gov.governor.turn import LlmCallEnd, PermissionEnd, ToolCallEnd, TurnLabels, TurnObserver
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.audit import AuditFile
 from agentao_gov.monitor.tracing import Tracing
 from tests.service.samples import report

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentao_gov.errors import ForbiddenOriginError, QueueFullError
-from agentao_gov.monitor.refusals import RefusalLog
+from agentao_gov.monitor.logs import RefusalLog
 from tests.support.clock import FakeClock
 
 

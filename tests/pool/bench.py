@@ -12,9 +12,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from agentao_gov.config import Deployment, ModelChoice, Profile, ResolvedDeployment, ResolvedProfile
-from agentao_gov.governor.outcome import Mode
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Mode, TurnReport
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import AgentPool, HostFactory, PoolStats, SessionArchive, TurnOrder
 from agentao_gov.pool.events import PoolEvent
 from agentao_gov.pool.host import SessionHost

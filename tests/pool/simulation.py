@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.core import PoolCore, Verdict
 from agentao_gov.pool.effects import Close, Effect, Grant, Leak, Open, Refuse
 from agentao_gov.pool.groups import Group

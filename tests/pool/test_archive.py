@@ -14,7 +14,7 @@ import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import StoreError
-from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool import SessionArchive, SessionHead, SessionUsage
 from agentao_gov.pool.files import SessionDir
 from tests.pool.bench import eventually
@@ -142,7 +142,7 @@ def test_a_dead_holder_holds_nothing(archive: SessionArchive) -> None:
         import os, sys
         from pathlib import Path
         from agentao_gov.clock import Deadline
-        from agentao_gov.governor.requests import SessionKey
+        from agentao_gov.governor.types import SessionKey
         from agentao_gov.pool.archive import SessionArchive
         held = SessionArchive(Path({str(archive.root)!r})).hold(SessionKey("acme", "s1"), Deadline.after(5))
         print("held", flush=True)
@@ -233,7 +233,7 @@ def crash(root: Path, step: str) -> int:
     code = f"""
         import os, signal
         from pathlib import Path
-        from agentao_gov.governor.requests import Conversation
+        from agentao_gov.governor.types import Conversation
         from agentao_gov.pool.archive import SessionArchive
         from tests.pool.test_archive import a_head, saved
         at = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == {step!r} else None
@@ -269,7 +269,7 @@ def test_a_full_disk_is_a_store_error_and_the_old_session_stays(tmp_path: Path) 
         import os, resource, signal, json
         from pathlib import Path
         from agentao_gov.errors import StoreError
-        from agentao_gov.governor.requests import Conversation
+        from agentao_gov.governor.types import Conversation
         from agentao_gov.pool.archive import SessionArchive
         from tests.pool.test_archive import a_head, saved
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

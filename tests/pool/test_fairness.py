@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.core import PoolCore
 from agentao_gov.pool.effects import Close, Effect, Grant, Open, Refuse
 from agentao_gov.pool.entries import Waiter

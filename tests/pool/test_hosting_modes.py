@@ -11,7 +11,7 @@ import pytest
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.governor import Governor
-from agentao_gov.governor.outcome import Mode
+from agentao_gov.governor.report import Mode
 from agentao_gov.pool import GovernorHosts, HostFactory
 from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
 from agentao_gov.simulator import Simulator

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.errors import QueueTimeoutError, StoreError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Outcome
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import SessionState
 from tests.pool.bench import eventually
 from tests.pool.conftest import MakePool

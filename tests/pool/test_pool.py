@@ -23,8 +23,8 @@ from agentao_gov.errors import (
     TurnTimeoutError,
     UserSessionLimitError,
 )
-from agentao_gov.governor.outcome import Mode, Outcome
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Mode, Outcome
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
 from agentao_gov.pool.trim import Trimmer

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.pool_published import PublishedPool
 
 from agentao_gov.errors import CapacityError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import Outcome
+from agentao_gov.governor.types import SessionKey
 from tests.pool.bench import eventually
 from tests.pool.conftest import MakePool
 from tests.pool.scripted import HANG_S, ScriptedHosts

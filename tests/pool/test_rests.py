@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import rests
 from agentao_gov.pool.trim import Trimmer
 from tests.pool.bench import PoolBench, eventually

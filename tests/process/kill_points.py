@@ -17,7 +17,7 @@ from typing import Any
 
 from agentao_gov.clock import Deadline
 from agentao_gov.governor import Conversation, IterationEvent, SessionSpec, TextEvent, ToolEvent, TurnReport
-from agentao_gov.governor.requests import EventSink, TurnEvent, TurnRequest
+from agentao_gov.governor.types import EventSink, TurnEvent, TurnRequest
 from agentao_gov.pool.host import HostFactory, SessionHost
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, session_tag, take_census
 from tests.process import zoo
 

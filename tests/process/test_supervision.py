@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, session_tag
 from agentao_gov.process.layers import survey_layers
 from agentao_gov.process.supervision import Heartbeat, is_guarded

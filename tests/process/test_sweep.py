@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import Owner, SessionTree, Tag, procfs, session_tag, sweep
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.sweep import find_orphans

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, Tag, procfs, session_tag
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.tree import kill_processes, send_signal

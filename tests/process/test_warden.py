@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, procfs, session_tag, warden
 from tests.process import zoo
 

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.findings import Findings
 from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.page import page
+from agentao_gov.loadtest.render import page, render
+from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
-from agentao_gov.loadtest.writers import render
 from agentao_gov.report.charts import Chart, Line, Mark, svg
 from agentao_gov.report.gate import GateReport
 from agentao_gov.report.html import Page, Section, Tile, html_page

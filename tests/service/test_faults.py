@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState
 from tests.e2e.raw import raw
 from tests.e2e.service import running

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from agentao_gov.governor.requests import TextEvent, ToolEvent
+from agentao_gov.governor.types import TextEvent, ToolEvent
 from agentao_gov.service.feed import EventFeed
 
 

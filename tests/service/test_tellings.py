@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.requests import SessionKey
-from agentao_gov.monitor import refusals
+from agentao_gov.governor.types import SessionKey
+from agentao_gov.monitor import logs
 from agentao_gov.service import app
 from tests.e2e.service import Answer, running
 from tests.pool.bench import eventually
@@ -129,7 +129,7 @@ def test_a_flood_of_those_turned_away_does_not_flood_the_log(
 ) -> None:
     """Each is refused and counted; a page elsewhere, which needs no key, can ask for ever."""
     live = Live(tmp_path, hosts)
-    asked = refusals.RECORDS_MAX + 20
+    asked = logs.RECORDS_MAX + 20
 
     with caplog.at_level(logging.INFO, "agentao_gov.service"):
         statuses = [live.get("/v1/models", headers={"Origin": "https://evil.example"}).status for _ in range(asked)]
@@ -138,7 +138,7 @@ def test_a_flood_of_those_turned_away_does_not_flood_the_log(
     live.close()
 
     assert set(statuses) == {403}
-    assert len([record for record in caplog.records if record.message == "request refused"]) == refusals.RECORDS_MAX
+    assert len([record for record in caplog.records if record.message == "request refused"]) == logs.RECORDS_MAX
     assert rejected == asked
 
 

@@ -31,7 +31,7 @@ from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.config.units import format_duration
 from agentao_gov.errors import ConfigError, UsageError
-from agentao_gov.governor.redact import redact
+from agentao_gov.governor.report import redact
 
 __all__ = ["PROBES", "Foreign", "check_target", "walk_target"]
 

@@ -6,11 +6,11 @@ import json
 import sys
 from typing import Any
 
-from agentao_gov.loadtest.binding import GENERATOR_CPU, NOT_THE_SERVICE
+from agentao_gov.loadtest.capacity import GENERATOR_CPU, NOT_THE_SERVICE
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.dry_run import DryRun
 from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.summary_tables import show_ms, show_value
+from agentao_gov.loadtest.render import show_ms, show_value
+from agentao_gov.loadtest.run import DryRun
 from agentao_gov.loadtest.view import Live
 from agentao_gov.report.gate_terminal import GateScreen
 from agentao_gov.report.terminal import console, print_table

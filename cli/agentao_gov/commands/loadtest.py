@@ -82,8 +82,8 @@ def loadtest(
     if context.invoked_subcommand is not None:
         return None
     from agentao_gov.commands import _loadtest_options as flags
+    from agentao_gov.loadtest.driver import run_worker, split_address
     from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
-    from agentao_gov.loadtest.worker import run_worker, split_address
 
     flags.check_together(context)
     if worker_of is not None:
@@ -166,9 +166,9 @@ def compare(
 def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
     from agentao_gov.commands._loadtest_view import TerminalView, print_dry_run
     from agentao_gov.errors import GovError, StoreError, UsageError
+    from agentao_gov.loadtest.render import make_place, write_reports
     from agentao_gov.loadtest.run import LoadTest
     from agentao_gov.loadtest.view import Stop
-    from agentao_gov.loadtest.writers import make_place, write_reports
     from agentao_gov.report.gate_terminal import GateScreen
 
     screen = GateScreen(quiet=quiet)
@@ -201,8 +201,7 @@ def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
 def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
     """Files first, then the terminal: a full pipe must not lose a report."""
     from agentao_gov.commands._loadtest_view import next_command
-    from agentao_gov.loadtest.summary import gate_report
-    from agentao_gov.loadtest.writers import render, write_reports
+    from agentao_gov.loadtest.render import gate_report, render, write_reports
     from agentao_gov.report.gate_terminal import print_gate
 
     if options.report_dir is not None:

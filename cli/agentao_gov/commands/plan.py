@@ -45,8 +45,7 @@ def command(
     """Measure what a session costs on this machine, and print how many it holds and what gives way first."""
     from agentao_gov.config import Overrides, load_deployment, parse_bytes, parse_duration_s
     from agentao_gov.errors import ConfigError, UsageError
-    from agentao_gov.monitor.capacity import make_plan
-    from agentao_gov.monitor.machine import this_machine
+    from agentao_gov.monitor.capacity import make_plan, this_machine
 
     overrides = Overrides.given({"pool.mode": ("--mode", mode)}, sets)
     deployment = load_deployment(config, overrides=overrides)
@@ -100,7 +99,7 @@ def _measure(deployment: ResolvedDeployment, profile: str, overrides: Overrides)
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-m", "agentao_gov.monitor.probe"],
+                [sys.executable, "-P", "-m", "agentao_gov.monitor.session_cost"],
                 input=json.dumps(order), capture_output=True, text=True, timeout=_PROBE_S_MAX, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

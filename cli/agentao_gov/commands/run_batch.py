@@ -23,8 +23,7 @@ from agentao_gov.batch import (
     next_ready,
 )
 from agentao_gov.errors import GovError, UsageError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.report.terminal import console
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _write(run: _Run, report: TurnReport, advance: _Advance) -> None:
 
 
 def _cancel(run: _Run, item: BatchItem) -> None:
-    from agentao_gov.governor.requests import SessionKey
+    from agentao_gov.governor.types import SessionKey
 
     for info in run.context.pool.sessions(run.context.options.tenant):
         if item.session is None or info.key == SessionKey(run.context.options.tenant, item.session):

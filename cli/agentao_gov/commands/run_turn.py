@@ -20,7 +20,7 @@ from rich.console import Console
 from agentao_gov.commands._show import write_output
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import EventSink, ToolEvent, TurnEvent
+from agentao_gov.governor.types import EventSink, ToolEvent, TurnEvent
 from agentao_gov.report.terminal import console, printable, warn
 from agentao_gov.report.turn_panel import print_panel
 from agentao_gov.simulator.embedded import EmbeddedModel

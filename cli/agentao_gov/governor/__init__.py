@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.governor import lean_sdk as _lean_sdk
-from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
-from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
-from agentao_gov.governor.requests import (
+from agentao_gov.governor import sdk_import
+from agentao_gov.governor.report import (
+    BudgetLine,
+    LimitLine,
+    Mode,
+    Outcome,
+    Timing,
+    ToolCall,
+    ToolOutcome,
+    TurnReport,
+    Usage,
+)
+from agentao_gov.governor.types import (
     Conversation,
     EventSink,
     IterationEvent,
@@ -20,12 +29,12 @@ from agentao_gov.governor.requests import (
 )
 
 # Before any module of the governor imports the SDK.
-_lean_sdk.install()
+sdk_import.load_types_on_demand()
 
 if TYPE_CHECKING:
     from agentao_gov.governor.governor import Governor
-    from agentao_gov.governor.observe import NullObserver, TurnObserver
     from agentao_gov.governor.session import GovernedSession
+    from agentao_gov.governor.turn import NullObserver, TurnObserver
 
 __all__ = [
     "BudgetLine",

@@ -14,12 +14,11 @@ import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
 from openai.types.chat import ChatCompletionChunk
 
-from agentao_gov.governor.failures import NotAModelError
+from agentao_gov.governor.classify import NotAModelError
 from agentao_gov.governor.http import HttpClient
-from agentao_gov.governor.meter import CallUsage
-from agentao_gov.governor.spend import Spend
+from agentao_gov.governor.spend import Spend, larger, reported_usage
 from agentao_gov.governor.tokens import count_tokens, is_calibrated
-from agentao_gov.governor.usage import larger, reported_usage
+from agentao_gov.governor.turn import CallUsage
 
 __all__ = ["GovernedAdapter", "StreamMeter"]
 

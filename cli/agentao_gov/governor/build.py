@@ -7,14 +7,17 @@ With the shared HTTP client this takes 1-2 ms and about 30 KB (a plain `Agentao(
 from __future__ import annotations
 
 import functools
+import json
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import agentao.context_manager
 from agentao import Agentao
+from agentao.agents.tools import AgentToolWrapper
 from agentao.embedding.sessions import restore_agent_skills
 from agentao.mcp import InMemoryMCPRegistry
 from agentao.memory import MemoryManager, SQLiteMemoryStore
@@ -25,23 +28,143 @@ from agentao.tools.base import SHELL_TOOL_NAME
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
-from agentao_gov.governor.confine import ConfinedFileSystem
-from agentao_gov.governor.hints import path_hints
+from agentao_gov.governor.agentao_bounds import bound_patterns, path_hints
+from agentao_gov.governor.confine import ConfinedFileSystem, TrackedShell
 from agentao_gov.governor.model_client import GovernedModel
-from agentao_gov.governor.patterns import bound_patterns
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.requests import Conversation, SessionSpec
-from agentao_gov.governor.shared_mcp import SharedServers
-from agentao_gov.governor.shell import TrackedShell
-from agentao_gov.governor.subagents import govern_sub_agents, is_sub_agent_tool
+from agentao_gov.governor.report import Reason
 from agentao_gov.governor.tools import ToolGuard
 from agentao_gov.governor.transport import GovernedTransport
-from agentao_gov.process.tree import SessionTree
+from agentao_gov.governor.types import Conversation, SessionSpec
+from agentao_gov.process.tags import child_env, shared_tag
+from agentao_gov.process.tree import SessionTree, kill_processes
 
 if TYPE_CHECKING:
     from agentao_gov.config.profile import McpServer
 
-__all__ = ["AgentParts", "build_agent", "restore"]
+__all__ = ["AgentParts", "SharedServers", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
+
+
+# MCP servers that several sessions share: one process a tenant, or one for all, instead of one a session.
+#
+# A Python MCP server takes 46-67 MiB and a second to start, so sharing is the big saver. Shared servers carry a mark of
+# their own, not a session's: closing or killing a session leaves them alone; they end with the governor.
+
+_log = logging.getLogger(__name__)
+
+Share = Literal["tenant", "process"]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One server. Its lock is held while it starts: the second session waits for the first one's start."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    manager: Any = None
+
+
+class SharedServers:
+    """All shared servers of a process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Under `_lock`. Bounded by the servers that profiles name, times the tenants.
+        self._entries: dict[tuple[str, str, str, str], _Entry] = {}
+        self._tags: set[str] = set()
+
+    def get(self, share: Share, tenant: str, name: str, config: dict[str, Any]) -> tuple[Any, str | None]:
+        """The running server's manager, starting it where there is none; or why it is not available.
+
+        A server that failed is tried again by the next session. Blocks while it starts.
+        """
+        owner = tenant if share == "tenant" else ""
+        key = (share, owner, name, json.dumps(config, sort_keys=True, default=str))
+        tag = shared_tag(share, owner)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._tags.add(str(tag))
+        with entry.lock:
+            if entry.manager is not None:
+                return entry.manager, None
+            manager, problem = _start(name, {**config, "env": {**config["env"], **child_env(tag, "mcp")}})
+            entry.manager = manager
+            return manager, problem
+
+    def close(self) -> None:
+        """Ends all of them; by force those that do not leave."""
+        with self._lock:
+            entries, self._entries = list(self._entries.values()), {}
+            tags, self._tags = self._tags, set()
+        for entry in entries:
+            with entry.lock:
+                if entry.manager is not None:
+                    _stop(entry.manager)
+                    entry.manager = None
+        if tags:
+            kill_processes(tags)
+
+
+def _start(name: str, config: dict[str, Any]) -> tuple[Any, str | None]:
+    # The MCP SDK takes a second and 30 MB to import; only profiles with servers pay.
+    from agentao.mcp import McpClientManager
+
+    manager = McpClientManager({name: config})
+    try:
+        manager.connect_all()
+    except Exception as error:
+        _stop(manager)
+        return None, str(error)
+    (status,) = manager.get_server_status()
+    if status["status"] != "connected":
+        _stop(manager)
+        return None, str(status.get("error") or status["status"])
+    return manager, None
+
+
+def _stop(manager: Any) -> None:
+    try:
+        manager.disconnect_all()
+    except Exception:
+        _log.exception("Ending a shared MCP server failed")
+
+
+# Sub-agents under the parent's limits: same ledger, same deadline, same tool limits, same confinement.
+#
+# agentao builds a sub-agent with a stock model client of its own, outside every veto. The tools that start sub-agents
+# are therefore patched one by one (never agentao's classes): the agent they build gets a governed client before its
+# first call, and its tools get the guard.
+
+
+def is_sub_agent_tool(tool: Any) -> bool:
+    """Whether a tool starts a sub-agent."""
+    return isinstance(tool, AgentToolWrapper)
+
+
+def govern_sub_agents(agent: Any, model: Callable[[], GovernedModel], guard: ToolGuard, rounds_max: int) -> None:
+    """Patches every tool of the agent that starts sub-agents."""
+    for tool in agent.tools.tools.values():
+        if is_sub_agent_tool(tool):
+            _govern(tool, model, guard, rounds_max)
+
+
+def _govern(wrapper: Any, model: Callable[[], GovernedModel], guard: ToolGuard, rounds_max: int) -> None:
+    build, narrow = wrapper._build_sub_agent, wrapper._narrow_tools
+
+    def build_governed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        sub_agent, setup = build(*args, **kwargs)
+        client = model()
+        sub_agent.llm = client
+        sub_agent._extract_context_hints = lambda: path_hints(sub_agent.messages)
+        sub_agent.context_manager.llm_client = client
+        setup["max_turns"] = min(int(setup["max_turns"]), rounds_max)
+        return sub_agent, setup
+
+    def narrow_guarded(sub_agent: Any) -> None:
+        narrow(sub_agent)
+        guard.guard_all(sub_agent.tools.tools.values())
+
+    wrapper._build_sub_agent = build_governed
+    wrapper._narrow_tools = narrow_guarded
+
 
 # agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only

@@ -14,19 +14,15 @@ from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.governor.build import build_agent, restore
+from agentao_gov.governor.build import SharedServers, build_agent, is_sub_agent_tool, restore
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.model_client import GovernedModel
-from agentao_gov.governor.observe import Observers, TurnObserver
-from agentao_gov.governor.requests import Conversation, SessionSpec, TurnRequest
 from agentao_gov.governor.session import GovernedSession
-from agentao_gov.governor.shared_mcp import SharedServers
-from agentao_gov.governor.subagents import is_sub_agent_tool
 from agentao_gov.governor.tokens import count_tokens
-from agentao_gov.governor.toollog import ToolLog
-from agentao_gov.governor.tools import ToolGuard
+from agentao_gov.governor.tools import ToolGuard, ToolLog
 from agentao_gov.governor.transport import AskUser, ConfirmTool, GovernedTransport
-from agentao_gov.governor.turn import Turn
+from agentao_gov.governor.turn import Observers, Turn, TurnObserver
+from agentao_gov.governor.types import Conversation, SessionSpec, TurnRequest
 from agentao_gov.process.tags import TAG_VARIABLE, session_tag
 from agentao_gov.process.tree import SessionTree
 

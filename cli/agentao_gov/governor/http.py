@@ -26,7 +26,7 @@ import httpcore2
 import httpx2
 import openai
 
-from agentao_gov.governor import half_imported
+from agentao_gov.governor import sdk_import
 
 __all__ = ["AbortScope", "HttpClient", "abortable", "timeout_for"]
 
@@ -359,7 +359,7 @@ class HttpClient:
     """The process's HTTP client, and the OpenAI SDK objects that share it. Thread-safe."""
 
     def __init__(self, *, verify: ssl.SSLContext | None = None) -> None:
-        half_imported.install()
+        sdk_import.hide_half_imported_httpx()
         # Made at the first handshake: a model on this machine needs none.
         trust = functools.cache(_trusting if verify is None else lambda: verify)
         self._client = openai.DefaultHttpxClient(

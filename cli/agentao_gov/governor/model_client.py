@@ -7,31 +7,225 @@ of attempts of our own, because agentao's retries are bounded by neither the pro
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import functools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
-from agentao_gov.governor.cost import cost_of
-from agentao_gov.governor.failures import describe_failure, status_of
-from agentao_gov.governor.http import HttpClient, abortable, timeout_for
-from agentao_gov.governor.meter import CallUsage
-from agentao_gov.governor.model_call import Attempt, Call, Purpose, pause
-from agentao_gov.governor.observe import LlmCallEnd, LlmCallOutcome
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.redact import RedactingFilter
-from agentao_gov.governor.retry import RetryDecision, decide_retry, parse_retry_after_s
-from agentao_gov.governor.spend import Refused, Spend
-from agentao_gov.governor.tokens import Anchor, prompt_bound, thinks_unseen
-from agentao_gov.governor.turn import Turn
+from agentao_gov.governor.classify import describe_failure, status_of
+from agentao_gov.governor.http import AbortScope, HttpClient, abortable, timeout_for
+from agentao_gov.governor.report import Reason, RedactingFilter
+from agentao_gov.governor.spend import Refused, Spend, reported_usage
+from agentao_gov.governor.tokens import Anchor, count_tokens, prompt_bound, text_bound, thinks_unseen
+from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
 
-__all__ = ["AGENT_LOG", "GovernedModel", "NoTurnError"]
+__all__ = [
+    "AGENT_LOG",
+    "Attempt",
+    "Call",
+    "GovernedModel",
+    "NoTurnError",
+    "Purpose",
+    "RetryDecision",
+    "cost_of",
+    "decide_retry",
+    "parse_retry_after_s",
+    "pause",
+]
+
+
+# One call that agentao asks for, and the attempts it takes.
+
+Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
+
+
+@dataclass(slots=True)
+class Call:
+    """What agentao asked for; it may take several attempts."""
+
+    turn: Turn
+    token: Any
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    kwargs: dict[str, Any]
+    purpose: Purpose
+    on_retry: Callable[[dict[str, Any]], None] | None
+    send: Callable[[Attempt], Any]
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.kwargs.get("stream"))
+
+
+class Attempt:
+    """One request on its way, and what became of it."""
+
+    def __init__(self, call: Call, spend: Spend, meter: StreamMeter, accumulator: Any) -> None:
+        self.call = call
+        self.spend = spend
+        self.meter = meter
+        self.accumulator = accumulator
+        self.scope = AbortScope()
+        self.started = time.monotonic()
+        self.first_token_s: float | None = None
+        self.response: Any = None
+        self.failure: BaseException | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer came to its end by itself."""
+        return self.failure is None and not self.meter.cut and not self.scope.aborted.is_set()
+
+
+def pause(delay_s: float, token: Any) -> bool:
+    """Waits; False if the token was cancelled meanwhile."""
+    woken = threading.Event()
+    forget = token.add_done_callback(woken.set)
+    try:
+        return not woken.wait(delay_s)
+    finally:
+        forget()
+
+
+# What one request is charged: what its provider reported, or the most that it can have cost as far as it was seen.
+
+#: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
+_GATEWAY_TIMEOUTS = frozenset({504, 524})
+
+
+def cost_of(attempt: Attempt, model: str, *, thinks_unseen: bool) -> CallUsage | None:
+    """What to charge for an attempt that ended; None where it cost nothing.
+
+    `thinks_unseen`: whether the model produces tokens that it does not show, so that silence proves nothing.
+    """
+    status = status_of(attempt.failure)
+    if not attempt.scope.sent or (status is not None and status not in _GATEWAY_TIMEOUTS):
+        # It never left, or the provider answered that it will not serve it.
+        return None
+    reported = _reported(attempt)
+    if reported is not None and _is_final(attempt, reported):
+        return reported
+    prompt, granted = attempt.spend.bound
+    meter = attempt.meter
+    completion = granted
+    if attempt.call.stream and not meter.begun and not attempt.scope.answered and not thinks_unseen:
+        completion = 0
+    elif meter.cut:
+        # It was told to stop at the grant and did not.
+        completion = max(granted, count_tokens(meter.text))
+    elif _ended_by_itself(attempt) and not thinks_unseen:
+        text = meter.text if attempt.call.stream else response_text(attempt.response)
+        completion = min(text_bound(text, model), max(granted, count_tokens(text)))
+    # Otherwise it was cut on the way: the provider may have produced all it was granted before it noticed.
+    if reported is None:
+        return CallUsage(prompt, completion, estimated_tokens=prompt + completion)
+    completion = max(completion, reported.completion_tokens)
+    return replace(reported, completion_tokens=completion, estimated_tokens=completion)
+
+
+def _reported(attempt: Attempt) -> CallUsage | None:
+    if attempt.call.stream:
+        return attempt.meter.reported
+    return reported_usage(attempt.accumulator.usage_data)
+
+
+def _is_final(attempt: Attempt, reported: CallUsage) -> bool:
+    """Whether the report covers all of the answer: it came at its end, and does not say that text is nothing."""
+    if attempt.call.stream:
+        return attempt.meter.report_is_final and (reported.completion_tokens > 0 or not attempt.meter.text)
+    return reported.completion_tokens > 0 or attempt.response is None or not response_text(attempt.response)
+
+
+def _ended_by_itself(attempt: Attempt) -> bool:
+    """Whether the whole answer came: a stream says why it ends, and one that does not was broken off on the way."""
+    return attempt.whole and (attempt.meter.finished or not attempt.call.stream)
+
+
+def response_text(response: Any) -> str:
+    """All that a whole answer holds."""
+    texts = []
+    for choice in getattr(response, "choices", None) or ():
+        message = choice.message
+        texts += [getattr(message, "content", None), getattr(message, "reasoning_content", None)]
+        for call in getattr(message, "tool_calls", None) or ():
+            texts += [getattr(call.function, "name", None), getattr(call.function, "arguments", None)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+# Whether and when a failed model call is sent again: pure, bounded by a count and by the turn's deadline.
+
+#: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
+BACKOFF_S = 0.5
+BACKOFF_S_MAX = 8.0
+#: Share of the pause that is random, so that many sessions do not come back at once.
+JITTER = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """Send again after `delay_s`, or give up for `reason`."""
+
+    again: bool
+    delay_s: float = 0.0
+    reason: str = ""
+
+
+def parse_retry_after_s(header: str | None, now: float) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date. None where it says nothing usable."""
+    if not header:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        at = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=datetime.UTC)
+    return max(0.0, at.timestamp() - now)
+
+
+def decide_retry(
+    *,
+    retryable: bool,
+    retries_done: int,
+    retries_max: int,
+    retry_after_s: float | None,
+    remaining_s: float,
+    jitter: float,
+) -> RetryDecision:
+    """Decides after a failed attempt. `jitter` in 0..1 is drawn by the caller.
+
+    A pause the deadline would cut is not begun: waiting for a time-out helps nobody, and the reason would be lost.
+    """
+    if not retryable:
+        # What does not pass needs no explanation of why it was not tried again.
+        return RetryDecision(False)
+    if retries_done >= retries_max:
+        tries = retries_done + 1
+        return RetryDecision(False, reason=f"{tries} attempt{'s' if tries > 1 else ''}, llm_retries is {retries_max}")
+    if retry_after_s is not None:
+        delay_s = retry_after_s
+    else:
+        delay_s = min(BACKOFF_S * 2**retries_done, BACKOFF_S_MAX) * (1 + JITTER * jitter)
+    if delay_s >= remaining_s:
+        return RetryDecision(
+            False, reason=f"the provider asks to wait {delay_s:.0f} s and the turn has {remaining_s:.0f} s left"
+        )
+    return RetryDecision(True, delay_s=delay_s)
+
 
 #: What agentao writes to. It carries no handler of ours; agentao's own package-global file handler is never installed,
 #: because the newest client's file would receive every tenant's prompts.

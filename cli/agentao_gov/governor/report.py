@@ -2,19 +2,138 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from agentao_gov.governor.outcome import Mode, Outcome, ToolOutcome
-from agentao_gov.governor.reason import Reason
+from agentao_gov.errors import GovError
 
 if TYPE_CHECKING:
     from agentao_gov.budget.types import Balance
 
-__all__ = ["BudgetLine", "LimitLine", "Timing", "ToolCall", "TurnReport", "Usage"]
+__all__ = [
+    "BudgetLine",
+    "LimitLine",
+    "Mode",
+    "Outcome",
+    "Reason",
+    "RedactingFilter",
+    "Timing",
+    "ToolCall",
+    "ToolOutcome",
+    "TurnReport",
+    "Usage",
+    "redact",
+]
+
+
+# Why a turn ended: a closed list, and the exit code and HTTP status each outcome maps to.
+
+Mode = Literal["fresh", "in-process", "subprocess"]
+ToolOutcome = Literal["ok", "error", "timeout", "denied", "cancelled"]
+
+
+class Outcome(StrEnum):
+    """Why a turn ended (`contract.md`, "TurnReport")."""
+
+    ANSWERED = "answered"
+    TURN_TIMEOUT = "turn_timeout"
+    MAX_ITERATIONS = "max_iterations"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    BUDGET_IMPOSSIBLE = "budget_impossible"
+    CANCELLED = "cancelled"
+    REPEAT_GUARD = "repeat_guard"
+    MODEL_ERROR = "model_error"
+    INCOMPLETE = "incomplete"
+    REFUSED = "refused"
+    SHUTDOWN = "shutdown"
+    STORE_UNAVAILABLE = "store_unavailable"
+    STUCK = "stuck"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with."""
+        return _EXIT_CODES[self]
+
+    @property
+    def http_status(self) -> int:
+        """The status of an answer without text; an outcome that carries an answer is a 200."""
+        return _HTTP[self][0]
+
+    @property
+    def error_code(self) -> str:
+        """The `code` of the HTTP error body."""
+        return _HTTP[self][1]
+
+
+_EXIT_CODES = {
+    Outcome.ANSWERED: 0,
+    Outcome.MODEL_ERROR: 4,
+    Outcome.INCOMPLETE: 4,
+    Outcome.TURN_TIMEOUT: 5,
+    Outcome.STUCK: 5,
+    Outcome.BUDGET_EXHAUSTED: 6,
+    Outcome.BUDGET_IMPOSSIBLE: 6,
+    Outcome.MAX_ITERATIONS: 7,
+    Outcome.REPEAT_GUARD: 7,
+    Outcome.REFUSED: 8,
+    Outcome.SHUTDOWN: 8,
+    Outcome.STORE_UNAVAILABLE: 9,
+    Outcome.INTERNAL_ERROR: 10,
+    Outcome.CANCELLED: 130,
+}
+
+_HTTP = {
+    Outcome.ANSWERED: (200, "answered"),
+    Outcome.MAX_ITERATIONS: (422, "max_iterations"),
+    Outcome.REPEAT_GUARD: (422, "repeat_guard"),
+    Outcome.INCOMPLETE: (502, "incomplete"),
+    Outcome.MODEL_ERROR: (502, "model_error"),
+    Outcome.TURN_TIMEOUT: (504, "turn_timeout"),
+    Outcome.BUDGET_EXHAUSTED: (429, "budget_exhausted"),
+    Outcome.BUDGET_IMPOSSIBLE: (400, "budget_impossible"),
+    Outcome.CANCELLED: (409, "cancelled"),
+    Outcome.REFUSED: (429, "queue_full"),
+    Outcome.SHUTDOWN: (503, "draining"),
+    Outcome.STORE_UNAVAILABLE: (503, "ledger_unavailable"),
+    Outcome.STUCK: (500, "stuck"),
+    Outcome.INTERNAL_ERROR: (500, "internal_error"),
+}
+
+
+# One thing that happened, told twice: to the tenant who asked, and to whoever runs the service.
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A sentence in two tellings. One that is given once is fit for both: `Reason("The turn was cancelled.")`."""
+
+    #: Safe for a tenant: nothing of the operator's addresses, files and providers, and nothing that those said.
+    public: str
+    #: What the operator needs to mend it; empty where that is the public sentence.
+    private: str = ""
+
+    @classmethod
+    def of(cls, error: GovError) -> Reason:
+        """An error of ours."""
+        return cls(error.public_message, str(error))
+
+    @property
+    def operator(self) -> str:
+        """The telling with all that is known."""
+        return self.private or self.public
+
+    def after(self, words: str) -> Reason:
+        """The same behind a few words, in both tellings."""
+        return Reason(words + self.public, words + self.operator)
+
 
 TURN_REPORT_SCHEMA: Literal["agentao-gov/turn-report/1"] = "agentao-gov/turn-report/1"
 
@@ -157,3 +276,44 @@ class TurnReport(_Record):
     def has_answer(self) -> bool:
         """Whether there is text worth showing: an answer, or a wrapped-up one."""
         return bool(self.answer)
+
+
+# Keeps secrets out of everything that is written: reports, logs, error texts.
+
+_PATTERNS = (
+    # Keys of the big providers; the prefix stays, so that a reader sees what kind of key it was.
+    re.compile(r"\b(sk-(?:proj-|ant-|or-)?)[A-Za-z0-9_\-]{8,}"),
+    re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._\-]{8,}"),
+    re.compile(r"(?i)((?:api[_-]?key|token|secret|password)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;]{6,}"),
+    # Credentials in a URL.
+    re.compile(r"(\b[a-z][a-z0-9+.\-]*://)[^/\s:@]+:[^/\s@]+@"),
+)
+#: Stand-ins for a key where an endpoint wants none.
+_NO_SECRETS = frozenset({"none", "not-needed"})
+_MASK = r"\1[REDACTED]"
+
+
+def redact(text: str, *secrets: str) -> str:
+    """The text without the given secrets and whatever looks like one."""
+    for secret in secrets:
+        if len(secret) >= 4 and secret not in _NO_SECRETS:
+            text = text.replace(secret, "[REDACTED]")
+    for pattern in _PATTERNS:
+        text = pattern.sub(_MASK, text)
+    return text
+
+
+class RedactingFilter(logging.Filter):
+    """Redacts the records of a logger that agentao writes to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrites the record in place; lets it through."""
+        try:
+            record.msg = redact(record.getMessage())
+        except (TypeError, ValueError):
+            record.msg = "a log record that could not be rendered"
+        record.args = ()
+        # A traceback of the SDK quotes request bodies.
+        record.exc_info = None
+        record.exc_text = None
+        return True

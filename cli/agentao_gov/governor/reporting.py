@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Any
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.classify import Verdict
-from agentao_gov.governor.observe import TurnLabels
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.redact import redact
-from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
-from agentao_gov.governor.requests import SessionSpec, TurnRequest
-from agentao_gov.governor.turn import Turn
+from agentao_gov.governor.report import BudgetLine, LimitLine, Reason, Timing, ToolCall, TurnReport, Usage, redact
+from agentao_gov.governor.turn import Turn, TurnLabels
+from agentao_gov.governor.types import SessionSpec, TurnRequest
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedProfile

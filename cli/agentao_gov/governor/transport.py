@@ -10,9 +10,9 @@ from agentao.cancellation import current_turn
 from agentao.transport import AgentEvent, EventType
 from agentao.transport.broadcast import EventBroadcaster
 
-from agentao_gov.governor.requests import TextEvent
-from agentao_gov.governor.toollog import ToolLog
+from agentao_gov.governor.tools import ToolLog
 from agentao_gov.governor.turn import Turn
+from agentao_gov.governor.types import TextEvent
 
 __all__ = ["AskUser", "ConfirmTool", "GovernedTransport"]
 

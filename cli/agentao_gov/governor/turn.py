@@ -4,20 +4,266 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 from agentao.cancellation import CancellationToken
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.governor.classify import StopCause, TurnFacts
-from agentao_gov.governor.meter import TurnMeter
-from agentao_gov.governor.observe import Observers, TurnLabels
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.requests import EventSink, IterationEvent, TurnEvent
+from agentao_gov.governor.report import Mode, Reason, ToolCall, ToolOutcome, TurnReport, Usage
+from agentao_gov.governor.types import EventSink, IterationEvent, SessionKey, TurnEvent
 
-__all__ = ["CallLimits", "Turn"]
+__all__ = [
+    "CallLimits",
+    "CallUsage",
+    "LlmCallEnd",
+    "LlmCallOutcome",
+    "Observers",
+    "PermissionEnd",
+    "ToolCallEnd",
+    "Turn",
+    "TurnLabels",
+    "TurnMeter",
+    "TurnObserver",
+]
+
+
+# What a turn used so far: tokens, calls, time, tools. Thread-safe, because sub-agents and tools run beside it.
+
+
+@dataclass(frozen=True, slots=True)
+class CallUsage:
+    """Tokens of one model call, as charged."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    #: The part that no provider reported.
+    estimated_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class TurnMeter:
+    """Counters of one turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # All below under `_lock`.
+        self._sum = CallUsage(0, 0)
+        self._subtree_tokens = 0
+        self._llm_calls = 0
+        self._iterations = 0
+        self._model_s = 0.0
+        self._tools_s = 0.0
+        self._first_token_s: float | None = None
+        self._tools: list[ToolCall] = []
+
+    def sent(self) -> None:
+        """A request went out."""
+        with self._lock:
+            self._llm_calls += 1
+
+    def iterate(self) -> int:
+        """A round of the tool loop begins; returns its number, from 1."""
+        with self._lock:
+            self._iterations += 1
+            return self._iterations
+
+    def charge(self, usage: CallUsage, *, subtree: bool) -> None:
+        """Adds what one call used."""
+        with self._lock:
+            old = self._sum
+            self._sum = replace(
+                old,
+                prompt_tokens=old.prompt_tokens + usage.prompt_tokens,
+                completion_tokens=old.completion_tokens + usage.completion_tokens,
+                cached_tokens=old.cached_tokens + usage.cached_tokens,
+                reasoning_tokens=old.reasoning_tokens + usage.reasoning_tokens,
+                estimated_tokens=old.estimated_tokens + usage.estimated_tokens,
+            )
+            if subtree:
+                self._subtree_tokens += usage.total_tokens
+
+    def model_time(self, seconds: float) -> None:
+        """Adds time spent waiting for the model."""
+        with self._lock:
+            self._model_s += seconds
+
+    def first_token(self, seconds: float) -> None:
+        """Notes the first text of the turn; later ones change nothing."""
+        with self._lock:
+            if self._first_token_s is None:
+                self._first_token_s = seconds
+
+    def tool(self, name: str, outcome: ToolOutcome, seconds: float) -> None:
+        """Records a tool call that ended."""
+        with self._lock:
+            self._tools_s += seconds
+            self._tools.append(ToolCall(name=name, outcome=outcome, duration_ms=round(seconds * 1000)))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens used so far."""
+        with self._lock:
+            return self._sum.total_tokens
+
+    @property
+    def iterations(self) -> int:
+        """Rounds so far."""
+        with self._lock:
+            return self._iterations
+
+    def usage(self) -> Usage:
+        """The usage block of the report."""
+        with self._lock:
+            total = self._sum
+            return Usage(
+                prompt_tokens=total.prompt_tokens,
+                completion_tokens=total.completion_tokens,
+                cached_tokens=total.cached_tokens,
+                reasoning_tokens=total.reasoning_tokens,
+                total_tokens=total.total_tokens,
+                llm_calls=self._llm_calls,
+                subtree_tokens=self._subtree_tokens,
+                estimated_tokens=total.estimated_tokens,
+            )
+
+    def times_s(self) -> tuple[float | None, float, float]:
+        """First token, model, tools."""
+        with self._lock:
+            return self._first_token_s, self._model_s, self._tools_s
+
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """In the order of their end."""
+        with self._lock:
+            return tuple(self._tools)
+
+
+# What the governor tells whoever watches: metrics, tracing, audit. Values in, nothing back.
+#
+# An observer runs on the turn's threads; what it raises is logged and goes no further, so that a broken exporter
+# cannot end a turn.
+
+#: `refused` was never sent (budget, store); `error` was answered with one or failed; `cut` was stopped on the way.
+LlmCallOutcome = Literal["ok", "error", "cut", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLabels:
+    """Whose turn an event belongs to."""
+
+    key: SessionKey
+    user: str
+    profile: str
+    mode: Mode
+    turn_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class LlmCallEnd:
+    """One request to the model that ended. Tokens as charged."""
+
+    outcome: LlmCallOutcome
+    duration_s: float
+    first_token_s: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    estimated_tokens: int
+    #: loop, summary, wrap_up, sub_agent
+    purpose: str
+    status: int | None = None
+    error_type: str | None = None
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallEnd:
+    """One tool call that ended."""
+
+    name: str
+    outcome: ToolOutcome
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionEnd:
+    """One permission decision: `allow`, `deny`, `prompt` as agentao's engine decides."""
+
+    tool: str
+    decision: str
+    mode: str
+
+
+class TurnObserver(Protocol):
+    """Implement what you need; see `NullObserver` for a base."""
+
+    def turn_started(self, labels: TurnLabels) -> None:
+        """A turn begins."""
+        ...
+
+    def llm_call(self, labels: TurnLabels, call: LlmCallEnd) -> None:
+        """A model call ended."""
+        ...
+
+    def tool_call(self, labels: TurnLabels, call: ToolCallEnd) -> None:
+        """A tool call ended."""
+        ...
+
+    def permission(self, labels: TurnLabels, decision: PermissionEnd) -> None:
+        """A permission was decided."""
+        ...
+
+    def turn_ended(self, labels: TurnLabels, report: TurnReport) -> None:
+        """The turn's one report."""
+        ...
+
+
+class NullObserver:
+    """Watches nothing; a base for those who want only some events."""
+
+    def turn_started(self, labels: TurnLabels) -> None:
+        """Nothing."""
+
+    def llm_call(self, labels: TurnLabels, call: LlmCallEnd) -> None:
+        """Nothing."""
+
+    def tool_call(self, labels: TurnLabels, call: ToolCallEnd) -> None:
+        """Nothing."""
+
+    def permission(self, labels: TurnLabels, decision: PermissionEnd) -> None:
+        """Nothing."""
+
+    def turn_ended(self, labels: TurnLabels, report: TurnReport) -> None:
+        """Nothing."""
+
+
+class Observers:
+    """All observers of a governor. Replaced, never changed, so that it is read without a lock."""
+
+    def __init__(self, observers: Sequence[TurnObserver] = ()) -> None:
+        self._all: tuple[TurnObserver, ...] = tuple(observers)
+
+    def add(self, observer: TurnObserver) -> None:
+        """Adds one; it sees turns from now on."""
+        self._all = (*self._all, observer)
+
+    def tell(self, event: Callable[[TurnObserver], None]) -> None:
+        """Hands an event to each, safely."""
+        for observer in self._all:
+            try:
+                event(observer)
+            except Exception:
+                _log.exception("An observer of turns failed")
+
 
 _log = logging.getLogger(__name__)
 

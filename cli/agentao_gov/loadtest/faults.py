@@ -26,9 +26,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from agentao_gov.config.units import parse_duration_s
 from agentao_gov.errors import ConfigError
-from agentao_gov.loadtest.processes import listening_process, session_processes, talks_to, tree_of
-from agentao_gov.loadtest.samples import Status, TurnSample
-from agentao_gov.loadtest.series import ServerRow
+from agentao_gov.loadtest.record import Status, TurnSample
+from agentao_gov.loadtest.server_series import ServerRow, listening_process, session_processes, talks_to, tree_of
 from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.view import Stop
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,105 @@ from urllib.parse import urlsplit
 
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
 from agentao_gov.errors import ConfigError, GovError, InternalError
-from agentao_gov.loadtest.assemble import assemble
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver, check_port
-from agentao_gov.loadtest.dry_run import DryRun, schedule_of
 from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
-from agentao_gov.loadtest.findings import Findings
-from agentao_gov.loadtest.foresight import bounded, loaded_tenants, settle_mix, undecidable
 from agentao_gov.loadtest.keeper import Keeper
-from agentao_gov.loadtest.limits import Limits, limits_of, promised, promised_by
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
+    bounded,
     build_plan,
     choose_thresholds,
     load_profiles,
+    loaded_tenants,
     planned_phases,
+    settle_mix,
+    undecidable,
 )
-from agentao_gov.loadtest.plan import LoadPlan, estimate
-from agentao_gov.loadtest.provenance import environment, plan_part
-from agentao_gov.loadtest.replay import RecordedTurn, load_replay, until
-from agentao_gov.loadtest.series import ServerSeries
-from agentao_gov.loadtest.target import Target, check_ownership, existing_target, is_loopback, own_target
+from agentao_gov.loadtest.plan import Estimate, LoadPlan, Phase, estimate
+from agentao_gov.loadtest.report import Findings, assemble, environment, plan_part
+from agentao_gov.loadtest.schedule import RecordedTurn, load_replay, until
+from agentao_gov.loadtest.server_series import ServerSeries
+from agentao_gov.loadtest.target import (
+    Limits,
+    Target,
+    check_ownership,
+    existing_target,
+    is_loopback,
+    limits_of,
+    own_target,
+    promised,
+    promised_by,
+)
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
 
-__all__ = ["LoadTest"]
+__all__ = ["DryRun", "LoadTest", "schedule_of"]
+
+
+# What a load test would do: its schedule, and what it should come to. Nothing is started for it.
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a load test would do."""
+
+    plan: LoadPlan
+    estimate: Estimate
+    thresholds: tuple[str, ...]
+    schedule: tuple[dict[str, float], ...]
+    #: What is known already: thresholds that cannot be decided.
+    warnings: tuple[str, ...] = ()
+    #: Per million prompt and completion tokens.
+    price: tuple[float, float] | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """The bill; None where nobody stated a price."""
+        return self.estimate.cost(*self.price) if self.price else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--format json`."""
+        return {
+            "dry_run": True,
+            "duration_s": self.estimate.duration_s,
+            "turns": self.estimate.turns,
+            "sessions": self.estimate.sessions,
+            "llm_calls": self.estimate.llm_calls,
+            "prompt_tokens": self.estimate.prompt_tokens,
+            "completion_tokens": self.estimate.completion_tokens,
+            "tokens": self.estimate.tokens,
+            "cost": self.cost,
+            "turns_by_profile": self.estimate.turns_by_profile,
+            "thresholds": list(self.thresholds),
+            "schedule": list(self.schedule),
+            "max_turns": self.plan.max_turns,
+            "max_tokens": self.plan.max_tokens,
+            "warnings": list(self.warnings),
+            "seed": self.plan.seed,
+        }
+
+
+def schedule_of(phases: Iterable[Phase]) -> tuple[dict[str, float], ...]:
+    """The level over time, phase after phase: turns per second, or sessions."""
+    rows = []
+    passed_s = 0.0
+    for phase in phases:
+        rows += [
+            {
+                "from_s": passed_s + part.start_s,
+                "to_s": passed_s + part.end_s,
+                "level_from": part.level_start,
+                "level_to": part.level_end,
+            }
+            for part in phase.streams[0].segments
+        ]
+        passed_s += phase.duration_s
+    return tuple(rows)
+
 
 #: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
 _BUDGET_ROOM = 20

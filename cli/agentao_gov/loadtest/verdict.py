@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agentao_gov.loadtest.baseline import Comparison
-from agentao_gov.loadtest.samples import Tally
+from agentao_gov.loadtest.compare import Comparison
+from agentao_gov.loadtest.record import Tally
 from agentao_gov.loadtest.thresholds import ThresholdResult
 
 __all__ = ["Conclusion", "Ending", "Verdict", "judge"]

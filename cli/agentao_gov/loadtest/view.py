@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-__all__ = ["Live", "SilentView", "Stop", "View"]
+from agentao_gov.loadtest.plan import Phase
+from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, PhaseRecord, Status, TurnSample
+from agentao_gov.loadtest.schedule import level_at
+from agentao_gov.loadtest.server_series import ServerRow
+from agentao_gov.loadtest.thresholds import Distribution, Observation, Threshold, evaluate
+
+__all__ = ["Live", "SilentView", "Stop", "View", "live_look"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +104,69 @@ class Stop:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+# The state of a running load, as the terminal shows it several times a second. Pure.
+
+#: Sorting all of a long run's turns several times a second would be load of its own.
+_RECENT = 2000
+_RATE_S = 5.0
+
+
+def live_look(
+    phase: Phase, record: PhaseRecord, at_s: float, thresholds: Sequence[Threshold], rows: Sequence[ServerRow]
+) -> Live:
+    """A look at the phase, its latencies over the last 2,000 turns, and the service as last seen."""
+    recent = record.samples[-_RECENT:]
+    answered = sum(s.status is Status.ANSWERED for s in recent)
+    refused = sum(s.outcome in CAPACITY_OUTCOMES for s in recent)
+    scale = len(record.samples) / len(recent) if recent else 0.0
+    seen = _observe(recent, answered, refused, rows)
+    turn, first = seen.distributions["turn"], seen.distributions["first_token"]
+    late = sorted(s.late_us for s in recent)
+    row = rows[-1] if rows else None
+    told = next((row for row in reversed(rows) if row.sessions), None)
+    answered_now = sum(s.ended_s > at_s - _RATE_S and s.status is Status.ANSWERED for s in recent)
+    return Live(
+        label=phase.label,
+        at_s=max(0.0, at_s),
+        duration_s=phase.duration_s,
+        started=record.started,
+        answered=round(answered * scale),
+        failed=len(record.samples) - round(answered * scale) - round(refused * scale),
+        refused=round(refused * scale),
+        in_flight=len(record.open),
+        level=sum(level_at(stream.segments, at_s) for stream in phase.streams),
+        level_unit="turns/s" if all(stream.loop == "open" for stream in phase.streams) else "sessions",
+        answered_per_s=answered_now / max(1.0, min(_RATE_S, at_s)),
+        latency_ms=(turn.percentile(50), turn.percentile(95), first.percentile(95)),
+        thresholds=tuple(_stands(threshold, seen) for threshold in thresholds if _can_be_seen(threshold, seen)),
+        memory_bytes=row.memory_bytes if row else None,
+        processes=row.children if row else None,
+        cpu=row.tree_cpu if row else None,
+        sessions=told.resident if told else None,
+        lateness_p99_ms=late[int(0.99 * (len(late) - 1))] / 1000 if late else None,
+    )
+
+
+def _observe(recent: Sequence[TurnSample], answered: int, refused: int, rows: Sequence[ServerRow]) -> Observation:
+    slow = sorted(s.latency_us / 1000 for s in recent if s.status in (Status.ANSWERED, Status.TIMED_OUT))
+    first = sorted(s.first_token_us / 1000 for s in recent if s.first_token_us is not None)
+    ended = len(recent)
+    values: dict[str, float | None] = {
+        "error_rate": (ended - answered - refused) / ended if ended else None,
+        "rejection_rate": refused / ended if ended else None,
+        "answered_rate": answered / ended if ended else None,
+        "memory_peak": max((row.memory_bytes for row in rows if row.memory_bytes is not None), default=None),
+    }
+    return Observation({"turn": Distribution(tuple(slow)), "first_token": Distribution(tuple(first))}, values)
+
+
+def _can_be_seen(threshold: Threshold, seen: Observation) -> bool:
+    """Leaks and orphans show at the end only."""
+    return threshold.series in seen.distributions or threshold.name in seen.values
+
+
+def _stands(threshold: Threshold, seen: Observation) -> tuple[str, float | None, str, str]:
+    result = evaluate(threshold, seen)
+    return threshold.expression, result.observed, threshold.unit, result.status

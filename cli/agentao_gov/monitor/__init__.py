@@ -3,8 +3,7 @@
 from agentao_gov.monitor.alerts import Alert, AlertBook, AlertRule, plan_rules
 from agentao_gov.monitor.measure import Measurement, Measurer
 from agentao_gov.monitor.metrics import Metrics
-from agentao_gov.monitor.monitor import Monitor
-from agentao_gov.monitor.observed import Observed
+from agentao_gov.monitor.monitor import Monitor, Observed
 
 __all__ = [
     "Alert",

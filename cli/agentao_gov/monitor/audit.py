@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.governor.observe import NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.turn import NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from agentao_gov.monitor.logs import log_event
 
 __all__ = ["AuditFile"]

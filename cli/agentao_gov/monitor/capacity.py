@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from agentao_gov.governor.outcome import Mode
+import psutil
 
-__all__ = ["CapacityPlan", "Machine", "McpMeasured", "Measured", "make_plan", "rule_of_thumb_bytes"]
+from agentao_gov.governor.report import Mode
+
+__all__ = ["CapacityPlan", "Machine", "McpMeasured", "Measured", "make_plan", "rule_of_thumb_bytes", "this_machine"]
+
 
 #: Part of memory, descriptors and processes a plan may use: the rest is the system's and a bad minute's.
 HEADROOM = 0.8
@@ -164,3 +170,34 @@ def _busy(
     by = {"cpu": max(1, int(turns_per_s * turn_s)), "max_busy": max_busy, "sessions": max(1, sessions)}
     limit = min(by, key=lambda name: by[name])
     return by[limit], turns_per_s, limit
+
+
+# What this machine has: memory, cores, descriptors, processes, inside the limits of its container.
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def this_machine(memory_bytes: int | None = None) -> Machine:
+    """The machine; `memory_bytes` overrides what the service may use of its memory."""
+    memory = memory_bytes
+    if memory is None:
+        total = int(psutil.virtual_memory().total)
+        memory = min(total, _cgroup_number("memory.max") or total)
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if processes == resource.RLIM_INFINITY:
+        processes = 1_000_000
+    processes = min(processes, _cgroup_number("pids.max") or processes)
+    # The service raises its soft limit to the hard one (`server.raise_descriptor_limit`).
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if descriptors == resource.RLIM_INFINITY:
+        descriptors = 1_000_000
+    return Machine(memory, len(os.sched_getaffinity(0)), descriptors, processes)
+
+
+def _cgroup_number(name: str) -> int | None:
+    """A limit of the container (cgroup 2); None where there is none."""
+    try:
+        text = (_CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

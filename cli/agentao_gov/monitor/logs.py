@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from agentao_gov.clock import SYSTEM_CLOCK, Allowance, Clock
 from agentao_gov.errors import CapacityError, GovError
 from agentao_gov.pool.events import (
     LeaseLeaked,
@@ -24,11 +25,13 @@ __all__ = [
     "LOGGER",
     "JsonFormatter",
     "PlainFormatter",
+    "RefusalLog",
     "configure_logging",
     "log_event",
     "log_pool_event",
     "log_refusal",
 ]
+
 
 LOGGER = logging.getLogger("agentao_gov.service")
 _FIELDS = "gov_fields"
@@ -137,3 +140,29 @@ def _log_trouble(event: PoolEvent) -> None:
             tenant=event.key.tenant, session=event.key.session, held_s=round(event.held_s, 1),
             borrower=event.borrower, worker=event.worker,
         )  # fmt: skip
+
+
+# What clients are turned away with, in the log: bounded, because who is turned away may ask again without a key.
+
+#: Records a minute and error code: an operator sees what goes on, a flood neither fills the disk nor the service's
+#: time. How many there are in all is the metrics' to say.
+RECORDS_MAX, PERIOD_S = 60, 60.0
+
+
+class RefusalLog:
+    """Logs refusals up to a limit, and once its minute is over how many more there were."""
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        #: By error code: there are some thirty.
+        self._allowances: dict[str, Allowance] = {}
+
+    def tell(self, error: GovError) -> None:
+        """One refusal."""
+        if (allowance := self._allowances.get(error.code)) is None:
+            allowance = self._allowances.setdefault(error.code, Allowance(RECORDS_MAX, PERIOD_S, self._clock))
+        dropped, allowed = allowance.admit()
+        if dropped:
+            log_event("refusals not logged", logging.WARNING, code=error.code, count=dropped)
+        if allowed:
+            log_refusal(error)

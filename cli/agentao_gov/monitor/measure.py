@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.types import SessionInfo
 from agentao_gov.process.census import KINDS, Census, Member, take_census
 

@@ -5,6 +5,7 @@ Counters and histograms are fed by the pool's events; everything that can be mea
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,15 +13,40 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agentao_gov.budget.store import BudgetEvent, StoreFailureAllowed
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.monitor.labels import LabelSet
+from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.monitor.measure import quantile
-from agentao_gov.monitor.observed import Observed
+from agentao_gov.monitor.monitor import Observed
 from agentao_gov.pool.events import PoolEvent, SessionClosed, TurnEnded, TurnRefused, TurnStarted
 from agentao_gov.process.tally import ORPHANS_KILLED
 
-__all__ = ["PREFIX", "Metrics"]
+__all__ = ["OTHER", "PREFIX", "LabelSet", "Metrics"]
+
+
+# Keeps label sets finite: names that come from outside (a model's tool names, tenants) are kept up to a number.
+
+#: What every name past the limit is counted under.
+OTHER = "other"
+
+
+class LabelSet:
+    """The first `limit` names keep their own series, later ones share `other`. Thread-safe."""
+
+    def __init__(self, limit: int, known: Iterable[str] = ()) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        #: Guarded by `_lock`; only grows, up to `limit`.
+        self._names = set(known)
+
+    def __call__(self, name: str) -> str:
+        """The label to count `name` under."""
+        with self._lock:
+            if name in self._names:
+                return name
+            if len(self._names) >= self._limit or len(name) > 128:
+                return OTHER
+            self._names.add(name)
+            return name
+
 
 PREFIX = "agentao_gov_"
 

@@ -7,20 +7,37 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.report import BudgetLine
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.alerts import Alert, AlertBook, AlertRule
 from agentao_gov.monitor.budgets import BudgetWatch
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.monitor.measure import Measurement, Measurer
-from agentao_gov.monitor.observed import Observed
 from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState
 
-__all__ = ["RUNGS", "Monitor", "PoolView"]
+__all__ = ["RUNGS", "Monitor", "Observed", "PoolView"]
+
+
+# The picture that metrics, status and alerts share: pool, processes, budgets, alerts, rung, all of one moment.
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One moment of one process."""
+
+    pool: PoolStats
+    measurement: Measurement
+    #: The rung's number, 0 is serving.
+    rung: int
+    threads_abandoned: int = 0
+    budgets: tuple[BudgetLine, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+
 
 #: The shutdown ladder, bottom rung first; `shutdown_rung` is the index.
 RUNGS = tuple(rung.label for rung in Rung)

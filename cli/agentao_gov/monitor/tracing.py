@@ -12,8 +12,8 @@ import time
 from opentelemetry import metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from agentao_gov.governor.observe import LlmCallEnd, NullObserver, ToolCallEnd, TurnLabels
 from agentao_gov.governor.report import TurnReport
+from agentao_gov.governor.turn import LlmCallEnd, NullObserver, ToolCallEnd, TurnLabels
 
 __all__ = ["Tracing"]
 

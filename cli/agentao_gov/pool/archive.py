@@ -29,8 +29,8 @@ from urllib.parse import quote
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import StoreError
-from agentao_gov.governor.outcome import Mode
-from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.governor.report import Mode
+from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.files import SessionDir, Step, as_store_error, nothing, private_dir
 from agentao_gov.pool.types import SessionUsage
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from enum import Enum, auto
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.effects import Effect, Leak
 from agentao_gov.pool.entries import Lease, Waiter
 from agentao_gov.pool.groups import UNLIMITED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.types import CloseReason
 
 __all__ = ["Close", "Effect", "Grant", "Leak", "Open", "RefusalReason", "Refuse"]

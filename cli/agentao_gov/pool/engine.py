@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.core import PoolCore
 from agentao_gov.pool.effects import Close, Effect, Grant, Leak, Open, Refuse
 from agentao_gov.pool.events import (

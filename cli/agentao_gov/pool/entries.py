@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agentao_gov.pool.types import CloseReason, SessionState
 
 if TYPE_CHECKING:
-    from agentao_gov.governor.requests import SessionKey
+    from agentao_gov.governor.types import SessionKey
     from agentao_gov.pool.fairness import FairQueue
     from agentao_gov.pool.groups import Group
 

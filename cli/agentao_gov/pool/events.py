@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agentao_gov.errors import GovError
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.types import CloseReason
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from agentao_gov.clock import Deadline
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, EventSink, SessionSpec, TurnRequest
+from agentao_gov.governor.types import Conversation, EventSink, SessionSpec, TurnRequest
 
 __all__ = ["HostFactory", "SessionHost"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agentao_gov.clock import Deadline
     from agentao_gov.governor import Governor
-    from agentao_gov.governor.requests import Conversation, SessionSpec
+    from agentao_gov.governor.types import Conversation, SessionSpec
     from agentao_gov.pool.host import SessionHost
 
 __all__ = ["GovernorHosts"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agentao_gov.pool.core import Verdict
 
 if TYPE_CHECKING:
-    from agentao_gov.governor.requests import SessionKey
+    from agentao_gov.governor.types import SessionKey
     from agentao_gov.pool.host import SessionHost
 
 __all__ = ["HeldLease"]

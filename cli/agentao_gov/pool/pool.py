@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
-from agentao_gov.governor.outcome import Mode
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import EventSink, SessionKey, TurnEvent
+from agentao_gov.governor.report import Mode, TurnReport
+from agentao_gov.governor.types import EventSink, SessionKey, TurnEvent
 from agentao_gov.pool.core import Verdict
 from agentao_gov.pool.engine import CLOSERS, Engine
 from agentao_gov.pool.keeper import Keeper

@@ -15,11 +15,9 @@ from agentao_gov.errors import (
     TurnTimeoutError,
 )
 from agentao_gov.governor.classify import Verdict
-from agentao_gov.governor.observe import TurnLabels
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.report import Timing, TurnReport
+from agentao_gov.governor.report import Outcome, Reason, Timing, TurnReport
 from agentao_gov.governor.reporting import compose_report, limit_lines
+from agentao_gov.governor.turn import TurnLabels
 
 if TYPE_CHECKING:
     from agentao_gov.pool.tickets import Ticket

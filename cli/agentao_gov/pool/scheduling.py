@@ -6,7 +6,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.counters import Counters
 from agentao_gov.pool.effects import Close, Effect, Grant, Open, RefusalReason, Refuse
 from agentao_gov.pool.entries import Entry, Lease, Waiter

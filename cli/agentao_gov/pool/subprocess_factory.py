@@ -15,8 +15,8 @@ from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
-from agentao_gov.governor.observe import Observers, TurnObserver
-from agentao_gov.governor.requests import Conversation, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.governor.turn import Observers, TurnObserver
+from agentao_gov.governor.types import Conversation, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_homes import Homes
 from agentao_gov.pool.subprocess_host import HostParts, SubprocessHost
 from agentao_gov.process.oslimits import OsLimits

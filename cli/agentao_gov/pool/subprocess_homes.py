@@ -17,7 +17,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 
 __all__ = ["Homes"]
 

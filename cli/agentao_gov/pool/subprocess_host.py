@@ -21,11 +21,9 @@ from typing import Any
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
-from agentao_gov.governor.observe import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, EventSink, SessionKey, SessionSpec, TurnRequest
+from agentao_gov.governor.report import Outcome, Reason, TurnReport
+from agentao_gov.governor.turn import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
+from agentao_gov.governor.types import Conversation, EventSink, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.pool.subprocess_ledger import LedgerDesk
 from agentao_gov.pool.subprocess_log import RelayedLog
 from agentao_gov.pool.subprocess_report import TurnWitness

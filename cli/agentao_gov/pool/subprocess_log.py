@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentao_gov.clock import Allowance, Clock
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 
 __all__ = ["RelayedLog"]
 

@@ -7,12 +7,10 @@ import threading
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock
 from agentao_gov.governor.classify import Verdict
-from agentao_gov.governor.observe import TurnLabels
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.report import Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.report import Outcome, Reason, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.governor.reporting import budget_lines, compose_report, limit_lines
-from agentao_gov.governor.requests import (
+from agentao_gov.governor.turn import TurnLabels
+from agentao_gov.governor.types import (
     EventSink,
     IterationEvent,
     SessionSpec,

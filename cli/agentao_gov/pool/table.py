@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.entries import Entry
 from agentao_gov.pool.groups import UNLIMITED, Group, GroupKind
 from agentao_gov.pool.limits import PoolLimits

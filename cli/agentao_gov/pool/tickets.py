@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.governor.requests import EventSink, SessionKey
+from agentao_gov.governor.types import EventSink, SessionKey
 
 if TYPE_CHECKING:
     from agentao_gov.pool.files import SessionDir

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import GovError, InternalError, QueueTimeoutError, StoreError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.reason import Reason
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import TurnRequest
+from agentao_gov.governor.report import Outcome, Reason, TurnReport
+from agentao_gov.governor.types import TurnRequest
 from agentao_gov.pool.core import StaleLeaseError, Verdict
 from agentao_gov.pool.events import SessionStuck, TurnEnded, TurnRefused, TurnStarted
 from agentao_gov.pool.reports import report_without_agent

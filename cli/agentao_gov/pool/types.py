@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentao_gov.clock import Deadline
-from agentao_gov.governor.outcome import Mode
-from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.governor.report import Mode
+from agentao_gov.governor.types import Conversation, SessionKey
 
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile

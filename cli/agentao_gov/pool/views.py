@@ -17,7 +17,7 @@ from agentao_gov.pool.types import (
 )
 
 if TYPE_CHECKING:
-    from agentao_gov.governor.requests import SessionKey
+    from agentao_gov.governor.types import SessionKey
     from agentao_gov.pool.archive import SessionHead
     from agentao_gov.pool.engine import Engine
     from agentao_gov.pool.entries import Entry

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from agentao_gov.errors import StoreError
-from agentao_gov.governor.requests import SessionKey
+from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.events import LeaseLeaked
 from agentao_gov.pool.types import SessionState
 

@@ -19,7 +19,7 @@ from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef
 
 if TYPE_CHECKING:
-    from agentao_gov.governor.requests import SessionKey
+    from agentao_gov.governor.types import SessionKey
 
 __all__ = ["KIND_VARIABLE", "TAG_VARIABLE", "Kind", "Owner", "Tag", "child_env", "session_tag", "shared_tag"]
 

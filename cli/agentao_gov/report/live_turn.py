@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 from rich.spinner import Spinner
 from rich.text import Text
 
-from agentao_gov.governor.requests import IterationEvent, TextEvent, ToolEvent, TurnEvent
+from agentao_gov.governor.types import IterationEvent, TextEvent, ToolEvent, TurnEvent
 from agentao_gov.report.terminal import STYLES, printable
 
 if TYPE_CHECKING:

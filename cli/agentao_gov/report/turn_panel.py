@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agentao_gov.config.units import format_duration
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import BudgetLine, TurnReport
+from agentao_gov.governor.report import BudgetLine, Outcome, TurnReport
 from agentao_gov.report.terminal import STYLES, bar, printable
 
 __all__ = ["ENDINGS", "print_budget", "print_limits", "print_panel", "tokens"]

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, InternalError, NotFoundError, QueueFullError
-from agentao_gov.monitor.refusals import RefusalLog
+from agentao_gov.monitor.logs import RefusalLog
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import Failure, failure_of_error
 from agentao_gov.service.openapi import openapi_document

@@ -19,7 +19,7 @@ from agentao_gov.config import (
     load_profile,
     profile_paths,
 )
-from agentao_gov.governor.observe import TurnObserver
+from agentao_gov.governor.turn import TurnObserver
 from agentao_gov.monitor import Metrics, Monitor, plan_rules
 from agentao_gov.monitor.audit import AuditFile
 from agentao_gov.monitor.budgets import BudgetWatch

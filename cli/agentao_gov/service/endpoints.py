@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, SessionKey
+from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.types import SessionState
 from agentao_gov.service.auth import require_local_page
 from agentao_gov.service.merge import merge_metrics, merge_sessions, merge_status

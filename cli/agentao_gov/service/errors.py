@@ -11,8 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from starlette.responses import JSONResponse
 
 from agentao_gov.errors import BadRequestError, GovError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import BudgetLine, TurnReport
+from agentao_gov.governor.report import BudgetLine, Outcome, TurnReport
 
 __all__ = ["Failure", "failure_of_error", "failure_of_report"]
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 
-from agentao_gov.governor.requests import TextEvent, TurnEvent
+from agentao_gov.governor.types import TextEvent, TurnEvent
 
 __all__ = ["EventFeed"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agentao_gov.errors import SessionNotFoundError
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, EventSink, SessionKey
+from agentao_gov.governor.types import Conversation, EventSink, SessionKey
 from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
 from agentao_gov.pool.types import SessionInfo, TurnOrder

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import SESSION_ID
+from agentao_gov.governor.types import SESSION_ID
 from agentao_gov.service.requests import ChatBody, TurnBody
 
 __all__ = ["openapi_document"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agentao_gov.errors import BadRequestError, TooLargeError
-from agentao_gov.governor.requests import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
+from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
 
 __all__ = [
     "DEFAULT_USER",

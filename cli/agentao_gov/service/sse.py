@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import TurnReport, Usage
-from agentao_gov.governor.requests import TextEvent, ToolEvent, TurnEvent
+from agentao_gov.governor.report import Outcome, TurnReport, Usage
+from agentao_gov.governor.types import TextEvent, ToolEvent, TurnEvent
 from agentao_gov.service.errors import Failure
 
 __all__ = ["KEEP_ALIVE", "ChatWriter", "NativeWriter", "completion", "openai_usage"]

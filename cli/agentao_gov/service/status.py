@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agentao_gov.governor.report import BudgetLine
 from agentao_gov.monitor.alerts import Alert
 from agentao_gov.monitor.measure import quantile
-from agentao_gov.monitor.monitor import RUNGS
-from agentao_gov.monitor.observed import Observed
+from agentao_gov.monitor.monitor import RUNGS, Observed
 from agentao_gov.process.tally import ORPHANS_KILLED
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, TurnTimeoutError
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import TurnEvent
+from agentao_gov.governor.report import Outcome, TurnReport
+from agentao_gov.governor.types import TurnEvent
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.errors import Failure, failure_of_error, failure_of_report
 from agentao_gov.service.feed import EventFeed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentao_gov.clock import Deadline
-from agentao_gov.governor.requests import SessionKey, SessionSpec
+from agentao_gov.governor.types import SessionKey, SessionSpec
 from agentao_gov.service.profiles import OfferedProfile
 
 if TYPE_CHECKING:

@@ -29,12 +29,11 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
-from agentao_gov.governor.observe import NullObserver
-from agentao_gov.governor.outcome import Outcome
-from agentao_gov.governor.report import TurnReport
-from agentao_gov.governor.requests import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
+from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
+from agentao_gov.governor.turn import NullObserver
+from agentao_gov.governor.types import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.tally import ORPHANS_KILLED
 from agentao_gov.process.yielding import let_tools_yield

@@ -25,7 +25,7 @@ from agentao_gov.config.profile import Profile, Tools
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
-from agentao_gov.governor.requests import SessionKey, SessionSpec, TurnEvent, TurnRequest
+from agentao_gov.governor.types import SessionKey, SessionSpec, TurnEvent, TurnRequest
 from agentao_gov.worker import wire
 
 __all__ = ["rehearse"]

@@ -26,15 +26,8 @@ from agentao_gov.errors import (
     StoreError,
     TurnTimeoutError,
 )
-from agentao_gov.governor.observe import LlmCallEnd, PermissionEnd, ToolCallEnd
-from agentao_gov.governor.requests import (
-    Conversation,
-    IterationEvent,
-    SessionSpec,
-    TextEvent,
-    ToolEvent,
-    TurnEvent,
-)
+from agentao_gov.governor.turn import LlmCallEnd, PermissionEnd, ToolCallEnd
+from agentao_gov.governor.types import Conversation, IterationEvent, SessionSpec, TextEvent, ToolEvent, TurnEvent
 
 __all__ = [
     "GOV_ERROR",

@@ -24,7 +24,7 @@ def _is_service() -> bool:
 
 def _leak(kinds: list[str]) -> None:
     import agentao_gov.runtime as runtime
-    from agentao_gov.governor.observe import NullObserver
+    from agentao_gov.governor.turn import NullObserver
 
     class Leaks(NullObserver):
         """Keeps what it should let go."""

@@ -40,8 +40,8 @@ __all__ = [
 
 # The first page of a ledger file as it is on disk, read beside SQLite: tells a file that was written over in place.
 #
-# `cp old.db ledger.db` keeps the file's name and identity, and SQLite goes on with what it remembers of it. But the copy
-# brings its own change counter: one that is lower than it was can only come from an older file.
+# `cp old.db ledger.db` keeps the file's name and identity, and SQLite goes on with what it remembers of it. But the
+# copy brings its own change counter: one that is lower than it was can only come from an older file.
 
 #: Device and inode.
 Identity = tuple[int, int]

@@ -20,7 +20,7 @@ from agentao_gov.checklist.guard import Guarded
 from agentao_gov.checklist.probe import Context
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.config.profile import McpServer
-from agentao_gov.governor.redact import redact
+from agentao_gov.governor.report import redact
 
 __all__ = ["offered_servers", "warn_of_missing"]
 

@@ -1,6 +1,6 @@
-"""Measures what sessions cost on this machine, in a process of its own: `python -m agentao_gov.monitor.probe < order`.
+"""Measures what sessions cost on this machine, in a process of its own: `python -m agentao_gov.monitor.session_cost`.
 
-The order (JSON) names deployment file, profile and the address of a simulated model; the answer is one JSON line.
+The order (JSON, on standard input) names deployment file, profile and the address of a simulated model; the answer is one JSON line.
 A fresh process has a clean base line, and its memory is not the caller's.
 """
 
@@ -24,12 +24,12 @@ import psutil
 from pydantic import SecretStr
 
 from agentao_gov.clock import Deadline
-from agentao_gov.governor.outcome import Mode
+from agentao_gov.governor.report import Mode
 from agentao_gov.monitor.capacity import McpMeasured, Measured
 
 if TYPE_CHECKING:
     from agentao_gov.config import Profile, ResolvedProfile
-    from agentao_gov.governor.requests import Conversation
+    from agentao_gov.governor.types import Conversation
     from agentao_gov.pool.host import HostFactory, SessionHost
 
 __all__ = ["main"]
@@ -106,7 +106,7 @@ class Probe:
         )
 
     def _open(self, profile: ResolvedProfile, talk: Conversation | None) -> SessionHost:
-        from agentao_gov.governor.requests import SessionKey, SessionSpec
+        from agentao_gov.governor.types import SessionKey, SessionSpec
         from agentao_gov.process.tags import child_env, session_tag
 
         self._opened += 1
@@ -120,7 +120,7 @@ class Probe:
         return self._factory.open(spec, own, Deadline.after(OPEN_S_MAX))
 
     def _turn(self, host: SessionHost) -> None:
-        from agentao_gov.governor.requests import TurnRequest
+        from agentao_gov.governor.types import TurnRequest
 
         self._opened += 1
         report = host.turn(TurnRequest(f"t{self._opened}", "What is four times four?", "plan"), lambda _: None)
@@ -224,8 +224,8 @@ class _InProcess:
 
 def full_conversation(profile: Profile) -> tuple[Conversation, int]:
     """A conversation that fills the profile's context, and how many tokens it has."""
-    from agentao_gov.governor.requests import Conversation
     from agentao_gov.governor.tokens import count_tokens
+    from agentao_gov.governor.types import Conversation
 
     room = max(1_000, int((profile.limits.max_context_tokens - PROMPT_TOKENS) * 0.75))
     text = ("The quick brown fox looks at the report and asks what the figures of the third quarter mean. " * 40)[

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.clock import Deadline
-from agentao_gov.governor.outcome import Mode, ToolOutcome
+from agentao_gov.governor.report import Mode, ToolOutcome
 
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile

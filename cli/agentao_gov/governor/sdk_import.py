@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["install"]
+__all__ = ["hide_half_imported_httpx", "load_types_on_demand"]
+
 
 _PACKAGE = "openai.types"
 
@@ -80,7 +81,29 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def install() -> None:
+def load_types_on_demand() -> None:
     """Lets the SDK's packages of types load on demand from now on. Idempotent; costs nothing until it is imported."""
     if "openai" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+# Keeps the OpenAI SDK's hands off an `httpx` that another thread is still importing.
+#
+# The SDK sits on httpx2 and asks `sys.modules` for the older httpx before every request, to accept its objects too. The
+# first MCP server, web tool or failed call of a process imports it, which takes 60 ms: every other turn's call would
+# end with `partially initialized module 'httpx' has no attribute 'Timeout'` meanwhile (openai 3.54, agentao 0.5.17).
+
+
+def hide_half_imported_httpx() -> None:
+    """Makes the SDK see `httpx` only once it is whole: until then nobody can hold an object of it. Idempotent."""
+    from openai import _httpx2  # here, because `load_types_on_demand` comes before any import of the SDK
+
+    if hasattr(_httpx2, "_loaded_legacy_httpx"):
+        _httpx2._loaded_legacy_httpx = _whole_httpx
+
+
+def _whole_httpx() -> ModuleType | None:
+    module = sys.modules.get("httpx")
+    if module is None or getattr(module.__spec__, "_initializing", False):
+        return None
+    return module
