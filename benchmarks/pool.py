@@ -46,8 +46,7 @@ from agentao_gov.pool import (
     TurnOrder,
 )
 from agentao_gov.pool.core import PoolCore
-from agentao_gov.pool.effects import Grant
-from agentao_gov.pool.events import SessionOpened
+from agentao_gov.pool.events import Grant, SessionOpened
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

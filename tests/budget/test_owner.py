@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from agentao_gov.budget.owner import Liveness, Owner, this_process
+from agentao_gov.process.owner import Liveness, Owner, this_process
 from tests.support.clock import FakeClock
 
 HERE = this_process()

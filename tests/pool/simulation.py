@@ -10,10 +10,10 @@ import random
 from collections import Counter
 
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.pool.core import PoolCore, Verdict
-from agentao_gov.pool.effects import Close, Effect, Grant, Leak, Open, Refuse
-from agentao_gov.pool.groups import Group
+from agentao_gov.pool.core import PoolCore, SessionHealth
+from agentao_gov.pool.events import Close, Effect, Grant, Leak, Open, Refuse
 from agentao_gov.pool.limits import PoolLimits, TenantCaps
+from agentao_gov.pool.records import Group
 from agentao_gov.pool.types import CloseReason, SessionState
 
 TENANTS = ("a", "b", "c")
@@ -133,13 +133,15 @@ class Simulation:
     def end_turn(self, lease: int) -> list[Effect]:
         waiter, key = self.running.pop(lease)
         roll = self.random.random()
-        verdict = Verdict.OK
+        verdict = SessionHealth.OK
         if roll > 0.9:
-            verdict = Verdict.STUCK if roll > 0.98 else Verdict.STALE if roll > 0.94 else Verdict.BROKEN
+            verdict = (
+                SessionHealth.STUCK if roll > 0.98 else SessionHealth.STALE if roll > 0.94 else SessionHealth.BROKEN
+            )
         self.seen[f"release {verdict.name}"] += 1
-        if verdict is Verdict.STUCK:
+        if verdict is SessionHealth.STUCK:
             self.stuck.add(key)
-        elif verdict is Verdict.STALE:
+        elif verdict is SessionHealth.STALE:
             # The grant is taken back: the waiter is to be answered anew, before all others of its session.
             self.unanswered = {waiter: key, **self.unanswered}
         self.past_leases.append(lease)

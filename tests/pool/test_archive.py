@@ -16,7 +16,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool import SessionArchive, SessionHead, SessionUsage
-from agentao_gov.pool.files import SessionDir
+from agentao_gov.pool.archive import SessionDir
 from tests.pool.bench import eventually
 from tests.support.clock import FakeClock
 

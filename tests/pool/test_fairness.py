@@ -7,10 +7,9 @@ from collections import defaultdict
 
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.core import PoolCore
-from agentao_gov.pool.effects import Close, Effect, Grant, Open, Refuse
-from agentao_gov.pool.entries import Waiter
-from agentao_gov.pool.fairness import FairQueue
+from agentao_gov.pool.events import Close, Effect, Grant, Open, Refuse
 from agentao_gov.pool.limits import PoolLimits
+from agentao_gov.pool.records import FairQueue, Waiter
 
 
 def a_waiter(id: int, tenant: str) -> Waiter:

@@ -26,8 +26,8 @@ from agentao_gov.errors import (
 from agentao_gov.governor.report import Mode, Outcome
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
+from agentao_gov.pool.engine import Trimmer
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
-from agentao_gov.pool.trim import Trimmer
 from tests.pool.bench import a_profile, eventually
 from tests.pool.conftest import MakePool
 from tests.pool.scripted import HANG_S, ScriptedHosts

@@ -8,9 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from agentao_gov.pool.groups import Group
-from agentao_gov.pool.scheduling import Scheduler
-from agentao_gov.pool.table import SessionTable
+from agentao_gov.pool.core import Scheduler
+from agentao_gov.pool.records import Group, SessionTable
 from tests.pool.simulation import Simulation, Violation
 
 #: What a simulation must have met to have proved something.

@@ -15,8 +15,7 @@ import pytest
 from agentao_gov.clock import Deadline
 from agentao_gov.governor import Outcome
 from agentao_gov.process import procfs
-from agentao_gov.process.cgroup import SessionCgroup, groups_can_be_made, own_cgroup, sweep_cgroups
-from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.oslimits import OsLimits, SessionCgroup, groups_can_be_made, own_cgroup, sweep_cgroups
 from tests.governor.harness import say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses
@@ -164,7 +163,7 @@ def test_the_kernel_holds_a_group_s_processes() -> None:
 
 def test_what_is_not_there_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a v2 hierarchy there is no group, and nothing to sweep."""
-    monkeypatch.setattr("agentao_gov.process.cgroup.own_cgroup", lambda: None)
+    monkeypatch.setattr("agentao_gov.process.oslimits.own_cgroup", lambda: None)
 
     assert SessionCgroup.create(OsLimits()) is None
     assert sweep_cgroups() == 0
@@ -227,7 +226,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeT
 
     def make(*controllers: str) -> FakeTree:
         tree = FakeTree(tmp_path, *controllers)
-        monkeypatch.setattr("agentao_gov.process.cgroup.own_cgroup", lambda: tree.root)
+        monkeypatch.setattr("agentao_gov.process.oslimits.own_cgroup", lambda: tree.root)
         monkeypatch.setattr(Path, "mkdir", lambda path, *_, **__: tree.mkdir(path))
         monkeypatch.setattr(Path, "rmdir", lambda path: tree.rmdir(path))
         monkeypatch.setattr(Path, "write_text", lambda path, text, *_, **__: tree.write(path, text))

@@ -12,8 +12,8 @@ import os
 import struct
 from pathlib import Path
 
-from agentao_gov.budget.owner import boot_id
 from agentao_gov.errors import StoreError
+from agentao_gov.process.owner import boot_id
 
 __all__ = ["Mark"]
 

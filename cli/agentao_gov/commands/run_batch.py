@@ -118,7 +118,7 @@ def _fill(run: _Run, advance: _Advance) -> None:
         try:
             run.running[run.context.pool.submit(order, lambda _: None)] = item
         except GovError as error:
-            from agentao_gov.pool.reports import refused_report
+            from agentao_gov.pool.turns import refused_report
 
             _write(run, refused_report(order, error), advance)
 
@@ -127,7 +127,7 @@ def _end(run: _Run, item: BatchItem, future: concurrent.futures.Future[TurnRepor
     try:
         report = future.result()
     except GovError as error:
-        from agentao_gov.pool.reports import refused_report
+        from agentao_gov.pool.turns import refused_report
 
         profile = run.profiles.get(item.profile) if item.profile else None
         report = refused_report(

@@ -26,9 +26,9 @@ from agentao.capabilities.shell import _HeadTailBuffer, _popen_target
 from agentao_gov.governor.tools import current_record, mark_denied
 from agentao_gov.process import procfs
 from agentao_gov.process.oslimits import explain_start_failure, explain_tool_exit
+from agentao_gov.process.supervision import command_started
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
-from agentao_gov.process.yielding import command_started
 
 __all__ = ["ConfinedFileSystem", "OutsideError", "TrackedShell"]
 

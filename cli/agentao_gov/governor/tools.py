@@ -28,7 +28,7 @@ from agentao.tools.base import AsyncToolBase
 from agentao_gov.governor.report import ToolOutcome
 from agentao_gov.governor.turn import ToolCallEnd, Turn
 from agentao_gov.governor.types import ToolEvent
-from agentao_gov.process.yielding import tool_begins
+from agentao_gov.process.supervision import tool_begins
 
 __all__ = ["ToolGuard", "ToolLog", "ToolRecord", "ToolTimeoutError", "current_record", "mark_denied", "says_failure"]
 

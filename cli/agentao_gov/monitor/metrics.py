@@ -17,7 +17,7 @@ from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import Observed
 from agentao_gov.pool.events import PoolEvent, SessionClosed, TurnEnded, TurnRefused, TurnStarted
-from agentao_gov.process.tally import ORPHANS_KILLED
+from agentao_gov.process.tree import ORPHANS_KILLED
 
 __all__ = ["OTHER", "PREFIX", "LabelSet", "Metrics"]
 

@@ -1,6 +1,7 @@
 """Measures what sessions cost on this machine, in a process of its own: `python -m agentao_gov.monitor.session_cost`.
 
-The order (JSON, on standard input) names deployment file, profile and the address of a simulated model; the answer is one JSON line.
+The order (JSON, on standard input) names deployment file, profile and the address of a simulated model; the answer is
+one JSON line.
 A fresh process has a clean base line, and its memory is not the caller's.
 """
 

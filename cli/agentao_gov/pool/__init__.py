@@ -10,12 +10,11 @@
 
 from agentao_gov.pool.archive import SessionArchive, SessionHead
 from agentao_gov.pool.core import StaleLeaseError
-from agentao_gov.pool.host import HostFactory, SessionHost
-from agentao_gov.pool.hosts import GovernorHosts
+from agentao_gov.pool.host import GovernorHosts, HostFactory, SessionHost
 from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
-from agentao_gov.pool.lease import HeldLease
 from agentao_gov.pool.limits import PoolLimits, TenantCaps
 from agentao_gov.pool.pool import AgentPool
+from agentao_gov.pool.tickets import HeldLease
 from agentao_gov.pool.types import (
     CloseReason,
     PoolStats,

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from agentao_gov.errors import GovError
+from agentao_gov.errors import (
+    DrainingError,
+    GovError,
+    InternalError,
+    QueueFullError,
+    QueueTimeoutError,
+    SessionNotFoundError,
+    SessionStuckError,
+    StoreError,
+    TenantSessionLimitError,
+    TurnTimeoutError,
+    UserSessionLimitError,
+)
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.types import CloseReason
 
 __all__ = [
+    "Close",
+    "Effect",
+    "Grant",
+    "Leak",
     "LeaseLeaked",
+    "Open",
     "PoolEvent",
     "PoolObserver",
+    "RefusalReason",
+    "Refuse",
     "SessionClosed",
     "SessionOpenFailed",
     "SessionOpened",
@@ -21,6 +41,7 @@ __all__ = [
     "TurnEnded",
     "TurnRefused",
     "TurnStarted",
+    "error_of",
 ]
 
 
@@ -118,3 +139,143 @@ PoolEvent = (
 )
 #: Called outside every lock, on the thread where it happened; must be quick. What it raises is logged, no more.
 PoolObserver = Callable[[PoolEvent], None]
+
+
+# What the core wants done. The shell performs effects in their order, outside the core's lock.
+
+RefusalReason = Literal[
+    "draining",
+    "queue_full",
+    "queue_timeout",
+    "tenant_session_limit",
+    "user_session_limit",
+    "open_failed",
+    "open_timeout",
+    "open_hung",
+    "stuck",
+    "deleted",
+    "store",
+]
+
+
+@dataclass(slots=True)
+class Open:
+    """Build this session's agent, for the waiter that asked first; answer `opened` or `open_failed`."""
+
+    key: SessionKey
+    waiter_id: int
+
+
+@dataclass(slots=True)
+class Close:
+    """Take this session out of memory; answer `closed`, or `close_refused` when it could not be kept."""
+
+    key: SessionKey
+    reason: CloseReason
+
+
+@dataclass(slots=True)
+class Grant:
+    """The waiter may run its turn now; answer `release` with this lease."""
+
+    waiter_id: int
+    key: SessionKey
+    lease_id: int
+    waited_s: float
+
+
+@dataclass(slots=True)
+class Refuse:
+    """The waiter gets no place. The figures are those of the moment of refusal."""
+
+    waiter_id: int
+    key: SessionKey
+    reason: RefusalReason
+    waited_s: float
+    #: When trying again makes sense, from how long turns have lasted lately.
+    retry_after_s: float
+    waiting: int
+    busy: int
+    resident: int
+    #: The cap that was met, where one was.
+    limit: int | None
+
+
+@dataclass(slots=True)
+class Leak:
+    """A lease is held longer than a turn can last, or (`returned`) has come back after that."""
+
+    lease_id: int
+    key: SessionKey
+    waiter_id: int
+    held_s: float
+    returned: bool
+
+
+Effect = Open | Close | Grant | Refuse | Leak
+
+
+# From the core's refusal to the error its caller meets: one telling for the tenant, one with all figures.
+
+_OPENING_HANGS = "The building of its agent hangs: see the profile's MCP servers and the session directory's disk."
+
+
+def error_of(refusal: Refuse, cause: GovError | None = None) -> GovError:
+    """The error for one refusal. `cause`: why the opening failed, where it did.
+
+    How full the pool is, and what would make it larger, is for the operator: a tenant must not learn others' load.
+    """
+    session, tenant, waited_s = refusal.key.session, refusal.key.tenant, refusal.waited_s
+    figures = f"{refusal.busy} turns run, {refusal.waiting} wait, {refusal.resident} sessions are in memory"
+    retry_after_s = refusal.retry_after_s
+    match refusal.reason:
+        case "draining":
+            return DrainingError("The service is shutting down and takes no new turns.", retry_after_s=retry_after_s)
+        case "queue_full":
+            return QueueFullError(
+                f"The waiting room is full: {figures}.",
+                hint="Raise `[pool] max_busy` or `queue_limit`, or send fewer turns at once.",
+                outside="Too many turns are waiting already.",
+                retry_after_s=retry_after_s,
+            )
+        case "queue_timeout":
+            return QueueTimeoutError(
+                f"The turn waited {waited_s:.1f} s without getting a place: {figures}.",
+                hint="Raise `[pool] max_busy` or `queue_timeout`, or send fewer turns at once.",
+                outside=f"The turn waited {waited_s:.1f} s without getting a place.",
+                retry_after_s=retry_after_s,
+            )
+        case "tenant_session_limit":
+            return TenantSessionLimitError(
+                f"All of the {refusal.limit} sessions that tenant {tenant!r} may have at once are busy.",
+                hint="Wait for a turn to end, or raise the tenant's `max_sessions`.",
+                retry_after_s=retry_after_s,
+            )
+        case "user_session_limit":
+            return UserSessionLimitError(
+                f"All of the {refusal.limit} sessions that a user of tenant {tenant!r} may have at once are busy.",
+                hint="Wait for a turn to end, or raise the tenant's `max_sessions_per_user`.",
+                retry_after_s=retry_after_s,
+            )
+        case "open_timeout":
+            return TurnTimeoutError(
+                f"Session {session!r} was not ready after {waited_s:.1f} s, so the turn met its time limit.",
+                hint=_OPENING_HANGS,
+            )
+        case "open_hung":
+            return TurnTimeoutError(
+                f"Session {session!r} was not ready within the limit for openings; the turn waited {waited_s:.1f} s.",
+                hint=_OPENING_HANGS,
+            )
+        case "store":
+            return StoreError(
+                "No session can leave memory, because the session directory cannot be written.",
+                hint="See the log for the reason; make room under `[state] dir`.",
+                retry_after_s=retry_after_s,
+            )
+        case "stuck":
+            return SessionStuckError(str(refusal.key))
+        case "deleted":
+            return SessionNotFoundError(f"Session {session!r} was deleted while the turn waited for it.")
+        case "open_failed":
+            return cause if cause is not None else InternalError(f"Session {refusal.key} could not be opened.")

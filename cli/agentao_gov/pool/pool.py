@@ -4,35 +4,173 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.governor.report import Mode, TurnReport
 from agentao_gov.governor.types import EventSink, SessionKey, TurnEvent
-from agentao_gov.pool.core import Verdict
+from agentao_gov.pool.core import SessionHealth
 from agentao_gov.pool.engine import CLOSERS, Engine
-from agentao_gov.pool.keeper import Keeper
 from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
-from agentao_gov.pool.lease import HeldLease
-from agentao_gov.pool.settings import pool_limits, rung_times
-from agentao_gov.pool.tickets import Ticket
+from agentao_gov.pool.limits import pool_limits, rung_times
+from agentao_gov.pool.records import UNLIMITED
+from agentao_gov.pool.residents import Keeper
+from agentao_gov.pool.ticker import Watch
+from agentao_gov.pool.tickets import HeldLease, Ticket
 from agentao_gov.pool.turns import Turns
-from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState, TurnOrder
-from agentao_gov.pool.views import info_of_head, resident_infos, stats_of
-from agentao_gov.pool.watch import Watch
+from agentao_gov.pool.types import (
+    EVICTIONS,
+    PoolStats,
+    SessionInfo,
+    SessionState,
+    SessionUsage,
+    TenantStats,
+    TurnOrder,
+)
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
-    from agentao_gov.pool.archive import SessionArchive
-    from agentao_gov.pool.effects import Effect
-    from agentao_gov.pool.events import PoolObserver
+    from agentao_gov.governor.types import SessionKey
+    from agentao_gov.pool.archive import SessionArchive, SessionHead
+    from agentao_gov.pool.engine import Engine
+    from agentao_gov.pool.events import Effect, PoolObserver
     from agentao_gov.pool.host import HostFactory
     from agentao_gov.pool.limits import PoolLimits
+    from agentao_gov.pool.records import Entry
+    from agentao_gov.pool.residents import Resident
 
-__all__ = ["AgentPool"]
+__all__ = ["AgentPool", "info_of_head", "resident_infos", "stats_of"]
+
+
+# Pictures of the pool for people and metrics, taken under the lock and painted outside of it.
+
+
+class _Sketch(NamedTuple):
+    """What must be read under the lock."""
+
+    state: SessionState
+    waiting: int
+    idle_since: float
+    turn_id: str | None
+    resident: Resident | None
+    order: TurnOrder | None
+
+
+def resident_infos(engine: Engine, tenant: str | None = None, key: SessionKey | None = None) -> list[SessionInfo]:
+    """Sessions in memory or being opened: one, a tenant's, or all. Reads process tables: a millisecond each."""
+    with engine.lock:
+        entries = engine.core.table.entries
+        chosen = entries.values() if key is None else [entries[key]] if key in entries else []
+        sketches = [
+            sketch
+            for entry in chosen
+            if (tenant is None or entry.key.tenant == tenant) and (sketch := _sketch(engine, entry)) is not None
+        ]
+    now, wall = engine.clock.monotonic(), engine.clock.time()
+    return [_paint(sketch, now, wall) for sketch in sketches]
+
+
+def _sketch(engine: Engine, entry: Entry) -> _Sketch | None:
+    if entry.is_deleted:
+        return None
+    resident, order = engine.residents.get(entry.key), engine.opening.get(entry.key)
+    if resident is None and order is None:
+        return None
+    ticket = engine.running.get(entry.key)
+    turn_id = ticket.order.turn_id if ticket is not None else None
+    return _Sketch(entry.state, len(entry.waiters), entry.idle_since, turn_id, resident, order)
+
+
+def _paint(sketch: _Sketch, now: float, wall: float) -> SessionInfo:
+    if sketch.resident is None:
+        order = sketch.order
+        assert order is not None
+        return SessionInfo(
+            order.key, sketch.state, order.user, order.profile.profile.name, order.mode, order.model.name,
+            SessionUsage(), wall, None, waiting=sketch.waiting,
+        )  # fmt: skip
+    head, spec = sketch.resident.head, sketch.resident.spec
+    idle = sketch.state is SessionState.IDLE
+    return SessionInfo(
+        key=spec.key,
+        state=sketch.state,
+        user=head.user,
+        profile=spec.profile.profile.name,
+        mode=spec.mode,
+        model=spec.model.name,
+        usage=head.usage,
+        created_at=head.created_at,
+        last_turn_at=head.last_turn_at if head.usage.turns else None,
+        idle_s=max(0.0, now - sketch.idle_since) if idle else None,
+        turn_id=sketch.turn_id,
+        waiting=sketch.waiting,
+        process_ids=sketch.resident.host.process_ids(),
+    )
+
+
+def info_of_head(head: SessionHead) -> SessionInfo:
+    """A session that is on disk alone."""
+    return SessionInfo(
+        head.key, SessionState.HIBERNATED, head.user, head.profile, head.mode, head.model,
+        head.usage, head.created_at, head.last_turn_at,
+    )  # fmt: skip
+
+
+def stats_of(engine: Engine, rung: str) -> PoolStats:
+    """The counters. Takes the lock for microseconds, and never while files are read."""
+    archived = engine.keeper.archive.count()
+    with engine.lock:
+        core = engine.core
+        table, counters, limits = core.table, core.counters, core.limits
+        sessions: dict[SessionState, int] = {
+            state: table.count[state] for state in SessionState if state is not SessionState.GONE
+        }
+        caps = {group.id[0]: (group.resident, group.cap) for group in table.tenants()}
+        busy = Counter(key.tenant for key in engine.running)
+        waiting = core.waiting_by_tenant()
+        queue_length = core.queue_length
+        evictions = {reason.value: counters.evictions[reason.value] for reason in sorted(EVICTIONS)}
+        refusals = dict(counters.refusals)
+        waits = sorted(engine.waits)
+        awake = engine.rests.awake
+        in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
+    sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
+    tenants = {
+        tenant: TenantStats(resident, busy[tenant], waiting.get(tenant, 0), None if cap == UNLIMITED else int(cap))
+        for tenant, (resident, cap) in caps.items()
+    }
+    return PoolStats(
+        sessions=sessions,
+        max_sessions=limits.max_sessions,
+        max_busy=limits.max_busy,
+        queue_length=queue_length,
+        queue_limit=limits.queue_limit,
+        tenants=tenants,
+        evictions=evictions,
+        rehydrations=engine.rehydrations,
+        ghost_hits=counters.ghost_hits,
+        refusals=refusals,
+        openings=counters.openings,
+        opening_failures=counters.opening_failures,
+        close_failures=engine.close_failures,
+        abandoned=counters.abandoned,
+        leaks=counters.leaks,
+        turns=engine.turns,
+        awake=awake,
+        wait_s_p50=_quantile(waits, 0.5),
+        wait_s_p95=_quantile(waits, 0.95),
+        wait_s_p99=_quantile(waits, 0.99),
+        rung=rung,
+    )
+
+
+def _quantile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
+
 
 #: Past a turn's limit and grace by this much, its host counts as hung and its lease as leaked.
 _LEAK_MARGIN_S = 5.0
@@ -349,9 +487,9 @@ class AgentPool:
             lease = HeldLease(lease_id, ticket.key, resident.host, ticket.waited_s, self._take_back)
             ticket.future.set_result(lease)
         else:
-            self._take_back(ticket.key, lease_id, Verdict.OK)
+            self._take_back(ticket.key, lease_id, SessionHealth.OK)
 
-    def _take_back(self, key: SessionKey, lease_id: int, verdict: Verdict) -> None:
+    def _take_back(self, key: SessionKey, lease_id: int, verdict: SessionHealth) -> None:
         engine = self._engine
 
         def release(now: float) -> list[Effect]:

@@ -30,8 +30,7 @@ from agentao_gov.pool.subprocess_report import TurnWitness
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import SessionTree
+from agentao_gov.process.tree import ORPHANS_KILLED, SessionTree
 from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 from agentao_gov.worker import wire
 from agentao_gov.worker.session_process import SessionProcess

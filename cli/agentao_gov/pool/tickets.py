@@ -6,17 +6,21 @@ import linecache
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.governor.types import EventSink, SessionKey
+from agentao_gov.pool.core import SessionHealth
 
 if TYPE_CHECKING:
-    from agentao_gov.pool.files import SessionDir
-    from agentao_gov.pool.keeper import Resident
+    from agentao_gov.governor.types import SessionKey
+    from agentao_gov.pool.archive import SessionDir
+    from agentao_gov.pool.host import SessionHost
+    from agentao_gov.pool.residents import Resident
     from agentao_gov.pool.types import TurnOrder
 
-__all__ = ["Ticket", "stack_of_caller"]
+__all__ = ["HeldLease", "Ticket", "stack_of_caller"]
+
 
 _STACK_DEPTH = 8
 
@@ -106,3 +110,39 @@ def stack_of_caller(frames: tuple[tuple[CodeType, int], ...]) -> str:
         if source := linecache.getline(code.co_filename, line).strip():
             lines.append(f"    {source}\n")
     return "".join(lines)
+
+
+# A session lent to a caller who runs turns on it himself, instead of handing the pool a message.
+
+
+class HeldLease:
+    """The right to use one session's host until `release`; also a context manager.
+
+    The session is not archived after it, and its lock between worker processes is not taken: for a single process.
+    """
+
+    __slots__ = ("_release", "host", "id", "key", "waited_s")
+
+    def __init__(
+        self,
+        id: int,
+        key: SessionKey,
+        host: SessionHost,
+        waited_s: float,
+        release: Callable[[SessionKey, int, SessionHealth], None],
+    ) -> None:
+        self.id = id
+        self.key = key
+        self.host = host
+        self.waited_s = waited_s
+        self._release = release
+
+    def release(self, *, broken: bool = False) -> None:
+        """Gives the session back. Raises StaleLeaseError when it was given back before, or taken away."""
+        self._release(self.key, self.id, SessionHealth.BROKEN if broken else SessionHealth.OK)
+
+    def __enter__(self) -> HeldLease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.release(broken=error is not None)

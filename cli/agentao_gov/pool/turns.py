@@ -7,21 +7,74 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from agentao_gov.clock import Deadline
-from agentao_gov.errors import GovError, InternalError, QueueTimeoutError, StoreError
-from agentao_gov.governor.report import Outcome, Reason, TurnReport
+from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.errors import (
+    CapacityError,
+    DrainingError,
+    GovError,
+    InternalError,
+    ModelError,
+    QueueTimeoutError,
+    SessionStuckError,
+    StoreError,
+    TurnTimeoutError,
+)
+from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.report import Outcome, Reason, Timing, TurnReport
+from agentao_gov.governor.reporting import compose_report, limit_lines
+from agentao_gov.governor.turn import TurnLabels
 from agentao_gov.governor.types import TurnRequest
-from agentao_gov.pool.core import StaleLeaseError, Verdict
+from agentao_gov.pool.core import SessionHealth, StaleLeaseError
 from agentao_gov.pool.events import SessionStuck, TurnEnded, TurnRefused, TurnStarted
-from agentao_gov.pool.reports import report_without_agent
 
 if TYPE_CHECKING:
-    from agentao_gov.pool.effects import Effect
     from agentao_gov.pool.engine import Engine
-    from agentao_gov.pool.keeper import Resident
+    from agentao_gov.pool.events import Effect
+    from agentao_gov.pool.residents import Resident
     from agentao_gov.pool.tickets import Ticket
+    from agentao_gov.pool.types import TurnOrder
 
-__all__ = ["Turns"]
+__all__ = ["Turns", "refused_report", "report_without_agent"]
+
+
+# Reports of turns that no agent could report: cancelled while they waited, abandoned by their host, or refused.
+
+#: The first that fits counts: a draining pool is a capacity error too.
+_REFUSALS: tuple[tuple[type[GovError], Outcome], ...] = (
+    (DrainingError, Outcome.SHUTDOWN),
+    (CapacityError, Outcome.REFUSED),
+    (StoreError, Outcome.STORE_UNAVAILABLE),
+    (ModelError, Outcome.MODEL_ERROR),
+    (SessionStuckError, Outcome.STUCK),
+    (TurnTimeoutError, Outcome.TURN_TIMEOUT),
+)
+
+
+def report_without_agent(ticket: Ticket, outcome: Outcome, detail: Reason, clock: Clock) -> TurnReport:
+    """The one report of a turn, from what the pool knows of it: no usage, no answer."""
+    total_ms = round((clock.monotonic() - ticket.submitted_at) * 1000)
+    timing = Timing(total=total_ms, queued=round(ticket.waited_s * 1000) or total_ms)
+    return _report(ticket.order, Verdict(outcome, detail=detail), clock.time() - total_ms / 1000, timing)
+
+
+def refused_report(order: TurnOrder, error: GovError, clock: Clock = SYSTEM_CLOCK) -> TurnReport:
+    """The report of a turn that was refused: a batch has one for every line."""
+    outcome = next((found for kind, found in _REFUSALS if isinstance(error, kind)), Outcome.INTERNAL_ERROR)
+    return _report(order, Verdict(outcome, detail=Reason.of(error)), clock.time(), Timing())
+
+
+def _report(order: TurnOrder, verdict: Verdict, started_at: float, timing: Timing) -> TurnReport:
+    labels = TurnLabels(order.key, order.user, order.profile.profile.name, order.mode, order.turn_id, order.model.name)
+    return compose_report(
+        labels,
+        verdict,
+        id=order.id,
+        started_at=started_at,
+        timing=timing,
+        limits=limit_lines(order.profile),
+        secret=order.model.api_key.get_secret_value(),
+    )
+
 
 _log = logging.getLogger(__name__)
 
@@ -48,15 +101,15 @@ class Turns:
         try:
             verdict, ending = self._turn(ticket, resident)
         except GovError as error:
-            verdict, ending = (Verdict.BROKEN if isinstance(error, InternalError) else Verdict.OK), error
+            verdict, ending = (SessionHealth.BROKEN if isinstance(error, InternalError) else SessionHealth.OK), error
         except Exception as error:
             _log.exception("Turn %s of session %s failed", ticket.order.turn_id, ticket.key)
-            verdict = Verdict.BROKEN
+            verdict = SessionHealth.BROKEN
             ending = InternalError(f"The turn could not be run: {type(error).__name__}: {error}.")
-        if verdict is not Verdict.STALE:
+        if verdict is not SessionHealth.STALE:
             ticket.drop_hold()
         self._give_back(ticket, resident, verdict)
-        if verdict is not Verdict.STALE:
+        if verdict is not SessionHealth.STALE:
             self.answer(ticket, ending)
 
     def answer(self, ticket: Ticket, ending: Ending) -> None:
@@ -92,7 +145,7 @@ class Turns:
             ticket.abandoned = True
             engine.abandoned.add(ticket.key)
             engine.turns += 1
-            return engine.core.release(now, ticket.lease_id, Verdict.STUCK)
+            return engine.core.release(now, ticket.lease_id, SessionHealth.STUCK)
 
         engine.decide(take_away)
         if ticket.abandoned and not ticket.future.done():
@@ -104,12 +157,12 @@ class Turns:
 
     # -- the turn --------------------------------------------------------------------------------------------------
 
-    def _turn(self, ticket: Ticket, resident: Resident) -> tuple[Verdict, Ending]:
+    def _turn(self, ticket: Ticket, resident: Resident) -> tuple[SessionHealth, Ending]:
         order = ticket.order
         if not self._prepare(ticket, resident):
-            return Verdict.STALE, None
+            return SessionHealth.STALE, None
         if ticket.given_up or not ticket.future.set_running_or_notify_cancel():
-            return Verdict.OK, self.cancelled_report(ticket) if ticket.cancel_reason is not None else None
+            return SessionHealth.OK, self.cancelled_report(ticket) if ticket.cancel_reason is not None else None
         self._engine.tell(TurnStarted(ticket.key, order.turn_id, ticket.waited_s))
         request = TurnRequest(
             order.turn_id, order.message, order.user, self._deadline(ticket), round(ticket.waited_s * 1000), order.id
@@ -119,10 +172,10 @@ class Turns:
             resident.host.cancel(ticket.cancel_reason)
         report = resident.host.turn(request, ticket.on_event)
         if report.outcome is Outcome.INTERNAL_ERROR:
-            return Verdict.BROKEN, report
+            return SessionHealth.BROKEN, report
         if report.outcome is not Outcome.STUCK:
             report = self._save(ticket, resident, report)
-        return (Verdict.STUCK if resident.host.stuck else Verdict.OK), report
+        return (SessionHealth.STUCK if resident.host.stuck else SessionHealth.OK), report
 
     def _prepare(self, ticket: Ticket, resident: Resident) -> bool:
         """Takes the session for this process. False: this copy is out of date, or another profile is asked for."""
@@ -160,7 +213,7 @@ class Turns:
             return report.with_warning(Reason.of(error).after("Not saved yet: "))
         return report
 
-    def _give_back(self, ticket: Ticket, resident: Resident, verdict: Verdict) -> None:
+    def _give_back(self, ticket: Ticket, resident: Resident, verdict: SessionHealth) -> None:
         engine = self._engine
 
         def release(now: float) -> list[Effect]:
@@ -169,7 +222,7 @@ class Turns:
                 return engine.core.unstuck(now, ticket.key)
             del engine.running[ticket.key]
             engine.rests.note(resident, now)
-            if verdict is Verdict.STALE:
+            if verdict is SessionHealth.STALE:
                 engine.tickets[ticket.waiter_id] = ticket
             assert ticket.lease_id is not None
             return engine.core.release(now, ticket.lease_id, verdict)
@@ -179,7 +232,7 @@ class Turns:
         except StaleLeaseError:
             _log.exception("The lease of session %s was gone", ticket.key)
         engine.changed.set()
-        if verdict is Verdict.STUCK:
+        if verdict is SessionHealth.STUCK:
             engine.tell(SessionStuck(ticket.key, ticket.order.turn_id))
             # Its MCP servers and shells need not outlive it; the thread that will not stop has to be left.
             engine.closers.submit(resident.host.kill)

@@ -7,8 +7,7 @@ from agentao_gov.process.layers import Layer, survey_layers
 from agentao_gov.process.supervision import Heartbeat, WardenPlan, is_guarded, run_below_warden
 from agentao_gov.process.sweep import SweepResult, sweep
 from agentao_gov.process.tags import Kind, Owner, Tag, child_env, session_tag, shared_tag
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import KillResult, SessionTree, kill_processes
+from agentao_gov.process.tree import ORPHANS_KILLED, KillResult, SessionTree, kill_processes
 
 __all__ = [
     "ORPHANS_KILLED",

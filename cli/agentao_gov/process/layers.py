@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentao_gov.process import warden
-from agentao_gov.process.cgroup import groups_can_be_made, own_cgroup
+from agentao_gov.process.oslimits import groups_can_be_made, own_cgroup
 
 __all__ = ["Layer", "survey_layers"]
 

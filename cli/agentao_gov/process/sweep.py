@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentao_gov.process import procfs
-from agentao_gov.process.cgroup import sweep_cgroups
+from agentao_gov.process.oslimits import sweep_cgroups
 from agentao_gov.process.tags import Owner, Tag
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import KillResult, kill_processes
+from agentao_gov.process.tree import ORPHANS_KILLED, KillResult, kill_processes
 
 __all__ = ["SweepResult", "find_orphans", "sweep"]
 

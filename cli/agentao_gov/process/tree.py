@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,35 @@ from dataclasses import dataclass
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef, Stat
 from agentao_gov.process.tags import TAG_VARIABLE, Kind, Tag, child_env
-from agentao_gov.process.tally import ORPHANS_KILLED
 
-__all__ = ["KillResult", "SessionTree", "kill_processes", "send_signal"]
+__all__ = ["ORPHANS_KILLED", "KillResult", "SessionTree", "Tally", "kill_processes", "send_signal"]
+
+
+# How many child processes had to be killed because they did not leave by themselves: `orphans_killed_total`.
+
+
+class Tally:
+    """A count that only grows. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = 0
+
+    def add(self, number: int) -> None:
+        """Counts some more."""
+        with self._lock:
+            self._total += number
+
+    @property
+    def total(self) -> int:
+        """All so far, in this process."""
+        with self._lock:
+            return self._total
+
+
+#: This process's count: fed by the sweep at start, by trees killed after a close, by what wardens had to end.
+ORPHANS_KILLED = Tally()
+
 
 _TAG = TAG_VARIABLE.encode()
 #: Rest between looks that changed nothing but have not come back empty (a killed process takes ~1 ms to go).

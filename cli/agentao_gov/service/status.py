@@ -12,7 +12,7 @@ from agentao_gov.governor.report import BudgetLine
 from agentao_gov.monitor.alerts import Alert
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import RUNGS, Observed
-from agentao_gov.process.tally import ORPHANS_KILLED
+from agentao_gov.process.tree import ORPHANS_KILLED
 
 if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo

@@ -35,8 +35,8 @@ from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.turn import NullObserver
 from agentao_gov.governor.types import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.yielding import let_tools_yield
+from agentao_gov.process.supervision import let_tools_yield
+from agentao_gov.process.tree import ORPHANS_KILLED
 from agentao_gov.worker import wire
 from agentao_gov.worker.ledger import WireLedger
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 
 from agentao_gov.errors import InternalError
 from agentao_gov.process import procfs
-from agentao_gov.process.cgroup import SessionCgroup
+from agentao_gov.process.oslimits import SessionCgroup
 from agentao_gov.process.procfs import ProcessRef
-from agentao_gov.process.tally import ORPHANS_KILLED
-from agentao_gov.process.tree import kill_processes
+from agentao_gov.process.tree import ORPHANS_KILLED, kill_processes
 
 __all__ = ["Ends", "SessionProcess"]
 

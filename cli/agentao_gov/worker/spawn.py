@@ -17,8 +17,7 @@ from typing import Any
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.process import warden
-from agentao_gov.process.cgroup import SessionCgroup
-from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process.oslimits import OsLimits, SessionCgroup
 from agentao_gov.worker.session_process import Ends, SessionProcess
 
 __all__ = ["ColdSpawner", "ZygoteSpawner", "proxies", "scrubbed_env"]

@@ -15,7 +15,6 @@ from agentao_gov.budget import failpoints
 from agentao_gov.budget.admission import Ticket, fair_order
 from agentao_gov.budget.balance import LineKey, line_name, within_window
 from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, Totals, decode, over_by, piece, plan
-from agentao_gov.budget.owner import Owner, gone, this_process
 from agentao_gov.budget.redis.session import (
     RedisSession,
     WaitingCall,
@@ -44,6 +43,7 @@ from agentao_gov.budget.types import (
 from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
+from agentao_gov.process.owner import Owner, gone, this_process
 
 __all__ = ["RedisReader", "RedisStore"]
 

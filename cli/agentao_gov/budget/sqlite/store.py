@@ -15,7 +15,6 @@ from agentao_gov.budget.admission import Answer, Attempted, extendable
 from agentao_gov.budget.balance import Line, crossed, crosses, lower_warned, refusal, within_window
 from agentao_gov.budget.high_water import Mark
 from agentao_gov.budget.journal import Entry, Kind
-from agentao_gov.budget.owner import this_process
 from agentao_gov.budget.reservation import OPEN_STATES, Posting
 from agentao_gov.budget.sqlite.file import (
     LOCKED_HINT,
@@ -59,6 +58,7 @@ from agentao_gov.budget.types import (
 )
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
+from agentao_gov.process.owner import this_process
 
 __all__ = ["Appender", "SqliteReader", "SqliteStore", "Upkeep"]
 

@@ -10,7 +10,6 @@ from agentao_gov.budget import journal as checkpoints
 from agentao_gov.budget.admission import Admission, Attempted, Ticket, admit, fair_order, serve
 from agentao_gov.budget.balance import Line, LineKey, line_name
 from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, Entry, Totals, over_by, piece
-from agentao_gov.budget.owner import Liveness, Owner
 from agentao_gov.budget.reservation import OPEN_STATES
 from agentao_gov.budget.sqlite.rows import (
     CALL_COLUMNS,
@@ -28,6 +27,7 @@ from agentao_gov.budget.types import Balance, ReserveRequest, ScopeLimit
 from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 from agentao_gov.clock import Clock
+from agentao_gov.process.owner import Liveness, Owner
 
 __all__ = [
     "FOLD_ENTRIES",

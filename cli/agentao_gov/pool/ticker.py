@@ -13,9 +13,8 @@ from agentao_gov.pool.events import LeaseLeaked
 from agentao_gov.pool.types import SessionState
 
 if TYPE_CHECKING:
-    from agentao_gov.pool.effects import Effect
     from agentao_gov.pool.engine import Engine
-    from agentao_gov.pool.events import PoolEvent
+    from agentao_gov.pool.events import Effect, PoolEvent
     from agentao_gov.pool.turns import Turns
 
 __all__ = ["Watch"]

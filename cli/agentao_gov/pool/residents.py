@@ -15,8 +15,7 @@ from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import ConfigError, StoreError
 from agentao_gov.governor.report import Mode, TurnReport
 from agentao_gov.governor.types import SessionKey, SessionSpec
-from agentao_gov.pool.archive import SessionArchive, SessionHead
-from agentao_gov.pool.files import SessionDir, as_store_error, private_dir
+from agentao_gov.pool.archive import SessionArchive, SessionDir, SessionHead, as_store_error, private_dir
 from agentao_gov.pool.host import HostFactory, SessionHost
 from agentao_gov.pool.types import CloseReason, SessionUsage, TurnOrder
 
