@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from agentao_gov.pool.core import Scheduler
+from agentao_gov.pool.core import PoolCore
 from agentao_gov.pool.records import Group, SessionTable
 from tests.pool.simulation import Simulation, Violation
 
@@ -64,11 +64,11 @@ def test_a_seed_replays_its_run() -> None:
     [
         (SessionTable, "list_idle", lambda self, entry: None),
         (Group, "has_room", property(lambda self: True)),
-        (Scheduler, "_make_room", lambda self, out: False),
-        (Scheduler, "_is_free", lambda self, entry: False),
-        (Scheduler, "_enqueue_first", lambda self, waiter, entry: self._enqueue(waiter, entry)),
-        (Scheduler, "_head_changed", lambda self, entry, out: None),
-        (Scheduler, "_refuse_all", lambda self, entry, reason, out: None),
+        (PoolCore, "_make_room", lambda self, out: False),
+        (PoolCore, "_is_free", lambda self, entry: False),
+        (PoolCore, "_enqueue_first", lambda self, waiter, entry: self._enqueue(waiter, entry)),
+        (PoolCore, "_head_changed", lambda self, entry, out: None),
+        (PoolCore, "_refuse_all", lambda self, entry, reason, out: None),
     ],
 )
 def test_the_simulation_finds_a_broken_core(
