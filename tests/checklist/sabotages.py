@@ -51,9 +51,9 @@ def cap_when_whole() -> None:
 
 def cap_for_each_worker() -> None:
     """Every worker allows what the file allows for all of them."""
-    from agentao_gov.service import share
+    from agentao_gov.service import build
 
-    share.share_of = lambda deployment, workers: deployment
+    build.share_of = lambda deployment, workers: deployment
 
 
 def refusal_without_hint() -> None:
@@ -216,7 +216,7 @@ def idle_from_the_start() -> None:
 
 def second_signal_ignored() -> None:
     """Whoever asks twice waits all the same."""
-    from agentao_gov.service.descent import Descent
+    from agentao_gov.service.shutdown import Descent
 
     inner = Descent.signalled
 

@@ -19,9 +19,8 @@ from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.render import gate_report, page, render, write_reports
 from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
-from agentao_gov.report.charts import Chart, Line, Mark, svg, ticks
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
-from agentao_gov.report.html import Page, html_page
+from agentao_gov.report.html import Chart, Line, Mark, Page, html_page, svg, ticks
 from tests.loadtest.made import played
 
 NASTY = "</td><script>alert(1)</script> \x1b[31m|`x`\u2028::error::[bold] %0A @everyone"
@@ -95,7 +94,7 @@ def test_annotations_cannot_be_forged() -> None:
     case = GateCase("x", "a:b,c", "fail", "1", "2\n::error::forged", remedy="line\nline")
     report = GateReport("loadtest", "bad", "fail", (case,))
 
-    from agentao_gov.report.github import github_annotations
+    from agentao_gov.report.gate_formats import github_annotations
 
     lines = github_annotations(report).splitlines()
     assert len(lines) == 2
@@ -104,7 +103,7 @@ def test_annotations_cannot_be_forged() -> None:
 
 def test_a_gate_without_cases_is_not_green_in_junit() -> None:
     """CI systems call an empty suite a success."""
-    from agentao_gov.report.junit import junit_xml
+    from agentao_gov.report.gate_formats import junit_xml
 
     suite = ET.fromstring(junit_xml(GateReport("loadtest", "nothing ran", "interrupted", ())).split("?>", 1)[1])
 

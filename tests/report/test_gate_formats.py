@@ -10,9 +10,7 @@ import xmlschema
 from markdown_it import MarkdownIt
 
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
-from agentao_gov.report.github import github_annotations
-from agentao_gov.report.junit import junit_xml
-from agentao_gov.report.markdown import markdown
+from agentao_gov.report.gate_formats import github_annotations, junit_xml, markdown
 
 SCHEMA = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
 #: What a tenant, a model or a file name may hold to break a report.

@@ -15,9 +15,8 @@ from agentao_gov.loadtest.options import Options
 from agentao_gov.loadtest.render import page, render
 from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
-from agentao_gov.report.charts import Chart, Line, Mark, svg
 from agentao_gov.report.gate import GateReport
-from agentao_gov.report.html import Page, Section, Tile, html_page
+from agentao_gov.report.html import Chart, Line, Mark, Page, Section, Tile, html_page, svg
 from tests.loadtest.made import played
 
 NASTY = "</td><script>alert(1)</script><img src=x onerror=alert(1)> \x1b[31m\u202e\u2028{{ 7*7 }}"

@@ -16,9 +16,8 @@ from agentao_gov.config import Deployment, ResolvedDeployment
 from agentao_gov.pool import AgentPool, SessionArchive
 from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.build import build_service
-from agentao_gov.service.profiles import OfferedProfile
-from agentao_gov.service.protocol import BoundedHeadProtocol
-from agentao_gov.service.server import bind
+from agentao_gov.service.server import BoundedHeadProtocol, bind
+from agentao_gov.service.tenants import OfferedProfile
 from tests.e2e.service import Client
 from tests.pool.bench import a_model, a_profile
 from tests.pool.scripted import HANG_S, ScriptedHosts

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError
-from agentao_gov.service.auth import TenantDirectory, require_local_page
+from agentao_gov.service.tenants import TenantDirectory, require_local_page
 
 
 def digest(key: str) -> str:

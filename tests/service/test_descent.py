@@ -14,8 +14,8 @@ import pytest
 from agentao_gov.config import Deployment, Pool
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT
-from agentao_gov.service.descent import Descent
 from agentao_gov.service.gateway import Gateway
+from agentao_gov.service.shutdown import Descent
 from tests.pool.bench import PoolBench
 from tests.pool.scripted import ScriptedHosts
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import jsonschema
 
+from agentao_gov.service.app import PAGE_HEADERS, page_html
 from agentao_gov.service.openapi import openapi_document
-from agentao_gov.service.page import PAGE_HEADERS, page_html
 from tests.service.samples import report
 
 

@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from agentao_gov.governor.types import TextEvent, ToolEvent
-from agentao_gov.service.feed import EventFeed
+from agentao_gov.service.turns import EventFeed
 
 
 def test_events_arrive_in_order_with_neighbouring_texts_joined() -> None:

@@ -7,8 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
-from agentao_gov.service.merge import merge_metrics, merge_sessions
-from agentao_gov.service.peers import listen_for_peers
+from agentao_gov.service.peers import listen_for_peers, merge_metrics, merge_sessions
 
 FIRST = b"""# HELP agentao_gov_turns_total Turns.
 # TYPE agentao_gov_turns_total counter

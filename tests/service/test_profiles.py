@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError
-from agentao_gov.service.profiles import OfferedProfile, ProfileBook
+from agentao_gov.service.tenants import OfferedProfile, ProfileBook
 from tests.pool.bench import a_model, a_profile
 
 

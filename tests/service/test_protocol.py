@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from agentao_gov.service.protocol import BoundedHeadProtocol
+from agentao_gov.service.server import BoundedHeadProtocol
 
 #: Nothing here takes long; a test that hangs ends.
 GUARD_S = 20.0

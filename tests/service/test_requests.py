@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentao_gov.errors import BadRequestError, TooLargeError
-from agentao_gov.service.requests import DEFAULT_USER, ChatBody, TurnBody, decode_json, parse_body, require_session_id
+from agentao_gov.service.bodies import DEFAULT_USER, ChatBody, TurnBody, decode_json, parse_body, require_session_id
 
 USER = {"role": "user", "content": "hello"}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentao_gov.config import Capacity, Deployment, Pool, ResolvedDeployment, Tenant
-from agentao_gov.service.share import share_of
+from agentao_gov.service.build import share_of
 
 
 def resolved(**tables: object) -> ResolvedDeployment:

@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from agentao_gov.service.vigil import Vigil
+from agentao_gov.service.workers import Vigil
 
 
 class Watched:

@@ -10,8 +10,7 @@ import pytest
 
 from agentao_gov.config import resolve_model
 from agentao_gov.errors import ConfigError, ModelError
-from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, start_embedded
-from agentao_gov.simulator.local import running_model
+from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, running_model, start_embedded
 
 needs_extra = pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
 

@@ -159,15 +159,15 @@ def rendered(report: ChecklistReport, form: str) -> str:
     if form == "json":
         return report.to_json() + "\n"
     if form == "junit":
-        from agentao_gov.report.junit import junit_xml
+        from agentao_gov.report.gate_formats import junit_xml
 
         return junit_xml(gate_report(report))
     if form == "markdown":
-        from agentao_gov.report.markdown import markdown
+        from agentao_gov.report.gate_formats import markdown
 
         return markdown(gate_report(report))
     if form == "github":
-        from agentao_gov.report.github import github_annotations
+        from agentao_gov.report.gate_formats import github_annotations
 
         return github_annotations(gate_report(report))
     from io import StringIO

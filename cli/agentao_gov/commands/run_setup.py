@@ -34,7 +34,7 @@ from agentao_gov.config.layers import flatten
 from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
 from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, SessionKey, is_user_name
 from agentao_gov.report.terminal import console, warn
-from agentao_gov.simulator.local import LocalModel, running_model
+from agentao_gov.simulator.embedded import LocalModel, running_model
 
 if TYPE_CHECKING:
     from agentao_gov.budget import BudgetEvent

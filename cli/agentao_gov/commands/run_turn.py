@@ -28,7 +28,7 @@ from agentao_gov.simulator.embedded import EmbeddedModel
 if TYPE_CHECKING:
     from agentao_gov.commands.run_setup import RunContext
     from agentao_gov.pool import TurnOrder
-    from agentao_gov.report.live_turn import LiveTurn
+    from agentao_gov.report.turn_panel import LiveTurn
 
 __all__ = ["Asker", "run_once", "take_turn"]
 
@@ -97,7 +97,7 @@ def take_turn(context: RunContext, order: TurnOrder, asker: Asker | None) -> Tur
     live: LiveTurn | None = None
     if not (options.json or options.quiet) and err.file.isatty():
         # Only where somebody watches: Markdown and its parser take a tenth of a second to import.
-        from agentao_gov.report.live_turn import LiveTurn
+        from agentao_gov.report.turn_panel import LiveTurn
 
         on_stdout = out.file.isatty()
         show_text = on_stdout and options.stream

@@ -80,11 +80,9 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     """One process's service, until its ladder is walked. Runs in each worker, and in the command itself with one."""
     from agentao_gov.monitor.logs import configure_logging
     from agentao_gov.runtime import build_runtime
-    from agentao_gov.service.build import build_service, offered_profiles
+    from agentao_gov.service.build import build_service, offered_profiles, share_of, warm_up
     from agentao_gov.service.peers import Peers, listen_for_peers
     from agentao_gov.service.server import serve
-    from agentao_gov.service.share import share_of
-    from agentao_gov.service.warm import warm_up
 
     configure_logging()
     deployment = _deployment(settings)
@@ -153,7 +151,7 @@ def _start_local_models(
 ) -> dict[str, dict[str, Any]]:
     """Starts the local models that profiles use, one process each, ended with the stack."""
     from agentao_gov.service.build import offered_profiles
-    from agentao_gov.simulator.local import running_model
+    from agentao_gov.simulator.embedded import running_model
 
     choices = [offer.model for offer in offered_profiles(deployment, _chooser(deployment, settings)).values()]
     local: dict[str, dict[str, Any]] = {}

@@ -10,12 +10,9 @@ from typing import Any
 
 from agentao_gov.errors import StoreError
 from agentao_gov.loadtest.document import Group, LoadTestReport, Percentiles, ThresholdPart
-from agentao_gov.report.charts import Chart, Line, Mark
 from agentao_gov.report.gate import CaseStatus, GateCase, GateReport, GateTable
-from agentao_gov.report.github import github_annotations
-from agentao_gov.report.html import Page, Section, Tile, html_page
-from agentao_gov.report.junit import junit_xml
-from agentao_gov.report.markdown import markdown
+from agentao_gov.report.gate_formats import github_annotations, junit_xml, markdown
+from agentao_gov.report.html import Chart, Line, Mark, Page, Section, Tile, html_page
 
 __all__ = [
     "LATENCY_NAMES",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from agentao_gov.process import procfs
 from agentao_gov.process import warden as warden_program
-from agentao_gov.process.warden.priority import TOOL_NICE, lower, lower_session
+from agentao_gov.process.warden.tree_limits import TOOL_NICE, lower, lower_session
 
 if TYPE_CHECKING:
     from typing import NoReturn

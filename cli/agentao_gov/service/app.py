@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
+import re
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -19,12 +24,39 @@ from agentao_gov.monitor.logs import RefusalLog
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import Failure, failure_of_error
 from agentao_gov.service.openapi import openapi_document
-from agentao_gov.service.page import PAGE_HEADERS, page_html
 
 if TYPE_CHECKING:
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["create_app"]
+__all__ = ["PAGE_HEADERS", "create_app", "page_html"]
+
+
+# The live page at `/`: one self-contained file, sent with a policy that lets it load nothing but its own figures.
+
+
+@cache
+def page_html() -> str:
+    """The file as it is sent."""
+    return files("agentao_gov.service").joinpath("page.html").read_text(encoding="utf-8")
+
+
+def _hashes(tag: str) -> str:
+    """The CSP sources of every inline `tag`: nothing but these very bytes may run."""
+    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page_html(), re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
 
 #: Path and header bytes of one request. A key, ids and a trace context need 2 KiB.
 HEADER_BYTES_MAX = 32 * 1024

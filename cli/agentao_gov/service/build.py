@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
 from agentao_gov.budget import TokenLedger, scope_limits
 from agentao_gov.budget.types import ScopeLimit
+from agentao_gov.clock import Deadline
 from agentao_gov.config import (
     Deployment,
     ModelChoice,
@@ -20,22 +24,24 @@ from agentao_gov.config import (
     profile_paths,
 )
 from agentao_gov.governor.turn import TurnObserver
+from agentao_gov.governor.types import SessionKey, SessionSpec
 from agentao_gov.monitor import Metrics, Monitor, plan_rules
 from agentao_gov.monitor.audit import AuditFile
 from agentao_gov.monitor.budgets import BudgetWatch
-from agentao_gov.monitor.logs import log_pool_event
+from agentao_gov.monitor.logs import log_event, log_pool_event
 from agentao_gov.monitor.tracing import Tracing
 from agentao_gov.pool.events import PoolEvent, TurnEnded
 from agentao_gov.service.app import create_app
-from agentao_gov.service.auth import TenantDirectory
 from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.peers import NO_PEERS, Peers
-from agentao_gov.service.profiles import OfferedProfile, ProfileBook
+from agentao_gov.service.tenants import OfferedProfile, ProfileBook, TenantDirectory
 
 if TYPE_CHECKING:
+    from agentao_gov.config import ResolvedDeployment
+    from agentao_gov.governor import Governor
     from agentao_gov.pool import AgentPool
 
-__all__ = ["Service", "build_service", "offered_profiles"]
+__all__ = ["Service", "build_service", "offered_profiles", "share_of", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +160,73 @@ def _connect(pool: AgentPool, ledger: TokenLedger, budgets: BudgetWatch, metrics
 
     pool.subscribe(on_pool_event)
     ledger.subscribe(metrics.on_budget_event)
+
+
+# One worker's part of the deployment's limits: N workers together must not hold N times what the file allows.
+
+
+def share_of(deployment: ResolvedDeployment, workers: int) -> ResolvedDeployment:
+    """The deployment with pool limits and tenant caps divided by the number of workers, each at least 1.
+
+    Token budgets are not divided: the ledger is shared and exact. A cap below the number of workers cannot be
+    divided; it is told in the log.
+    """
+    if workers == 1:
+        return deployment
+    config = deployment.deployment
+
+    def part(name: str, limit: int | None) -> int | None:
+        if limit is None:
+            return None
+        if limit < workers:
+            log_event("limit below the number of workers", logging.WARNING, key=name, limit=limit, workers=workers)
+        return max(1, limit // workers)
+
+    pool = config.pool.model_copy(
+        update={
+            "max_sessions": part("pool.max_sessions", config.pool.max_sessions),
+            "max_busy": part("pool.max_busy", config.pool.max_busy),
+            "queue_limit": config.pool.queue_limit // workers,
+        }
+    )
+    tenants = {
+        name: tenant.model_copy(
+            update={
+                field: part(f"tenants.{name}.{field}", getattr(tenant, field))
+                for field in ("max_sessions", "max_sessions_per_user")
+            }
+        )
+        for name, tenant in config.tenants.items()
+    }
+    capacity = config.capacity.model_copy(
+        update={
+            name: None if (limit := getattr(config.capacity, name)) is None else limit // workers
+            for name in ("sessions", "mcp_processes", "memory_bytes")
+        }
+    )
+    shared = config.model_copy(update={"pool": pool, "tenants": tenants, "capacity": capacity})
+    return replace(deployment, deployment=shared)
+
+
+# Does once, before the service is ready, what the first turn would else wait for: imports of 40 MiB and 0.5 s.
+
+_WARM_S_MAX = 10.0
+
+
+def warm_up(governor: Governor, offered: Iterable[OfferedProfile]) -> None:
+    """Opens and closes one agent without MCP servers. Nothing is sent; a failure is left for the first turn to tell."""
+    offer = next(iter(offered), None)
+    if offer is None:
+        return
+    plain = offer.resolved.profile
+    profile = replace(
+        offer.resolved, profile=plain.model_copy(update={"mcp": plain.mcp.model_copy(update={"servers": {}})})
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="agentao-gov-warm-") as folder:
+            key = SessionKey("default", "warm-up")
+            spec = SessionSpec(key, "warm-up", profile, offer.model, Path(folder), "in-process")
+            deadline = Deadline.after(_WARM_S_MAX)
+            governor.open(spec, None, deadline).close(deadline)
+    except Exception:
+        logging.getLogger(__name__).warning("warm-up failed", exc_info=True)

@@ -13,12 +13,11 @@ from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.types import SessionState
-from agentao_gov.service.auth import require_local_page
-from agentao_gov.service.merge import merge_metrics, merge_sessions, merge_status
-from agentao_gov.service.peers import from_peer
-from agentao_gov.service.requests import ChatBody, TurnBody, parse_body, require_session_id
+from agentao_gov.service.bodies import ChatBody, TurnBody, parse_body, require_session_id
+from agentao_gov.service.peers import from_peer, merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
+from agentao_gov.service.tenants import require_local_page
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:

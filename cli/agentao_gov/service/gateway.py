@@ -15,9 +15,8 @@ from agentao_gov.governor.types import Conversation, EventSink, SessionKey
 from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
 from agentao_gov.pool.types import SessionInfo, TurnOrder
-from agentao_gov.service.auth import TenantDirectory
 from agentao_gov.service.peers import NO_PEERS, Peers
-from agentao_gov.service.profiles import OfferedProfile, ProfileBook
+from agentao_gov.service.tenants import OfferedProfile, ProfileBook, TenantDirectory
 
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import SESSION_ID
-from agentao_gov.service.requests import ChatBody, TurnBody
+from agentao_gov.service.bodies import ChatBody, TurnBody
 
 __all__ = ["openapi_document"]
 

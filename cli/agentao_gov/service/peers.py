@@ -12,13 +12,24 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 
-__all__ = ["NO_PEERS", "PeerAnswer", "Peers", "from_peer", "listen_for_peers"]
+__all__ = [
+    "NO_PEERS",
+    "PeerAnswer",
+    "Peers",
+    "from_peer",
+    "listen_for_peers",
+    "merge_metrics",
+    "merge_sessions",
+    "merge_status",
+]
+
 
 #: A worker that does not answer within this time is on its way down or hung; the answer is made without it.
 _ASK_S = 2.0
@@ -120,3 +131,122 @@ class Peers:
 
 
 NO_PEERS = Peers(Path(), 0, 1)
+
+
+# One answer from several workers' answers: metrics and status of the whole service. Values in, values out.
+
+#: Samples that are not parts of a whole: of these the largest counts.
+_LARGEST = (
+    "agentao_gov_session_memory_bytes{",
+    "agentao_gov_shutdown_rung",
+    "agentao_gov_alert_active",
+    "agentao_gov_budget_used_ratio",
+    # All workers see the same archive.
+    'agentao_gov_sessions{state="hibernated"}',
+)
+
+
+def merge_metrics(texts: Sequence[bytes]) -> bytes:
+    """Prometheus texts of several workers as one: counts are added, quantiles and states are the largest."""
+    if len(texts) == 1:
+        return texts[0]
+    values: dict[str, float] = {}
+    blocks: dict[str, list[str]] = {}
+    for text in texts:
+        block = ""
+        for line in text.decode().splitlines():
+            if line.startswith("# "):
+                block = line.split(" ")[2]
+                lines = blocks.setdefault(block, [])
+                if line not in lines:
+                    lines.append(line)
+                continue
+            name, _, value = line.rpartition(" ")
+            if name not in values:
+                blocks[block].append(name)
+                values[name] = float(value)
+            elif name.startswith(_LARGEST):
+                values[name] = max(values[name], float(value))
+            elif not name.partition("{")[0].endswith("_created"):
+                values[name] += float(value)
+    out = [line if line.startswith("# ") else f"{line} {values[line]!r}" for block in blocks.values() for line in block]
+    return ("\n".join(out) + "\n").encode()
+
+
+def merge_sessions(lists: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Sessions of all workers; one that is in a worker's memory is told by that worker."""
+    found: dict[str, dict[str, Any]] = {}
+    for rows in lists:
+        for row in rows:
+            known = found.get(row["id"])
+            if known is None or known["state"] == "hibernated":
+                found[row["id"]] = row
+    return list(found.values())
+
+
+def merge_status(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The status of the whole service as one worker tells it."""
+    if not others:
+        return own
+    every = [own, *others]
+    merged = dict(own)
+    merged["instance"] = {**own["instance"], "pids": [status["instance"]["pid"] for status in every]}
+    merged["ready"] = all(status["ready"] for status in every)
+    merged["not_ready_because"] = sorted({why for status in every for why in status["not_ready_because"]})
+    merged["shutdown_rung"] = max((status["shutdown_rung"] for status in every), key=lambda rung: rung["number"])
+    merged["busy"] = sum(status["busy"] for status in every)
+    for name in ("queue", "tenants", "processes"):
+        merged[name] = _add([status[name] for status in every])
+    merged["processes"]["per_session"] = _largest([status["processes"]["per_session"] for status in every])
+    merged["pool"] = _add([{k: v for k, v in status["pool"].items() if k != "wait_ms"} for status in every])
+    merged["pool"]["sessions"]["hibernated"] = own["pool"]["sessions"].get("hibernated", 0)
+    merged["pool"]["wait_ms"] = _largest([status["pool"]["wait_ms"] for status in every])
+    merged["memory"] = _add([{k: v for k, v in status["memory"].items() if k != "session_bytes"} for status in every])
+    merged["memory"]["session_bytes"] = _largest([status["memory"]["session_bytes"] for status in every])
+    merged["memory"]["session_bytes"]["sum"] = sum(status["memory"]["session_bytes"]["sum"] for status in every)
+    merged["turns"] = {
+        "ended": sum(status["turns"]["ended"] for status in every),
+        "in_flight": [turn for status in every for turn in status["turns"]["in_flight"]],
+    }
+    merged["budgets"] = _fullest(every)
+    merged["alerts"] = _standing(every)
+    if own["capacity"] is not None:
+        plans = [{k: v for k, v in status["capacity"].items() if k != "alert_at"} for status in every]
+        merged["capacity"] = {**_add(plans), "alert_at": own["capacity"]["alert_at"]}
+    return merged
+
+
+def _add(parts: Sequence[Any]) -> Any:
+    """Numbers added, tables merged key by key, everything else the first one's."""
+    first = parts[0]
+    if isinstance(first, dict):
+        keys = dict.fromkeys(key for part in parts for key in part)
+        return {key: _add([part[key] for part in parts if key in part]) for key in keys}
+    if isinstance(first, bool) or not isinstance(first, int | float):
+        return first
+    return sum(part for part in parts if part is not None)
+
+
+def _largest(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: max(part[key] for part in parts) for key in parts[0]}
+
+
+def _fullest(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Budgets are shared; of two workers' lines the later one has the larger figure."""
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for status in every:
+        for line in status["budgets"]:
+            known = lines.get((line["scope"], line["key"]))
+            if known is None or line["used"] > known["used"]:
+                lines[line["scope"], line["key"]] = line
+    return list(lines.values())
+
+
+def _standing(every: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each alert as the worker tells it where it stands."""
+    alerts: dict[str, dict[str, Any]] = {}
+    for status in every:
+        for alert in status["alerts"]:
+            if alert["alert"] not in alerts or (alert["active"] and not alerts[alert["alert"]]["active"]):
+                alerts[alert["alert"]] = alert
+    return list(alerts.values())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
@@ -13,17 +15,108 @@ from starlette.types import Message, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, TurnTimeoutError
 from agentao_gov.governor.report import Outcome, TurnReport
-from agentao_gov.governor.types import TurnEvent
+from agentao_gov.governor.types import TextEvent, TurnEvent
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.errors import Failure, failure_of_error, failure_of_report
-from agentao_gov.service.feed import EventFeed
 from agentao_gov.service.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from agentao_gov.pool.types import TurnOrder
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["StreamWriter", "TurnResponse"]
+__all__ = ["EventFeed", "StreamWriter", "TurnResponse"]
+
+
+# Carries a turn's events from its thread to the event loop, joined and bounded: a slow reader costs a fixed amount.
+
+#: Text a client may lag behind. An answer of 4,096 tokens is some 16 KiB, so only a reader that stopped gets here.
+LAG_BYTES_MAX = 1 << 20
+#: Tool and iteration events kept beside the text.
+LAG_EVENTS_MAX = 10_000
+
+
+class EventFeed:
+    """One turn's events. `push` on the turn's thread never blocks; `take` on the loop waits for the next ones."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, lag_bytes_max: int = LAG_BYTES_MAX) -> None:
+        self._loop = loop
+        self._lag_bytes_max = lag_bytes_max
+        self._lock = threading.Lock()
+        #: Not yet taken, in order; guarded by `_lock`.
+        self._events: deque[TurnEvent] = deque()
+        #: Bytes of text in `_events`; guarded by `_lock`.
+        self._lag_bytes = 0
+        #: The reader fell too far behind: nothing is kept any more; guarded by `_lock`.
+        self._overflowed = False
+        self._ready = asyncio.Event()
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the reader fell further behind than the limit; the stream cannot be told whole any more."""
+        with self._lock:
+            return self._overflowed
+
+    def push(self, event: TurnEvent) -> None:
+        """Takes one event; from any thread."""
+        with self._lock:
+            wake = not self._events
+            if self._overflowed:
+                return
+            if isinstance(event, TextEvent):
+                self._lag_bytes += len(event.delta)
+            self._events.append(event)
+            if self._lag_bytes > self._lag_bytes_max or len(self._events) > LAG_EVENTS_MAX:
+                self._overflowed = True
+                self._events.clear()
+                wake = True
+        if wake:
+            self.wake()
+
+    def wake(self) -> None:
+        """Makes a waiting `take` return; from any thread, also after the loop has ended."""
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            return
+
+    async def take(self, wait_s: float) -> list[TurnEvent] | None:
+        """The events since the last call, neighbouring texts joined; [] when woken without one, None after `wait_s`."""
+        if not self._has_events():
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._ready.wait()
+            except TimeoutError:
+                return None
+        self._ready.clear()
+        return self.drain()
+
+    def _has_events(self) -> bool:
+        with self._lock:
+            return bool(self._events)
+
+    def drain(self) -> list[TurnEvent]:
+        """Everything there is, now."""
+        with self._lock:
+            events, self._events = self._events, deque()
+            self._lag_bytes = 0
+        return _joined(events)
+
+
+def _joined(events: deque[TurnEvent]) -> list[TurnEvent]:
+    out: list[TurnEvent] = []
+    texts: list[str] = []
+    for event in events:
+        if isinstance(event, TextEvent):
+            texts.append(event.delta)
+            continue
+        if texts:
+            out.append(TextEvent("".join(texts)))
+            texts = []
+        out.append(event)
+    if texts:
+        out.append(TextEvent("".join(texts)))
+    return out
+
 
 #: Silence after which a stream says that it lives; proxies cut idle connections at 30-60 s.
 KEEP_ALIVE_S = 15.0

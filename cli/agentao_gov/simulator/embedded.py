@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import importlib.util
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from agentao_gov.config import ModelChoice
 from agentao_gov.errors import ConfigError, ModelError
 from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
+from agentao_gov.simulator.handle import Simulator, start_simulator
 
-__all__ = ["INSTALL_COMMAND", "EmbeddedModel", "EmbeddedProgress", "find_gguf", "missing_local_extra", "start_embedded"]
+__all__ = [
+    "INSTALL_COMMAND",
+    "EmbeddedModel",
+    "EmbeddedProgress",
+    "LocalModel",
+    "find_gguf",
+    "missing_local_extra",
+    "running_model",
+    "start_embedded",
+]
+
 
 #: SmolLM2 was trained on 8,192 tokens.
 CONTEXT_TOKENS = 8_192
@@ -117,3 +131,41 @@ def _model_file(gguf: Path | None) -> Path:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"{path} is not a GGUF file.", hint="--gguf takes the path of a .gguf file.")
     return path
+
+
+# Starts the model that runs on this machine, when that is the one chosen, and gives it an address.
+
+#: The process behind a local model; None for a remote one.
+LocalModel = EmbeddedModel | Simulator | None
+
+
+@contextmanager
+def running_model(
+    choice: ModelChoice, *, gguf: Path | None = None, on_progress: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[ModelChoice, LocalModel]]:
+    """The choice with an address that answers, and the process behind it, which ends with the block.
+
+    `gguf` is the user's own file for the embedded model; `on_progress` gets a line per stage of its loading.
+    Raises ConfigError where a local model is not installed, ModelError where it does not start.
+    """
+    match choice.kind:
+        case "simulated":
+            with start_simulator() as simulator:
+                yield dataclasses.replace(choice, base_url=simulator.base_url), simulator
+        case "embedded":
+            if choice.source == "default" and gguf is None and (missing := missing_local_extra()) is not None:
+                # Nobody asked for it: how to install it is not the first thing to know.
+                raise ConfigError(
+                    f"No model is configured, and the embedded one that would be used lacks {missing}.",
+                    hint="Set OPENAI_API_KEY, or give --model and --base-url; to look around: --model simulated. "
+                    f"The embedded one comes with: {INSTALL_COMMAND}",
+                )
+            with start_embedded(gguf, on_progress=on_progress) as model:
+                yield (
+                    dataclasses.replace(
+                        choice, name=model.name, base_url=model.base_url, context_window=model.context_window
+                    ),
+                    model,
+                )
+        case _:
+            yield choice, None

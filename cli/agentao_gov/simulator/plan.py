@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.simulator.answers import calls_for, default_answer, filler, unscripted_tool
-from agentao_gov.simulator.request import ChatRequest
+from agentao_gov.simulator.openai_bytes import Stream, completion_body, error_body, text_chunks
+from agentao_gov.simulator.request import ChatRequest, calls_for, default_answer, filler, unscripted_tool
 from agentao_gov.simulator.script import Behaviour, Distribution, Fault, Match, Script, read_directive
 from agentao_gov.simulator.tokens import CALL_FRAME_TOKENS, completion_tokens, count, pieces
-from agentao_gov.simulator.wire import Stream, completion_body, error_body, text_chunks
 
 __all__ = ["Plan", "Planner", "Step", "broken_directive"]
 

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from agentao_gov.simulator.http import Exchange
 from agentao_gov.simulator.plan import Plan
+from agentao_gov.simulator.protocol import Exchange
 from agentao_gov.simulator.truth import GroundTruth, RequestRecord
 
 __all__ = ["Gate", "Playback"]

@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from agentao_gov.errors import BadRequestError, ConfigError
-from agentao_gov.simulator.http import Exchange, HttpProtocol
+from agentao_gov.simulator.openai_bytes import error_body
 from agentao_gov.simulator.plan import Plan, Planner, broken_directive
 from agentao_gov.simulator.playback import Gate, Playback
+from agentao_gov.simulator.protocol import Exchange, HttpProtocol
 from agentao_gov.simulator.request import ChatRequest, read_request
 from agentao_gov.simulator.script import Capacity, Script, load_script
 from agentao_gov.simulator.truth import GroundTruth
-from agentao_gov.simulator.wire import error_body
 
 __all__ = ["SimulatorServer"]
 

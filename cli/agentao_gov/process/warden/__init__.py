@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import os
 
-from .namespaces import pid_namespace_works
-from .options import RESTART_EXIT, Options
-from .pair import supervise_pair
-from .priority import TOOL_NICE
-from .system import name_process, prctl
-from .watch import Warden, supervise
+from .system import name_process, pid_namespace_works, prctl
+from .tree_limits import TOOL_NICE
+from .watch import RESTART_EXIT, Options, Warden, supervise, supervise_pair
 
 __all__ = [
     "PROGRAM",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from .namespaces import pid_namespace_works, user_namespace_works
-from .options import Options
-from .pair import supervise_pair
-from .system import PR_SET_CHILD_SUBREAPER, prctl
-from .watch import supervise
+from .system import PR_SET_CHILD_SUBREAPER, pid_namespace_works, prctl, user_namespace_works
+from .watch import Options, supervise, supervise_pair
 
 # Typing costs a third of the start time of this program, and annotations are never evaluated.
 TYPE_CHECKING = False

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
 
-from .descent import kill_everything
-from .look import Look
-from .options import RESTART_EXIT, Options
-from .system import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, die_with_parent, join_cgroup, name_process, prctl
+from .processes import kill_everything
+from .system import (
+    PR_SET_CHILD_SUBREAPER,
+    PR_SET_DUMPABLE,
+    die_with_parent,
+    join_cgroup,
+    mount_proc,
+    name_process,
+    prctl,
+    unshare_pids,
+)
+from .tree_limits import Look
 
 # Typing costs a third of the start time of this program, and annotations are never evaluated.
 TYPE_CHECKING = False
@@ -18,7 +27,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-__all__ = ["Warden", "supervise"]
+__all__ = ["RESTART_EXIT", "Options", "Warden", "supervise", "supervise_pair"]
+
+
+# What one warden is asked to do.
+
+#: Ends with this code ask for a restart (EX_TEMPFAIL), e.g. when too many turns are stuck.
+RESTART_EXIT = 75
+
+
+class Options:
+    """What one warden does. Zero and -1 mean off."""
+
+    def __init__(
+        self,
+        *,
+        lifeline: int = -1,
+        status: int = -1,
+        heartbeat: bool = False,
+        stale_s: float = 30.0,
+        dump_s: float = 2.0,
+        restarts: int = 0,
+        grace_s: float = 0.3,
+        memory_bytes: int = 0,
+        processes: int = 0,
+        name: str = "gov-warden",
+        leash: bool = True,
+        cgroup: str = "",
+    ) -> None:
+        self.lifeline = lifeline
+        self.status = status
+        self.heartbeat = heartbeat
+        self.stale_s = stale_s
+        self.dump_s = dump_s
+        self.restarts = restarts
+        self.grace_s = grace_s
+        self.memory_bytes = memory_bytes
+        self.processes = processes
+        self.name = name
+        #: SIGKILL for the child when the warden dies. Not between the two of a pair: the inner one must live to kill.
+        self.leash = leash
+        #: Directory of a control group to live in, with everything below.
+        self.cgroup = cgroup
+        #: Descriptors only the child needs, closed in the warden after the fork.
+        self.closes: tuple[int, ...] = ()
+
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 #: The child says by it that it started something. Harmless to a parent that is no warden: its default is nothing.
@@ -247,3 +300,27 @@ def supervise(child_main: Callable[[int], NoReturn], options: Options) -> NoRetu
     warden = Warden(child_main, options)
     status = warden.run()
     end_like(status, told=warden.ending)
+
+
+# Two wardens, one above the other: even SIGKILL of one of them leaves nothing behind.
+
+
+def supervise_pair(child_main: Callable[[int], NoReturn], options: Options, *, pid_namespace: bool) -> NoReturn:
+    """Two wardens, each ending the tree when the other dies; the inner one is init of a pid namespace if asked."""
+    line_r, line_w = os.pipe()
+    if pid_namespace and not unshare_pids():
+        raise OSError(errno.EPERM, "no pid namespace; ask pid_namespace_works() first")
+
+    def inner(_beat: int) -> NoReturn:
+        os.close(line_w)
+        os.setsid()  # a Ctrl-C reaches the outer warden alone and is passed on once: each signal is one rung
+        if pid_namespace and not mount_proc():
+            os._exit(71)
+        options.lifeline, options.name = line_r, "gov-init"
+        supervise(child_main, options)
+
+    outer = Options(lifeline=options.lifeline, grace_s=options.grace_s + 0.1, name=options.name, leash=False)
+    outer.cgroup, options.cgroup = options.cgroup, ""
+    # The outer one says nothing but keeps the status pipe open: its end-of-file means that nothing at all is left.
+    outer.closes = options.closes
+    supervise(inner, outer)
