@@ -21,7 +21,7 @@ from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.governor import SessionKey, SessionSpec, TurnRequest
 from agentao_gov.governor.governor import Governor
-from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
+from agentao_gov.worker.factory import SubprocessFactory, SubprocessSettings
 
 __all__ = ["Bench", "ask", "cpu_s", "middle", "pss_mib", "say", "timed_ms"]
 

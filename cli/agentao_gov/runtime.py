@@ -15,8 +15,8 @@ from agentao_gov.budget import open_ledger
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.governor.governor import Governor
 from agentao_gov.pool import AgentPool, GovernorHosts, SessionArchive
-from agentao_gov.pool.subprocess_factory import SubprocessFactory
 from agentao_gov.process.sweep import sweep
+from agentao_gov.worker.factory import SubprocessFactory
 
 if TYPE_CHECKING:
     from agentao_gov.budget import TokenLedger

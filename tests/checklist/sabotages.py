@@ -216,15 +216,15 @@ def idle_from_the_start() -> None:
 
 def second_signal_ignored() -> None:
     """Whoever asks twice waits all the same."""
-    from agentao_gov.service.shutdown import Descent
+    from agentao_gov.service.shutdown import Shutdown
 
-    inner = Descent.signalled
+    inner = Shutdown.signalled
 
     def signalled(self: Any, signum: int) -> None:
         if self._first_signal is None:
             inner(self, signum)
 
-    Descent.signalled = signalled  # type: ignore[method-assign]
+    Shutdown.signalled = signalled  # type: ignore[method-assign]
 
 
 def alert_sticks() -> None:

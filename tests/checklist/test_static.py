@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from agentao_gov.checklist.items import ITEMS, ItemId
-from agentao_gov.checklist.places import place_of
-from agentao_gov.checklist.report import ItemReport, assemble
+from agentao_gov.checklist.report import ItemReport, assemble, place_of
 from agentao_gov.checklist.static import static_checks
 from tests.checklist.conftest import House
 

@@ -13,8 +13,8 @@ from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.governor import Governor
 from agentao_gov.governor.report import Mode
 from agentao_gov.pool import GovernorHosts, HostFactory
-from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
 from agentao_gov.simulator import Simulator
+from agentao_gov.worker.factory import SubprocessFactory, SubprocessSettings
 from tests.pool.bench import PoolBench, a_model
 from tests.pool.contract import HostingContract
 from tests.support.simulator import simulator, simulator_process

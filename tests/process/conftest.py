@@ -16,10 +16,10 @@ from agentao_gov.budget.types import Balance, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice
 from agentao_gov.governor import Conversation, SessionKey, SessionSpec, TurnEvent, TurnReport, TurnRequest
-from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
-from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.simulator import Simulator
+from agentao_gov.worker.factory import SubprocessFactory, SubprocessSettings
+from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import resolved
 from tests.process import zoo
 from tests.support.simulator import simulator, simulator_process

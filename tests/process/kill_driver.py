@@ -27,10 +27,10 @@ from agentao_gov.errors import GovError
 from agentao_gov.governor import SessionKey, TurnReport
 from agentao_gov.governor.governor import Governor
 from agentao_gov.pool import AgentPool, SessionArchive
-from agentao_gov.pool.subprocess_factory import SubprocessFactory, SubprocessSettings
 from agentao_gov.pool.types import TurnOrder
 from agentao_gov.process import Owner, warden
 from agentao_gov.worker import zygote
+from agentao_gov.worker.factory import SubprocessFactory, SubprocessSettings
 from agentao_gov.worker.spawn import ZygoteSpawner
 from tests.governor.harness import resolved, say
 from tests.process.kill_points import KINDS, Trap, TrappedFactory, alive_in, step_of

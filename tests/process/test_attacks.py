@@ -11,9 +11,9 @@ import pytest
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Outcome
-from agentao_gov.pool.subprocess_factory import SubprocessFactory
-from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process import survey_layers
+from agentao_gov.worker.factory import SubprocessFactory
+from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses, alive

@@ -17,7 +17,7 @@ import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
-from agentao_gov.pool.subprocess_factory import SubprocessFactory
+from agentao_gov.worker.factory import SubprocessFactory
 from tests.governor.harness import HANG_S, say
 from tests.process.conftest import Subprocesses, alive
 from tests.process.test_subprocess_host import worker_pid
@@ -38,7 +38,7 @@ def test_a_tenant_s_own_python_starts_cold(
     assert Path(f"/proc/{worker_pid(host)}/cmdline").read_bytes().split(b"\0")[1:4] == [
         b"-P",
         b"-m",
-        b"agentao_gov.worker.main",
+        b"agentao_gov.worker.child",
     ]
 
 

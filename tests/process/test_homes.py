@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.governor import SessionKey
-from agentao_gov.pool.subprocess_homes import Homes
+from agentao_gov.worker.factory import Homes
 
 KEY = SessionKey("acme", "s1")
 
@@ -61,7 +61,7 @@ def test_what_a_killed_service_left_is_removed_by_the_next(tmp_path: Path) -> No
     """Its lock fell with it, so neither a reused pid nor another container keeps a tenant's files on the disk."""
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom agentao_gov.governor import SessionKey\n"
-        "from agentao_gov.pool.subprocess_homes import Homes\n"
+        "from agentao_gov.worker.factory import Homes\n"
         "home = Homes(Path(sys.argv[1])).of(SessionKey('acme', 's1'))\n"
         "home.mkdir(); (home / 'secret').write_text('x'); os.kill(os.getpid(), 9)\n"
     )

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from agentao_gov.governor import Outcome
-from agentao_gov.pool.subprocess_host import SubprocessHost
+from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import HANG_S, say
 from tests.process.conftest import Subprocesses
 from tests.process.test_subprocess_host import python, shell

@@ -10,9 +10,9 @@ import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.governor import Outcome
-from agentao_gov.pool.subprocess_factory import SubprocessFactory
-from agentao_gov.pool.subprocess_host import SubprocessHost
 from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.worker.factory import SubprocessFactory
+from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import say
 from tests.process.conftest import Subprocesses
 from tests.process.test_subprocess_host import PATIENT, SHELL, python, shell

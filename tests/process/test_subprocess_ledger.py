@@ -13,8 +13,8 @@ from agentao_gov.budget.store import Settlement
 from agentao_gov.budget.types import Balance, ReservationLostError, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import BudgetImpossibleError, StoreError
-from agentao_gov.pool.subprocess_ledger import LedgerDesk
-from agentao_gov.process.wire import WireError
+from agentao_gov.worker.owner_ledger import LedgerDesk
+from agentao_gov.worker.peer import WireError
 from agentao_gov.worker.wire import decode_error
 from tests.governor.harness import HANG_S
 

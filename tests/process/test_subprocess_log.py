@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from agentao_gov.governor import SessionKey
-from agentao_gov.pool.subprocess_log import RelayedLog
+from agentao_gov.worker.host import RelayedLog
 from tests.support.clock import FakeClock
 
 

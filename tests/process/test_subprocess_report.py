@@ -10,8 +10,8 @@ import pytest
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.governor import Outcome, TurnRequest, Usage
 from agentao_gov.governor.report import Reason
-from agentao_gov.pool.subprocess_factory import SubprocessFactory
-from agentao_gov.pool.subprocess_report import TurnWitness
+from agentao_gov.worker.factory import SubprocessFactory
+from agentao_gov.worker.host import TurnWitness
 from tests.process.conftest import Subprocesses
 
 

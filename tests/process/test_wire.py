@@ -13,7 +13,7 @@ import pytest
 
 from agentao_gov.errors import BudgetExhaustedError, GovError, InternalError
 from agentao_gov.governor import TextEvent, ToolEvent
-from agentao_gov.process.wire import WireClosed, WireError, WirePeer
+from agentao_gov.worker.peer import WireClosed, WireError, WirePeer
 from agentao_gov.worker.wire import decode_conversation, decode_error, decode_event, decode_observation
 from tests.governor.harness import HANG_S
 

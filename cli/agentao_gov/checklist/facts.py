@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.checklist.places import shown_path
 from agentao_gov.config import Overrides, ResolvedDeployment, ResolvedProfile, load_profile, profile_paths
 from agentao_gov.config.deployment import Deployment, Tenant
 from agentao_gov.config.profile import Profile
@@ -109,3 +108,11 @@ def _offered(deployment: ResolvedDeployment) -> list[str]:
 def config_name(deployment: ResolvedDeployment) -> str:
     """How the report names the configuration."""
     return "defaults (no deployment file)" if deployment.path is None else shown_path(deployment.path)
+
+
+def shown_path(path: Path) -> str:
+    """As people and CI systems name it: below the current directory where it is there."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

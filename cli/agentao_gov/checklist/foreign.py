@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, ServiceClient, in_background
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
 from agentao_gov.checklist.probe import directive, verdict
@@ -32,6 +31,7 @@ from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.config.units import format_duration
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.governor.report import redact
+from agentao_gov.testrig.client import Answer, ServiceClient, in_background
 
 __all__ = ["PROBES", "Foreign", "check_target", "walk_target"]
 

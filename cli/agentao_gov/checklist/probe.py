@@ -10,7 +10,6 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from agentao_gov.checklist.client import Answer, Door, ServiceClient, in_background
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Scaled
@@ -18,6 +17,7 @@ from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.simulator import Simulator
+from agentao_gov.testrig.client import Answer, Door, ServiceClient, in_background
 
 __all__ = ["Context", "Endable", "Holding", "Probe", "Running", "StageFactory", "WalkOverError", "directive", "verdict"]
 

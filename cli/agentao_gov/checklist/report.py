@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentao_gov.checklist.facts import Facts, shown_path
 from agentao_gov.checklist.items import Item, ItemId
 from agentao_gov.checklist.remedy import Remedy, render
+from agentao_gov.config.toml_text import key_line
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
 
 __all__ = [
@@ -223,3 +226,33 @@ def _join(texts: Iterable[str]) -> str:
 
 def _unique(rows: tuple[tuple[str, str, str], ...]) -> tuple[tuple[str, str, str], ...]:
     return tuple(dict.fromkeys(rows))
+
+
+_BAD = ("fail", "warn")
+
+
+def place_of(checks: Iterable[Check], facts: Facts) -> Place | None:
+    """The first remedy's file, with the line of its key or of the table the key belongs into."""
+    bad = sorted((check for check in checks if check.status in _BAD), key=lambda check: _BAD.index(check.status))
+    for check in bad:
+        if check.remedy is not None and (path := _file(check.remedy, facts)) is not None:
+            return Place(file=shown_path(path), line=_line(check.remedy, path))
+    return Place(file=shown_path(facts.path)) if bad and facts.path is not None else None
+
+
+def _file(remedy: Remedy, facts: Facts) -> Path | None:
+    if remedy.file == "deployment":
+        return facts.path
+    name = remedy.file.removeprefix("profile ")
+    return next((resolved.path for resolved in facts.profiles if resolved.profile.name == name), None)
+
+
+def _line(remedy: Remedy, path: Path) -> int | None:
+    if not remedy.settings:
+        return None
+    key, _ = remedy.settings[0]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return key_line(text, key if isinstance(key, str) else ".".join(key))

@@ -18,11 +18,10 @@ from functools import partial
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
-from agentao_gov.checklist.places import place_of
 from agentao_gov.checklist.probe import Context, Probe, Running, StageFactory, WalkOverError
 from agentao_gov.checklist.probes import PROBES
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, skipped
+from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, place_of, skipped
 from agentao_gov.checklist.stage import Stage
 from agentao_gov.checklist.static import static_checks
 from agentao_gov.config.resolved import ResolvedProfile

@@ -23,11 +23,11 @@ from typing import ClassVar
 
 import tomli_w
 
-from agentao_gov.checklist.client import ServiceClient
-from agentao_gov.checklist.guard import Guarded
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.errors import GovError
 from agentao_gov.simulator import Simulator
+from agentao_gov.testrig.client import ServiceClient
+from agentao_gov.testrig.guarded import Guarded
 
 __all__ = ["Stage", "StageError", "patiently"]
 

@@ -76,7 +76,8 @@ def command(
 
     # Importing makes nothing but objects that stay; looking through them again and again takes a fifth of the start.
     gc.disable()
-    from agentao_gov.commands.run_setup import RunOptions, run
+    from agentao_gov.commands.run_context import RunOptions
+    from agentao_gov.commands.run_setup import run
     from agentao_gov.config import ModelFlags, Overrides
 
     flags = {

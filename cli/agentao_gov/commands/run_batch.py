@@ -27,7 +27,7 @@ from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.report.terminal import console
 
 if TYPE_CHECKING:
-    from agentao_gov.commands.run_setup import RunContext
+    from agentao_gov.commands.run_context import RunContext
     from agentao_gov.config import ResolvedProfile
 
 __all__ = ["run_batch"]

@@ -20,7 +20,7 @@ from agentao_gov.report.terminal import console
 from agentao_gov.report.turn_panel import print_budget, print_limits, print_panel
 
 if TYPE_CHECKING:
-    from agentao_gov.commands.run_setup import RunContext
+    from agentao_gov.commands.run_context import RunContext
 
 __all__ = ["converse"]
 

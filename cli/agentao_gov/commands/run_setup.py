@@ -4,111 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import getpass
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentao_gov.batch import BatchItem, read_batch
 from agentao_gov.commands._show import check_output
+from agentao_gov.commands.run_context import RunContext, RunOptions, allowed_profile
 from agentao_gov.config import (
-    ModelChoice,
-    ModelFlags,
-    Overrides,
     ResolvedDeployment,
     ResolvedProfile,
     Tenant,
     fit_to_model,
     load_deployment,
-    load_profile,
     parse_tokens,
     resolve_model,
 )
 from agentao_gov.config.deployment import TENANT_NAME_RULE, is_tenant_name
 from agentao_gov.config.layers import flatten
-from agentao_gov.errors import ConfigError, ProfileNotAllowedError, UsageError
-from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, SessionKey, is_user_name
+from agentao_gov.errors import ConfigError, UsageError
+from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
 from agentao_gov.report.terminal import console, warn
-from agentao_gov.simulator.embedded import LocalModel, running_model
+from agentao_gov.simulator.embedded import running_model
 
 if TYPE_CHECKING:
     from agentao_gov.budget import BudgetEvent
-    from agentao_gov.pool import AgentPool, TurnOrder
 
-__all__ = ["RunContext", "RunOptions", "run"]
+__all__ = ["run"]
 
 #: The command line's own tenant: always allowed.
 LOCAL_TENANT = "local"
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """The command line of `run`, parsed."""
-
-    prompt: str | None
-    profile: str
-    config: Path | None
-    tenant: str
-    user: str | None
-    session: str | None
-    workdir: Path | None
-    model: ModelFlags
-    gguf: Path | None
-    #: What the command line says about the configuration.
-    overrides: Overrides
-    daily_tokens: str | None
-    batch: str | None
-    jobs: int
-    output: Path | None
-    json: bool
-    stream: bool
-    quiet: bool
-    verbose: bool
-
-
-@dataclass(slots=True)
-class RunContext:
-    """What a turn of this command needs."""
-
-    options: RunOptions
-    deployment: ResolvedDeployment
-    profile: ResolvedProfile
-    model: ModelChoice
-    local: LocalModel
-    pool: AgentPool
-
-    @property
-    def user(self) -> str:
-        """Whose budget counts."""
-        return self.options.user or _login_name()
-
-    def load_profile(self, name: str) -> ResolvedProfile:
-        """Another profile under the same flags and model, for a batch's lines."""
-        return fit_to_model(_profile(self.options, self.deployment, name), self.model)
-
-    def order(
-        self, message: str, *, session: str | None, profile: ResolvedProfile | None = None, id: str | int | None = None
-    ) -> TurnOrder:
-        """A turn of a session; without one, of an agent that leaves nothing behind."""
-        from agentao_gov.pool import TurnOrder
-
-        return TurnOrder(
-            key=SessionKey(self.options.tenant, session or f"once-{uuid.uuid4().hex[:12]}"),
-            user=self.user,
-            profile=profile or self.profile,
-            model=self.model,
-            message=message,
-            turn_id=uuid.uuid4().hex,
-            mode=self.deployment.deployment.pool.mode,
-            id=id,
-            keep=session is not None,
-            workdir=self.options.workdir.absolute() if self.options.workdir else None,
-        )
 
 
 def run(options: RunOptions) -> int:
@@ -116,7 +44,7 @@ def run(options: RunOptions) -> int:
     _check(options)
     asked = _prompt(options) if options.batch is None else read_batch(options.batch)
     deployment = _deployment(options)
-    profile = _profile(options, deployment, options.profile)
+    profile = allowed_profile(options, deployment, options.profile)
     choice = resolve_model(options.model, profile=profile, deployment=deployment)
     note = console()
 
@@ -232,20 +160,6 @@ def _where(error: UnicodeError) -> str:
     return str(error)
 
 
-def _profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:
-    """A profile that the tenant may use."""
-    tenants = deployment.deployment.tenants
-    entry = tenants.get(options.tenant) or tenants.get("default")
-    resolved = load_profile(name, deployment=deployment, overrides=options.overrides)
-    allowed = entry.profiles if entry is not None else None
-    if allowed is not None and resolved.profile.name not in allowed:
-        raise ProfileNotAllowedError(
-            f"Tenant {options.tenant!r} may not use the profile {resolved.profile.name!r}.",
-            hint=f"It may use: {', '.join(allowed) or 'none'}.",
-        )
-    return resolved
-
-
 def _tell_unrecorded(event: BudgetEvent) -> None:
     """Says each time that a step went past the ledger, as the operator chose."""
     from agentao_gov.budget.store import StoreFailureAllowed
@@ -281,10 +195,3 @@ def _deployment(options: RunOptions) -> ResolvedDeployment:
         deployment=plain.model_copy(update={"tenants": tenants}),
         sources={**resolved.sources, f"tenants.{options.tenant}.daily_tokens": "flag --daily-tokens"},
     )
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container without a passwd entry
-        return "user"

@@ -26,7 +26,7 @@ from agentao_gov.report.turn_panel import print_panel
 from agentao_gov.simulator.embedded import EmbeddedModel
 
 if TYPE_CHECKING:
-    from agentao_gov.commands.run_setup import RunContext
+    from agentao_gov.commands.run_context import RunContext
     from agentao_gov.pool import TurnOrder
     from agentao_gov.report.turn_panel import LiveTurn
 

@@ -22,7 +22,6 @@ from agentao_gov.loadtest.document import LoadTestReport
 from agentao_gov.loadtest.driver import LoadDriver, check_port
 from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
-from agentao_gov.loadtest.keeper import Keeper
 from agentao_gov.loadtest.options import (
     Options,
     api_key,
@@ -52,6 +51,7 @@ from agentao_gov.loadtest.target import (
 )
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
+from agentao_gov.testrig.guarded import Keeper
 
 __all__ = ["DryRun", "LoadTest", "schedule_of"]
 

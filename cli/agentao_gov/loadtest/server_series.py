@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentao_gov.loadtest.target import asked
 from agentao_gov.process import procfs
+from agentao_gov.testrig.client import asked
 
 __all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
 

@@ -32,11 +32,11 @@ from agentao_gov.errors import ConfigError, InternalError, UsageError
 from agentao_gov.loadtest.driver import free_port
 from agentao_gov.loadtest.server_series import listening_process, tree_of
 from agentao_gov.simulator import Simulator, start_simulator
+from agentao_gov.testrig.client import asked
 
 __all__ = [
     "Limits",
     "Target",
-    "asked",
     "check_ownership",
     "existing_target",
     "group_limit",
@@ -51,7 +51,6 @@ __all__ = [
 
 _READY_S_MAX = 60.0
 _STOP_S = 30.0
-_ANSWER_S_MAX = 5.0
 #: Overrides from the environment that this run replaces; those of profiles stay.
 _REPLACED = ("AGENTAO_GOV__SERVER__", "AGENTAO_GOV__STATE__", "AGENTAO_GOV__BUDGET__", "AGENTAO_GOV__TENANTS__")
 _MODEL_KEY = "AGENTAO_GOV_LOADTEST_MODEL_KEY"
@@ -268,24 +267,6 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         table[key] = room
     if low:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
-
-
-@contextlib.contextmanager
-def asked(
-    url: str, path: str, key: str | None = None, *, timeout_s: float = _ANSWER_S_MAX
-) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET of `path` at the host of `url`, its body unread. Raises OSError, HTTPException, ValueError.
-
-    No proxy of the environment is asked and no redirect is followed: the key is for this host alone.
-    """
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        yield connection.getresponse()
-    finally:
-        connection.close()
 
 
 def _status(url: str, path: str) -> int | None:

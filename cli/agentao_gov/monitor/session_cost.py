@@ -75,7 +75,7 @@ class Probe:
 
     def _make_factory(self) -> HostFactory:
         if self._mode == "subprocess":
-            from agentao_gov.pool.subprocess_factory import SubprocessFactory
+            from agentao_gov.worker.factory import SubprocessFactory
 
             return SubprocessFactory(ledger=self._ledger)
         return _InProcess(self._governor)

@@ -18,10 +18,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agentao_gov.errors import BadRequestError, ConfigError
 from agentao_gov.monitor.logs import log_event
+from agentao_gov.pool.limits import rung_times
 from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.gateway import Gateway
-from agentao_gov.service.shutdown import Descent, rung_times
+from agentao_gov.service.shutdown import Shutdown
 
 __all__ = ["BoundedHeadProtocol", "GovServer", "bind", "raise_descriptor_limit", "serve"]
 
@@ -191,11 +192,11 @@ class GovServer(uvicorn.Server):
         A terminal that closes sends SIGHUP: turns in flight must not be lost by it. `nohup` keeps the service running.
         """
         loop = asyncio.get_running_loop()
-        descent = Descent(self._gateway, rung_times(self._gateway.deployment))
+        shutdown = Shutdown(self._gateway, rung_times(self._gateway.deployment))
         for signum in ending_signals():
-            loop.add_signal_handler(signum, descent.signalled, signum)
+            loop.add_signal_handler(signum, shutdown.signalled, signum)
         tasks = [
-            loop.create_task(self._descend(descent), name="shutdown ladder"),
+            loop.create_task(self._shut_down(shutdown), name="shutdown ladder"),
             loop.create_task(self._meet_peers(), name="other workers"),
         ]
         try:
@@ -203,7 +204,7 @@ class GovServer(uvicorn.Server):
         finally:
             for task in tasks:
                 task.cancel()
-            self.exit_code = descent.exit_code
+            self.exit_code = shutdown.exit_code
 
     async def _meet_peers(self) -> None:
         """Not ready before all workers are: what one of them tells of the whole would lack the others.
@@ -215,9 +216,9 @@ class GovServer(uvicorn.Server):
             await self._gateway.peers.await_all()
             self._gateway.unready.discard(_STARTING)
 
-    async def _descend(self, descent: Descent) -> None:
+    async def _shut_down(self, shutdown: Shutdown) -> None:
         try:
-            await descent.walk()
+            await shutdown.walk()
         finally:
             self.should_exit = True
 

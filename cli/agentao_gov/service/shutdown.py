@@ -16,10 +16,9 @@ from agentao_gov.pool.types import PoolStats, SessionState
 from agentao_gov.process.supervision import RESTART_EXIT, is_guarded
 
 if TYPE_CHECKING:
-    from agentao_gov.config import Deployment
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["Descent", "rung_times"]
+__all__ = ["Shutdown"]
 
 #: Between looks at whether a rung's work is done: short against every rung, long against a look (some 10 µs).
 _LOOK_S = 0.02
@@ -27,20 +26,7 @@ _LOOK_S = 0.02
 _STUCK_LOOK_S = 1.0
 
 
-def rung_times(deployment: Deployment) -> RungTimes:
-    """The ladder of a deployment."""
-    rungs = deployment.shutdown
-    return RungTimes(
-        rungs.lame_duck_s,
-        rungs.drain_s,
-        rungs.cancel_s,
-        rungs.close_s,
-        rungs.kill_s,
-        deployment.server.shutdown_budget_s,
-    )
-
-
-class Descent:
+class Shutdown:
     """The way down of one process. On the event loop; `signalled` is its signal handler."""
 
     def __init__(self, gateway: Gateway, times: RungTimes, clock: Clock = SYSTEM_CLOCK) -> None:

@@ -49,7 +49,7 @@ PRELOAD = (
     "agentao_gov.budget",
     "agentao_gov.config",
     "agentao_gov.governor",
-    "agentao_gov.worker.main",
+    "agentao_gov.worker.child",
 )
 MESSAGE_BYTES_MAX = 65536
 
@@ -58,7 +58,7 @@ def preload() -> None:
     """Imports everything and moves it out of the collector's sight, so that a collection does not touch its pages."""
     for name in PRELOAD:
         importlib.import_module(name)
-    from agentao_gov.worker import main as worker
+    from agentao_gov.worker import child as worker
     from agentao_gov.worker import rehearsal
 
     worker.warm_up()
@@ -71,7 +71,7 @@ def preload() -> None:
 
 def _worker_main(order: dict[str, Any], wire: int) -> NoReturn:
     """In the new session process: limits, standard streams, then the worker."""
-    from agentao_gov.worker import main as worker
+    from agentao_gov.worker import child as worker
 
     warden.name_process("gov-ready")
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

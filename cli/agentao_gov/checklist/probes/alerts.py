@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, in_background
-from agentao_gov.checklist.guard import tree_bytes
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
+from agentao_gov.testrig.client import Answer, in_background
+from agentao_gov.testrig.guarded import tree_bytes
 
 __all__ = ["Weights", "probe_alerts"]
 

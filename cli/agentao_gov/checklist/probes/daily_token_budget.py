@@ -9,12 +9,12 @@ from itertools import cycle
 from zoneinfo import ZoneInfo
 
 from agentao_gov.budget import tenant_timezone
-from agentao_gov.checklist.client import DOORS, Answer, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import PLENTY_TOKENS, ProbeConfig
 from agentao_gov.checklist.stage import Stage
 from agentao_gov.simulator import Tally
+from agentao_gov.testrig.client import DOORS, Answer, in_background
 
 __all__ = ["probe_daily_token_budget"]
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, ServiceClient, in_background
-from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.checklist.probes.servers import offered_servers, warn_of_missing
@@ -19,6 +17,8 @@ from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import POLL_S, Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
+from agentao_gov.testrig.client import Answer, ServiceClient, in_background
+from agentao_gov.testrig.guarded import children_of
 
 __all__ = ["probe_graceful_shutdown"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agentao_gov.checklist.client import Answer, Door, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER
 from agentao_gov.simulator import RequestRecord
+from agentao_gov.testrig.client import Answer, Door, in_background
 
 __all__ = ["probe_max_iterations"]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import psutil
 
-from agentao_gov.checklist.guard import tree_bytes
 from agentao_gov.checklist.probe import Context, Holding
 from agentao_gov.checklist.probes.alerts import Weights, probe_alerts
 from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
+from agentao_gov.testrig.guarded import tree_bytes
 
 __all__ = ["probe_monitoring"]
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import psutil
 
 from agentao_gov.checklist import mcp_stub
-from agentao_gov.checklist.client import ServiceClient
-from agentao_gov.checklist.guard import children_of
 from agentao_gov.checklist.probe import Context, Holding, directive
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
+from agentao_gov.testrig.client import ServiceClient
+from agentao_gov.testrig.guarded import children_of
 
 __all__ = ["probe_pool_limits", "stubs_below"]
 

@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
-from agentao_gov.checklist.client import Answer
 from agentao_gov.checklist.facts import Facts
-from agentao_gov.checklist.guard import Guarded
 from agentao_gov.checklist.probe import Context
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.config.profile import McpServer
 from agentao_gov.governor.report import redact
+from agentao_gov.testrig.client import Answer
+from agentao_gov.testrig.guarded import Guarded
 
 __all__ = ["offered_servers", "warn_of_missing"]
 

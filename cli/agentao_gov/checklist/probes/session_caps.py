@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import cycle
 
-from agentao_gov.checklist.client import DOORS, Answer
 from agentao_gov.checklist.probe import Context, Holding
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.scaling import ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
+from agentao_gov.testrig.client import DOORS, Answer
 
 __all__ = ["probe_session_caps"]
 

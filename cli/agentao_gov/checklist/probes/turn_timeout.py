@@ -11,11 +11,11 @@ from typing import Any
 
 import psutil
 
-from agentao_gov.checklist.client import Answer, Door, in_background
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
+from agentao_gov.testrig.client import Answer, Door, in_background
 
 __all__ = ["probe_turn_timeout"]
 

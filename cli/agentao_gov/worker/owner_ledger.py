@@ -19,7 +19,7 @@ from agentao_gov.budget.types import Ledger, Reservation, ReservationLostError, 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import BadRequestError, GovError, StoreError
 from agentao_gov.governor.report import Usage
-from agentao_gov.process.wire import WireError
+from agentao_gov.worker.peer import WireError
 from agentao_gov.worker.wire import GOV_ERROR, encode_error
 
 __all__ = ["LedgerDesk"]

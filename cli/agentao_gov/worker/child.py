@@ -38,7 +38,7 @@ from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.supervision import let_tools_yield
 from agentao_gov.process.tree import ORPHANS_KILLED
 from agentao_gov.worker import wire
-from agentao_gov.worker.ledger import WireLedger
+from agentao_gov.worker.child_ledger import WireLedger
 
 __all__ = ["main", "warm_up"]
 
@@ -329,7 +329,7 @@ def main() -> int:
 
 
 def _cold_main() -> None:
-    """`python -m agentao_gov.worker.main LIMITS`: the start without a zygote."""
+    """`python -m agentao_gov.worker.child LIMITS`: the start without a zygote."""
     from agentao_gov.process import warden
 
     warden.name_process("gov-session")

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,24 +21,187 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
-from agentao_gov.clock import Clock, Deadline
+from agentao_gov.clock import Allowance, Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
-from agentao_gov.governor.report import Outcome, Reason, TurnReport
+from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.report import Outcome, Reason, Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.reporting import budget_lines, compose_report, limit_lines
 from agentao_gov.governor.turn import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
-from agentao_gov.governor.types import Conversation, EventSink, SessionKey, SessionSpec, TurnRequest
-from agentao_gov.pool.subprocess_ledger import LedgerDesk
-from agentao_gov.pool.subprocess_log import RelayedLog
-from agentao_gov.pool.subprocess_report import TurnWitness
+from agentao_gov.governor.types import (
+    Conversation,
+    EventSink,
+    IterationEvent,
+    SessionKey,
+    SessionSpec,
+    TextEvent,
+    ToolEvent,
+    TurnEvent,
+    TurnRequest,
+)
 from agentao_gov.process.oslimits import OsLimits
-from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE
 from agentao_gov.process.tree import ORPHANS_KILLED, SessionTree
-from agentao_gov.process.wire import WireClosed, WireError, WirePeer
 from agentao_gov.worker import wire
-from agentao_gov.worker.session_process import SessionProcess
-from agentao_gov.worker.spawn import proxies
+from agentao_gov.worker.owner_ledger import LedgerDesk
+from agentao_gov.worker.peer import WireClosed, WireError, WirePeer
+from agentao_gov.worker.spawn import SessionProcess, proxies
+from agentao_gov.worker.stderr import StderrReader
 
-__all__ = ["HostParts", "SubprocessHost"]
+__all__ = ["HostParts", "RelayedLog", "SubprocessHost", "TurnWitness"]
+
+
+# What a session process logs, in the service's own log: bounded, because its writer may be a tenant's tool.
+
+#: A traceback is some thousand characters.
+_CHARS_MAX = 8_000
+#: Records a minute: one failing turn after the other stays readable, a flood does not fill the disk.
+_RECORDS_MAX, _PERIOD_S = 60, 60.0
+#: What steers a terminal or begins a line for some reader: everything of that kind but tab and line feed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _somebody_logs() -> bool:
+    """Whether a service's log is set up; a command at a terminal has none."""
+    logger: logging.Logger | None = _log
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent
+    return False
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+class RelayedLog:
+    """Passes on warnings and errors of one session's process. Thread-safe."""
+
+    def __init__(self, key: SessionKey, clock: Clock) -> None:
+        self._key = key
+        self._allowance = Allowance(_RECORDS_MAX, _PERIOD_S, clock)
+
+    def error_output(self, text: str) -> None:
+        """What the process and its servers wrote to their standard error. Where nobody logs, it goes to our own."""
+        if _somebody_logs():
+            if text.strip():
+                self.handle({"level": logging.WARNING, "text": text.strip("\n")})
+            return
+        dropped, allowed = self._allowance.admit()
+        if dropped:
+            sys.stderr.write(f"In the process of session {self._key}: {dropped} pieces more were not shown\n")
+        if allowed:
+            sys.stderr.write(_harmless(text))
+            sys.stderr.flush()
+
+    def handle(self, params: Mapping[str, Any]) -> None:
+        """One record off the wire. Raises KeyError, TypeError or ValueError for what is none."""
+        level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
+        # Lines after the first are set off: none can pass for a record of the service itself.
+        text = _harmless(str(params["text"])[:_CHARS_MAX]).replace("\n", "\n    ")
+        dropped, allowed = self._allowance.admit()
+        if dropped:
+            _log.warning("In the process of session %s: %d records more were not logged", self._key, dropped)
+        if allowed:
+            _log.log(level, "In the process of session %s: %s", self._key, text)
+
+
+# What the owner saw of a turn in another process: enough for its report when that process cannot write one.
+
+
+class TurnWitness:
+    """Follows one turn by its events. Events come from the wire's reader thread, the rest from the turn's."""
+
+    def __init__(
+        self, spec: SessionSpec, request: TurnRequest, scopes: tuple[ScopeLimit, ...], sink: EventSink, clock: Clock
+    ) -> None:
+        self._spec = spec
+        self._request = request
+        self._scopes = scopes
+        self._sink = sink
+        self._clock = clock
+        self._began, self._began_wall = clock.monotonic(), clock.time()
+        self.labels = TurnLabels(
+            spec.key, request.user, spec.profile.profile.name, spec.mode, request.turn_id, spec.model.name
+        )
+        #: Set when there is something to look at: an answer, or a cancel.
+        self.wake = threading.Event()
+        # Written by the reader's thread only; read once the turn is over.
+        self._first_token_s: float | None = None
+        self._tools: list[ToolCall] = []
+        self._iterations = 0
+
+    def elapsed_s(self) -> float:
+        """Since the turn began."""
+        return self._clock.monotonic() - self._began
+
+    def event(self, event: TurnEvent) -> None:
+        """Notes an event and passes it on."""
+        match event:
+            case TextEvent():
+                if self._first_token_s is None:
+                    self._first_token_s = self.elapsed_s()
+            case ToolEvent():
+                self._tools.append(ToolCall(name=event.name, outcome=event.outcome, duration_ms=event.duration_ms))
+            case IterationEvent():
+                self._iterations = event.iteration
+        self._sink(event)
+
+    def sign(self, report: TurnReport, booked: Usage) -> TurnReport:
+        """The process's own report, whose identity and totals are the owner's to state."""
+        spec, request = self._spec, self._request
+        truth: dict[str, object] = {
+            "turn_id": request.turn_id,
+            "id": request.id,
+            "tenant": spec.key.tenant,
+            "user": request.user,
+            "session": spec.key.session,
+            "profile": self.labels.profile,
+            "mode": spec.mode,
+            "model": self.labels.model,
+            "exit_code": report.outcome.exit_code,
+        }
+        said = report.usage
+        truth["usage"] = said.model_copy(
+            update={
+                "prompt_tokens": booked.prompt_tokens,
+                "completion_tokens": booked.completion_tokens,
+                "total_tokens": booked.total_tokens,
+                "estimated_tokens": booked.estimated_tokens,
+            }
+        )
+        if said.total_tokens != booked.total_tokens:
+            text = (
+                f"The session process reported {said.total_tokens:,} tokens, the ledger booked {booked.total_tokens:,}."
+            )
+            report = report.with_warning(Reason(text))
+        return report.model_copy(update=truth)
+
+    def report(self, outcome: Outcome, detail: Reason, usage: Usage, ledger: Ledger) -> TurnReport:
+        """The report, from what was seen."""
+        request = self._request
+        budget, warnings = budget_lines(ledger, self._scopes)
+        timing = Timing(
+            total=request.queued_ms + round(self.elapsed_s() * 1000),
+            queued=request.queued_ms,
+            first_token=None if self._first_token_s is None else round(self._first_token_s * 1000),
+            tools=sum(call.duration_ms for call in self._tools),
+        )
+        return compose_report(
+            self.labels,
+            Verdict(outcome, detail=detail),
+            id=request.id,
+            started_at=self._began_wall,
+            timing=timing,
+            limits=limit_lines(self._spec.profile),
+            usage=usage,
+            iterations=self._iterations,
+            tool_calls=tuple(self._tools),
+            budget=budget,
+            warnings=warnings,
+            secret=self._spec.model.api_key.get_secret_value(),
+        )
+
 
 _log = logging.getLogger(__name__)
 #: Kept from the grace for killing and for writing the report, and how much of it a warden has for the killing: one that

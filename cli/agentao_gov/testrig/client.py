@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "in_background"]
+__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "asked", "in_background"]
 
 _P = ParamSpec("_P")
 
@@ -208,3 +209,24 @@ def _last_event(raw: bytes) -> Any:
             if isinstance(event, dict) and event.keys() & {"agentao_gov", "error", "outcome"}:
                 last = event
     return last
+
+
+_ANSWER_S_MAX = 5.0
+
+
+@contextlib.contextmanager
+def asked(
+    url: str, path: str, key: str | None = None, *, timeout_s: float = _ANSWER_S_MAX
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a GET of `path` at the host of `url`, its body unread. Raises OSError, HTTPException, ValueError.
+
+    No proxy of the environment is asked and no redirect is followed: the key is for this host alone.
+    """
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
+        yield connection.getresponse()
+    finally:
+        connection.close()

@@ -15,7 +15,7 @@ from agentao_gov.config import Deployment, Pool
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT
 from agentao_gov.service.gateway import Gateway
-from agentao_gov.service.shutdown import Descent
+from agentao_gov.service.shutdown import Shutdown
 from tests.pool.bench import PoolBench
 from tests.pool.scripted import ScriptedHosts
 
@@ -35,18 +35,18 @@ def bench(tmp_path: Path, hosts: ScriptedHosts) -> Iterator[PoolBench]:
     made.close()
 
 
-def descent_of(bench: PoolBench, *, max_stuck: int = 2, guarded: bool = True) -> Descent:
+def shutdown_of(bench: PoolBench, *, max_stuck: int = 2, guarded: bool = True) -> Shutdown:
     deployment = Deployment.model_construct(**{**Deployment().__dict__, "pool": Pool(max_stuck=max_stuck)})
     gateway = cast(Gateway, SimpleNamespace(pool=bench.pool, deployment=deployment))
-    descent = Descent(gateway, TIMES)
-    descent._guarded = guarded
-    return descent
+    shutdown = Shutdown(gateway, TIMES)
+    shutdown._guarded = guarded
+    return shutdown
 
 
-async def walked(descent: Descent, within_s: float = 12.0) -> bool:
+async def walked(shutdown: Shutdown, within_s: float = 12.0) -> bool:
     try:
         async with asyncio.timeout(within_s):
-            await descent.walk()
+            await shutdown.walk()
     except TimeoutError:
         return False
     return True
@@ -58,8 +58,8 @@ def test_too_many_stuck_turns_end_the_service_with_the_code_that_asks_for_a_rest
         bench.ask(f"s{n}", "stick")
 
     async def scenario() -> tuple[bool, int]:
-        descent = descent_of(bench)
-        return await walked(descent), descent.exit_code
+        shutdown = shutdown_of(bench)
+        return await walked(shutdown), shutdown.exit_code
 
     assert asyncio.run(scenario()) == (True, RESTART_EXIT)
     assert bench.pool.stats().rung in ("killing", "gone")
@@ -71,7 +71,7 @@ def test_below_the_cap_or_without_a_warden_it_goes_on_serving(bench: PoolBench, 
     for n in range(stuck):
         bench.ask(f"s{n}", "stick")
 
-    assert asyncio.run(walked(descent_of(bench, guarded=guarded), within_s=1.5)) is False
+    assert asyncio.run(walked(shutdown_of(bench, guarded=guarded), within_s=1.5)) is False
     assert bench.pool.stats().rung == "serving"
 
 
@@ -82,11 +82,11 @@ def test_the_first_signal_decides_the_exit_code(bench: PoolBench, hosts: Scripte
     hosts.arrive("on")
 
     async def scenario() -> tuple[bool, int]:
-        descent = descent_of(bench)
-        descent.signalled(signum)
-        descent.signalled(signal.SIGTERM)
-        descent.signalled(signal.SIGTERM)
-        return await walked(descent), descent.exit_code
+        shutdown = shutdown_of(bench)
+        shutdown.signalled(signum)
+        shutdown.signalled(signal.SIGTERM)
+        shutdown.signalled(signal.SIGTERM)
+        return await walked(shutdown), shutdown.exit_code
 
     assert asyncio.run(scenario()) == (True, code)
     assert future.result(5).outcome.value == "shutdown"
@@ -98,10 +98,10 @@ def test_what_was_cancelled_is_told(bench: PoolBench, hosts: ScriptedHosts, capl
     hosts.arrive("on")
 
     async def scenario() -> Any:
-        descent = descent_of(bench)
+        shutdown = shutdown_of(bench)
         for _ in range(3):
-            descent.signalled(signal.SIGTERM)
-        return await walked(descent)
+            shutdown.signalled(signal.SIGTERM)
+        return await walked(shutdown)
 
     assert asyncio.run(scenario()) is True
     told = [record.__dict__["gov_fields"] for record in caplog.records if record.message == "ended by shutdown"]

@@ -1,0 +1,113 @@
+"""What one `run` knows: its command line, and the configuration, model and pool that a turn of it needs."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentao_gov.config import (
+    ModelChoice,
+    ModelFlags,
+    Overrides,
+    ResolvedDeployment,
+    ResolvedProfile,
+    fit_to_model,
+    load_profile,
+)
+from agentao_gov.errors import ProfileNotAllowedError
+from agentao_gov.governor.types import SessionKey
+from agentao_gov.simulator.embedded import LocalModel
+
+if TYPE_CHECKING:
+    from agentao_gov.pool import AgentPool, TurnOrder
+
+__all__ = ["RunContext", "RunOptions", "allowed_profile"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The command line of `run`, parsed."""
+
+    prompt: str | None
+    profile: str
+    config: Path | None
+    tenant: str
+    user: str | None
+    session: str | None
+    workdir: Path | None
+    model: ModelFlags
+    gguf: Path | None
+    #: What the command line says about the configuration.
+    overrides: Overrides
+    daily_tokens: str | None
+    batch: str | None
+    jobs: int
+    output: Path | None
+    json: bool
+    stream: bool
+    quiet: bool
+    verbose: bool
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What a turn of this command needs."""
+
+    options: RunOptions
+    deployment: ResolvedDeployment
+    profile: ResolvedProfile
+    model: ModelChoice
+    local: LocalModel
+    pool: AgentPool
+
+    @property
+    def user(self) -> str:
+        """Whose budget counts."""
+        return self.options.user or _login_name()
+
+    def load_profile(self, name: str) -> ResolvedProfile:
+        """Another profile under the same flags and model, for a batch's lines."""
+        return fit_to_model(allowed_profile(self.options, self.deployment, name), self.model)
+
+    def order(
+        self, message: str, *, session: str | None, profile: ResolvedProfile | None = None, id: str | int | None = None
+    ) -> TurnOrder:
+        """A turn of a session; without one, of an agent that leaves nothing behind."""
+        from agentao_gov.pool import TurnOrder
+
+        return TurnOrder(
+            key=SessionKey(self.options.tenant, session or f"once-{uuid.uuid4().hex[:12]}"),
+            user=self.user,
+            profile=profile or self.profile,
+            model=self.model,
+            message=message,
+            turn_id=uuid.uuid4().hex,
+            mode=self.deployment.deployment.pool.mode,
+            id=id,
+            keep=session is not None,
+            workdir=self.options.workdir.absolute() if self.options.workdir else None,
+        )
+
+
+def allowed_profile(options: RunOptions, deployment: ResolvedDeployment, name: str) -> ResolvedProfile:
+    """A profile that the tenant may use."""
+    tenants = deployment.deployment.tenants
+    entry = tenants.get(options.tenant) or tenants.get("default")
+    resolved = load_profile(name, deployment=deployment, overrides=options.overrides)
+    allowed = entry.profiles if entry is not None else None
+    if allowed is not None and resolved.profile.name not in allowed:
+        raise ProfileNotAllowedError(
+            f"Tenant {options.tenant!r} may not use the profile {resolved.profile.name!r}.",
+            hint=f"It may use: {', '.join(allowed) or 'none'}.",
+        )
+    return resolved
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a passwd entry
+        return "user"
