@@ -6,64 +6,103 @@ import ast
 import functools
 from pathlib import Path
 
+import pytest
+
 import agentao_gov
 
 PACKAGE = Path(agentao_gov.__file__).parent
 
-#: Each floor and the floors it may import from; everything may import errors, clock and resources.
+#: Each floor and the floors it imports from, imports for types included. `test_every_floor_imports_what_the_table_says`
+#: keeps the table exact: an arrow that the code does not have is a promise nobody made.
 BELOW: dict[str, set[str]] = {
     "config": set(),
-    "budget": {"config"},
-    "process": {"config"},
+    "process": set(),
+    "budget": {"config", "process"},
     "governor": {"budget", "config", "process"},
     "worker": {"governor", "budget", "config", "process"},
-    "pool": {"worker", "governor", "budget", "config", "process"},
-    "monitor": {"pool", "governor", "budget", "config", "process"},
-    "simulator": {"config", "process"},
+    "pool": {"governor", "config"},
+    "monitor": {"pool", "worker", "governor", "budget", "config", "process"},
+    "simulator": {"config"},
     "service": {"monitor", "pool", "governor", "budget", "config", "process"},
-    "report": {"governor", "budget", "config", "pool", "monitor"},
-    "checklist": {"service", "simulator", "report", "monitor", "pool", "governor", "budget", "config", "process"},
-    "loadtest": {"service", "simulator", "report", "monitor", "pool", "governor", "budget", "config", "process"},
+    "report": {"governor", "budget", "config"},
+    "testrig": {"process"},
+    "checklist": {"testrig", "simulator", "report", "governor", "budget", "config", "process"},
+    "loadtest": {"testrig", "simulator", "report", "config", "process"},
 }
+#: Floors from the ground up. An arrow may only point to an earlier one.
+ORDER = (
+    *("config", "process", "budget", "governor", "worker", "pool", "monitor", "simulator", "service", "report"),
+    *("testrig", "checklist", "loadtest"),
+)
 #: Files at the top of the package that are ground, not a floor.
 GROUND = {"errors", "clock", "resources"}
+
+MODULES = {
+    ".".join(("agentao_gov", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 @functools.cache
 def imports(file: Path) -> frozenset[str]:
-    """Every module the file imports, at any depth, except under TYPE_CHECKING."""
+    """Every module the file imports, at any depth: under TYPE_CHECKING and inside functions, too."""
     found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(file.read_text(encoding="utf-8")))
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(("agentao_gov", *file.parent.relative_to(PACKAGE).parts)) if node.level else ""
+            module = ".".join(part for part in (package, node.module) if part)
+            found.add(module)
+            found.update(f"{module}.{alias.name}" for alias in node.names)
     return frozenset(found)
 
 
-def test_every_floor_imports_only_from_below() -> None:
-    """An arrow that points upward would make two floors one."""
-    wrong = []
-    for floor, below in BELOW.items():
-        for file in sorted((PACKAGE / floor).rglob("*.py")):
-            for module in imports(file):
-                parts = module.split(".")
-                if parts[0] != "agentao_gov" or len(parts) < 2:
-                    continue
-                # Files at the top count, too: they compose the floors, and no floor may know them.
-                there = (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
-                if there and parts[1] not in below | GROUND | {floor}:
-                    wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
+def arrows_of(floor: str) -> dict[str, list[str]]:
+    """Floor or file at the top of the package → which of this floor's files import from it."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((PACKAGE / floor).rglob("*.py")):
+        for module in imports(file):
+            parts = module.split(".")
+            if parts[0] != "agentao_gov" or len(parts) < 2 or parts[1] in GROUND | {floor}:
+                continue
+            # Files at the top count, too: they compose the floors, and no floor may know them.
+            if (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file():
+                found.setdefault(parts[1], []).append(f"{file.relative_to(PACKAGE)} imports {module}")
+    return found
 
-    assert wrong == []
+
+@pytest.mark.parametrize("floor", ORDER)
+def test_every_floor_imports_what_the_table_says(floor: str) -> None:
+    """An arrow that points upward would make two floors one; an arrow too many in the table would allow one unseen."""
+    found = arrows_of(floor)
+
+    assert {there: files for there, files in found.items() if there not in BELOW[floor]} == {}
+    assert BELOW[floor] - set(found) == set()
+
+
+def test_the_table_has_every_floor_and_no_arrow_runs_up() -> None:
+    """What imports each other in a ring cannot be understood one after the other."""
+    assert set(ORDER) == set(BELOW)
+    for floor, below in BELOW.items():
+        assert {there for there in below if ORDER.index(there) >= ORDER.index(floor)} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for types and inside functions count: a circle of knowledge is one however Python is kept from it."""
+    known: dict[str, set[str]] = {
+        module: {name for name in imports(file) if name in MODULES and name != module}
+        for module, file in MODULES.items()
+        if file.name != "__init__.py"
+    }
+    left = {module: names & set(known) for module, names in known.items()}
+    while free := {module for module, names in left.items() if not names & set(left)}:
+        left = {module: names for module, names in left.items() if module not in free}
+
+    # What is left is in a circle or leads to one; a name in it that nothing else imports is not in it.
+    while loose := set(left) - {name for names in left.values() for name in names}:
+        left = {module: names for module, names in left.items() if module not in loose}
+    assert sorted(left) == []
 
 
 def test_only_the_command_line_knows_typer_and_only_it_and_the_reports_know_rich() -> None:

@@ -66,7 +66,7 @@ def test_an_sdk_in_an_archive_is_loaded_as_it_is(tmp_path: Path) -> None:
         archive.writestr("openai/types/__init__.py", "from .batch import Batch as Batch")
         archive.writestr("openai/types/batch.py", "class Batch: pass")
     look = f"import sys; sys.path.insert(0, {str(tmp_path / 'sdk.zip')!r})\n"
-    look += "from agentao_gov.governor import lean_sdk\nimport openai\nprint(openai.types.Batch.__module__)"
+    look += "from agentao_gov.governor import sdk_import\nimport openai\nprint(openai.types.Batch.__module__)"
 
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
 

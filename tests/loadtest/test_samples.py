@@ -101,7 +101,7 @@ def test_a_growing_file_is_read_once(tmp_path: Path) -> None:
     assert [sample.id for sample in file.phase(0).samples] == ["1"]
 
 
-@pytest.mark.parametrize("name", ["samples", "plan", "tasks", "sse", "arrivals"])
+@pytest.mark.parametrize("name", ["record", "plan", "client", "schedule"])
 def test_what_the_generator_imports_does_not_load_agentao(name: str) -> None:
     """agentao calls asyncio.run and must never be in a process that gevent has patched."""
     code = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, session_tag, take_census
 from tests.process import zoo
 
@@ -12,7 +11,7 @@ from tests.process import zoo
 def test_children_are_counted_by_kind_with_their_memory() -> None:
     """A server and its helper count as mcp, a shell as shell; each has memory, and shared pages are split."""
     before = take_census()
-    tree = SessionTree(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    tree = SessionTree(session_tag("acme", uuid.uuid4().hex))
     children = [zoo.start("helper", tree.env("mcp")), zoo.start("polite", tree.env("shell"))]
 
     after = take_census(pss=True)

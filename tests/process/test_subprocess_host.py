@@ -282,7 +282,7 @@ def test_a_session_that_cannot_be_opened_leaves_no_process(subprocesses: Subproc
     spawned: list[SessionProcess] = []
     parts = subprocesses.factory._parts
     spec = subprocesses.spec()
-    spec = dataclasses.replace(spec, child_env=dict(child_env(session_tag(spec.key))))
+    spec = dataclasses.replace(spec, child_env=dict(child_env(session_tag(spec.key.tenant, spec.key.session))))
 
     def spawn(spec: SessionSpec, deadline: Deadline) -> SessionProcess:
         spawned.append(parts.spawn(spec, deadline))

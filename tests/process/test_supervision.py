@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, session_tag
 from agentao_gov.process.layers import survey_layers
 from agentao_gov.process.supervision import Heartbeat, is_guarded
@@ -44,7 +43,7 @@ def service(tmp_path: Path, tree: SessionTree) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_guarded_service_ends_whole_and_with_its_own_code(tmp_path: Path, signum: signal.Signals, code: int) -> None:
     """SIGTERM to the pid the user knows reaches the service; SIGKILL of it ends the service and its child."""
-    tree = SessionTree(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    tree = SessionTree(session_tag("acme", uuid.uuid4().hex))
     child = service(tmp_path, tree)
 
     child.send_signal(signum)

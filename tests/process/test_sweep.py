@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import Owner, SessionTree, Tag, procfs, session_tag, sweep
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.sweep import find_orphans
@@ -36,7 +35,7 @@ def test_children_of_a_dead_owner_are_killed_once() -> None:
 
 def test_children_of_a_living_owner_are_left_alone() -> None:
     """A sweep never touches another service's processes."""
-    tree = SessionTree(session_tag(SessionKey("acme", "swept")))
+    tree = SessionTree(session_tag("acme", "swept"))
     child = zoo.start("polite", tree.env())
 
     orphans = find_orphans(lambda o: o == Owner.me())

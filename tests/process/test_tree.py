@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, Tag, procfs, session_tag
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.tree import kill_processes, send_signal
@@ -20,7 +19,7 @@ from tests.process import zoo
 
 @pytest.fixture
 def tree() -> Iterator[SessionTree]:
-    tree = SessionTree(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    tree = SessionTree(session_tag("acme", uuid.uuid4().hex))
     yield tree
     assert not tree.kill(within_s=5).survivors
 
@@ -75,7 +74,7 @@ def test_a_helper_that_lost_its_parent_and_its_environment_is_found_by_its_proce
 
 def test_another_session_of_the_same_owner_is_left_alone(tree: SessionTree) -> None:
     """Killing one session's tree does not touch the other's."""
-    other = SessionTree(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    other = SessionTree(session_tag("acme", uuid.uuid4().hex))
     mine, theirs = zoo.start("polite", tree.env()), zoo.start("polite", other.env())
 
     tree.kill()
@@ -113,7 +112,7 @@ def test_a_reused_pid_is_never_signalled() -> None:
 
 def test_a_process_never_kills_itself_by_its_own_tag() -> None:
     """A worker started with its session's tag kills the session's other processes and goes on."""
-    tag = str(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    tag = str(session_tag("acme", uuid.uuid4().hex))
     program = f"from agentao_gov.process import kill_processes; r = kill_processes([{tag!r}]); print(r.killed)"
 
     done = subprocess.run(
@@ -149,7 +148,7 @@ def test_a_variable_that_is_no_tag_is_ignored(text: str) -> None:
 
 def test_a_tag_survives_being_written_and_read() -> None:
     """What is written into an environment is read back as the same tag."""
-    tag = session_tag(SessionKey("acme", "s-1"))
+    tag = session_tag("acme", "s-1")
 
     assert Tag.parse(str(tag)) == tag
     assert tag.owner.here

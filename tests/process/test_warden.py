@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.governor.types import SessionKey
 from agentao_gov.process import SessionTree, procfs, session_tag, warden
 from tests.process import zoo
 
@@ -25,7 +24,7 @@ ISOLATED = (sys.executable, "-I", "-S")
 @pytest.fixture
 def tree() -> Iterator[SessionTree]:
     """Marks everything a test starts, so that it can ask who is left. The warden must do without it."""
-    tree = SessionTree(session_tag(SessionKey("acme", uuid.uuid4().hex)))
+    tree = SessionTree(session_tag("acme", uuid.uuid4().hex))
     yield tree
     tree.kill(within_s=5)
 

@@ -65,8 +65,8 @@ __all__ = [
 _LAZY = {
     "GovernedSession": "session",
     "Governor": "governor",
-    "NullObserver": "observe",
-    "TurnObserver": "observe",
+    "NullObserver": "turn",
+    "TurnObserver": "turn",
 }
 
 

@@ -103,7 +103,7 @@ class Governor:
             sub_model=lambda: self._model(spec, current),
             transport=transport,
             guard=guard,
-            tree=SessionTree(spec.child_env.get(TAG_VARIABLE) or session_tag(spec.key)),
+            tree=SessionTree(spec.child_env.get(TAG_VARIABLE) or session_tag(spec.key.tenant, spec.key.session)),
             shared=self._shared,
             deadline=deadline,
             extra_tools=self._tools(spec) if self._tools is not None else (),

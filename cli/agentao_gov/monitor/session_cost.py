@@ -114,7 +114,7 @@ class Probe:
         key = SessionKey("plan", f"s{self._opened}")
         spec = SessionSpec(
             key=key, user="plan", profile=profile, model=self._model, workdir=self._workdir / key.session,
-            mode=self._mode, child_env=child_env(session_tag(key)),
+            mode=self._mode, child_env=child_env(session_tag(key.tenant, key.session)),
         )  # fmt: skip
         # Strings of its own for each session, as when each has its own conversation.
         own = None if talk is None else replace(talk, messages=[_own_strings(message) for message in talk.messages])

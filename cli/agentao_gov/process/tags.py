@@ -13,13 +13,10 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef
-
-if TYPE_CHECKING:
-    from agentao_gov.governor.types import SessionKey
 
 __all__ = ["KIND_VARIABLE", "TAG_VARIABLE", "Kind", "Owner", "Tag", "child_env", "session_tag", "shared_tag"]
 
@@ -97,9 +94,9 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def session_tag(key: SessionKey) -> Tag:
+def session_tag(tenant: str, session: str) -> Tag:
     """The tag of one session's children, owned by this process."""
-    return Tag(Owner.me(), _hash("session", key.tenant, key.session))
+    return Tag(Owner.me(), _hash("session", tenant, session))
 
 
 def shared_tag(share: Literal["process", "tenant"], tenant: str = "") -> Tag:

@@ -191,7 +191,7 @@ class SubprocessFactory:
         self._observers = Observers(observers)
         if zygote is None:
             # The zygote serves all sessions, so its own tag names none; what its forks start carries their session's.
-            owner_tag = session_tag(SessionKey("", "zygote"))
+            owner_tag = session_tag("", "zygote")
             zygote = ZygoteSpawner(child_env(owner_tag, "session"))
         self._zygote = zygote
         self._errors = StderrReader()
@@ -231,7 +231,9 @@ class SubprocessFactory:
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> SubprocessHost:
         """See HostFactory. Milliseconds from the stock, tens of them by fork, a second cold."""
         if TAG_VARIABLE not in spec.child_env:
-            spec = replace(spec, child_env={**spec.child_env, **child_env(session_tag(spec.key))})
+            spec = replace(
+                spec, child_env={**spec.child_env, **child_env(session_tag(spec.key.tenant, spec.key.session))}
+            )
         host = SubprocessHost(spec, self._parts, conversation)
         host.start(deadline)
         return host
