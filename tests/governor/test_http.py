@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ipaddress
+import os
+import resource
 import socket
 import ssl
 import threading
@@ -15,10 +17,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from agentao_gov.governor import Outcome
 from agentao_gov.governor.http import AbortScope, HttpClient, abortable
+from tests.governor.harness import Harness, say
 
 #: An abort takes milliseconds; a call that is not woken hangs for ever.
 GUARD_S = 5.0
+#: Descriptors, more than the 1,024 that `select.select` can watch.
+MANY = 1_100
 
 
 class Peer:
@@ -290,3 +296,22 @@ def test_an_answer_that_nobody_has_read_yet_is_seen_by_the_abort(arrived: bytes,
         scope.abort()
 
         assert scope.answered == answered
+
+
+def test_a_turn_works_beside_more_descriptors_than_select_knows(harness: Harness) -> None:
+    """1,100 clients that keep their connections are enough for it, and then every model call failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MANY + 1_000)), hard))
+    tools = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
+    session = harness.open(tools=tools)
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(MANY):
+            held.enter_context(Path(os.devnull).open("rb"))
+
+        report = harness.ask(
+            session, say(text="after", tool={"name": "run_shell_command", "args": {"command": "echo hi"}})
+        )
+
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "after"), report.operator_detail
+    assert [call.outcome for call in report.tool_calls] == ["ok"]

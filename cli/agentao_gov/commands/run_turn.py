@@ -176,8 +176,10 @@ def _answer(asker: Asker, live: LiveTurn | None) -> None:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
     sys.stderr.write(question.text)
     sys.stderr.flush()
+    terminal = select.poll()
+    terminal.register(sys.stdin, select.POLLIN)
     while time.monotonic() < asker.until:
-        if select.select([sys.stdin], [], [], _LOOK_S)[0]:
+        if terminal.poll(_LOOK_S * 1000):
             question.yes = sys.stdin.readline().strip().lower() in {"y", "yes"}
             break
     else:

@@ -211,7 +211,7 @@ class _Stream(httpcore2.NetworkStream):
             case "socket":
                 return self._sock
             case "is_readable":
-                return bool(select.select([self._sock], [], [], 0)[0]) if self._sock.fileno() >= 0 else True
+                return self._sock.fileno() < 0 or _ready(self._sock, select.POLLIN, 0)
         return None
 
 
@@ -292,6 +292,13 @@ def _resolve(host: str, port: int, until: float, scope: AbortScope | None) -> li
     return list(found)
 
 
+def _ready(sock: socket.socket, event: int, within_s: float) -> bool:
+    """Whether a socket can be read or written. `select.select` refuses descriptors from 1,024 on."""
+    poller = select.poll()
+    poller.register(sock, event)
+    return bool(poller.poll(within_s * 1000))
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -311,7 +318,7 @@ def _connect(sock: socket.socket, address: typing.Any, until: float, scope: Abor
                 raise httpcore2.ConnectTimeout("no connection in time") from None
             if scope is not None and scope.aborted.is_set():
                 raise ConnectionAbortedError("aborted") from None
-            if select.select([], [sock], [], min(_CONNECT_POLL_S, left))[1]:
+            if _ready(sock, select.POLLOUT, min(_CONNECT_POLL_S, left)):
                 break
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:

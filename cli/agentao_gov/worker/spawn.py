@@ -376,7 +376,9 @@ class ZygoteSpawner:
     def _hello(self, control: socket.socket, deadline: Deadline) -> dict[str, Any]:
         """Waits for the zygote's first word; gives up at once when it is closed meanwhile."""
         until = time.monotonic() + min(deadline.remaining_s(), _START_S_MAX)
-        while not select.select([control], [], [], 0.1)[0]:
+        poller = select.poll()
+        poller.register(control, select.POLLIN)
+        while not poller.poll(100):
             if self._closing.is_set():
                 raise InterruptedError("it was closed while it started")
             if time.monotonic() >= until:
