@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ import psutil
 from agentao_gov.budget.sqlite.file import check_layout
 from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
 from agentao_gov.errors import StoreError
+from agentao_gov.governor.agentao_version import NEEDED, version_problem
 from agentao_gov.process.layers import Layer, survey_layers
 from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
 
@@ -68,13 +69,10 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
 
 
 def _runtime() -> Examination:
-    found = version("agentao")
-    pins = (line.partition("==") for line in requires("agentao-gov") or ())
-    tested = next((pinned for name, _, pinned in pins if name == "agentao"), found)
-    if found != tested:
-        remedy = f"pip install agentao=={tested}: the governor was tested with that version."
-        return Examination("agentao", "agent runtime", "warn", f"agentao {found}", remedy)
-    return Examination("agentao", "agent runtime", "ok", f"agentao {found}")
+    problem = version_problem()
+    if problem is not None:
+        return Examination("agentao", "agent runtime", "fail", problem, f"pip install 'agentao{NEEDED}'")
+    return Examination("agentao", "agent runtime", "ok", f"agentao {version('agentao')}")
 
 
 def _configuration(deployment: ResolvedDeployment) -> Examination:

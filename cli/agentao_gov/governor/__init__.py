@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentao_gov.governor import sdk_import
+from agentao_gov.governor import agentao_version, sdk_import
 from agentao_gov.governor.report import (
     BudgetLine,
     LimitLine,
@@ -28,7 +28,8 @@ from agentao_gov.governor.types import (
     TurnRequest,
 )
 
-# Before any module of the governor imports the SDK.
+# Before any module of the governor imports agentao and the SDK.
+agentao_version.check_before_import()
 sdk_import.load_types_on_demand()
 
 if TYPE_CHECKING:
