@@ -64,10 +64,13 @@ def test_a_daemon_without_descent_and_environment_ends_with_its_group(group: Ses
 
 
 def test_groups_of_dead_owners_are_swept(group: SessionCgroup) -> None:
-    """Named after an owner that is gone: whoever is in it is ended with the group; a living owner's stays."""
+    """Named after an owner that is gone: who is in it is ended with it. A living owner's stays, and a container's."""
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"])
-    left = group.path.with_name(f"agentao-gov-{child.pid}-1-1")  # this pid, but another start
+    namespace = group.path.name.split("-")[2]
+    left = group.path.with_name(f"agentao-gov-{namespace}-{child.pid}-1-1")  # this pid, but another start
     left.mkdir()
+    foreign = group.path.with_name(f"agentao-gov-1-{child.pid}-1-1")
+    foreign.mkdir()
     (left / "cgroup.procs").write_text(str(child.pid))
 
     assert sweep_cgroups() >= 1
@@ -75,6 +78,8 @@ def test_groups_of_dead_owners_are_swept(group: SessionCgroup) -> None:
     assert child.wait(10) == -9
     assert not left.exists()
     assert group.path.exists()
+    assert foreign.exists()
+    foreign.rmdir()
 
 
 def test_a_session_process_lives_in_a_group_that_goes_with_it(subprocesses: Subprocesses) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 from agentao_gov.process import Owner, SessionTree, Tag, procfs, session_tag, sweep
-from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.sweep import find_orphans
 from tests.process import zoo
 
@@ -17,8 +17,7 @@ def dead_owner() -> Owner:
     stat = procfs.read_stat(child.pid)
     assert stat is not None
     child.communicate()
-    me = Owner.me()
-    return Owner(me.boot, me.pid_namespace, stat.ref)
+    return replace(Owner.me(), pid=stat.ref.pid, started=stat.ref.start)
 
 
 def test_children_of_a_dead_owner_are_killed_once() -> None:
@@ -48,8 +47,8 @@ def test_children_of_a_living_owner_are_left_alone() -> None:
 
 def test_a_tag_of_another_boot_or_namespace_is_not_judged() -> None:
     """Its pids mean nothing here, so its processes are left alone even where no such owner lives."""
-    me, dead = Owner.me(), dead_owner()
-    foreign = Owner("0" * 12, me.pid_namespace, dead.ref), Owner(me.boot, "1", dead.ref)
+    dead = dead_owner()
+    foreign = replace(dead, boot="another"), replace(dead, pid_namespace="pid:[1]")
     children = [zoo.start("polite", SessionTree(Tag(owner, "s")).env()) for owner in foreign]
 
     result = sweep(lambda o: o in foreign)
@@ -64,7 +63,7 @@ def test_a_tag_of_another_boot_or_namespace_is_not_judged() -> None:
 def test_an_owner_whose_pid_was_reused_is_dead() -> None:
     """The pid lives, but with another start: the owner does not."""
     me = Owner.me()
-    reused = Owner(me.boot, me.pid_namespace, ProcessRef(me.ref.pid, me.ref.start - 1))
+    reused = replace(me, started=me.started - 1)
 
-    assert me.alive
-    assert not reused.alive
+    assert not me.gone
+    assert reused.gone

@@ -152,4 +152,4 @@ def test_a_tag_survives_being_written_and_read() -> None:
 
     assert Tag.parse(str(tag)) == tag
     assert tag.owner.here
-    assert tag.owner.alive
+    assert not tag.owner.gone

@@ -407,8 +407,7 @@ class AgentPool:
         self._rung = Rung.GONE
         self._watch.stop()
         deadline = Deadline.after(self._times.kill_s, self._clock)
-        for factory in {id(factory): factory for factory in self._engine.keeper.factories.values()}.values():
-            factory.shutdown(deadline)
+        self._engine.keeper.shutdown(deadline)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,9 +13,10 @@ from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import ConfigError, StoreError
 from agentao_gov.governor.report import Mode, TurnReport
 from agentao_gov.governor.types import SessionKey, SessionSpec
-from agentao_gov.pool.archive import SessionArchive, SessionDir, SessionHead, as_store_error, private_dir
+from agentao_gov.pool.archive import SessionArchive, SessionDir, SessionHead, as_store_error
 from agentao_gov.pool.host import HostFactory, SessionHost
 from agentao_gov.pool.types import CloseReason, SessionUsage, TurnOrder
+from agentao_gov.process.scratch import ScratchDirs
 
 __all__ = ["Keeper", "Resident"]
 
@@ -76,10 +75,9 @@ class Keeper:
         self.archive = archive
         self.factories = factories
         self._hibernate = hibernate
-        self._workdirs = workdirs
+        self._workdirs = ScratchDirs(workdirs)
         self._child_env = child_env
         self._clock = clock
-        _remove_left_behind(workdirs)
 
     def archives(self, order: TurnOrder) -> bool:
         """Whether the order's session is kept on disk. A fresh session has nowhere else to go on from."""
@@ -180,13 +178,19 @@ class Keeper:
             return str(error)
         return None
 
+    def shutdown(self, deadline: Deadline) -> None:
+        """Ends what the sessions of each mode share, and removes the temporary working directories."""
+        for factory in {id(factory): factory for factory in self.factories.values()}.values():
+            factory.shutdown(deadline)
+        self._workdirs.close()
+
     def _workdir(self, order: TurnOrder, *, temporary: bool) -> Path:
         if order.workdir is not None:
             return order.workdir
         if not temporary:
             return self.archive.workdir(order.key)
         with as_store_error(f"A working directory for session {order.key} cannot be made"):
-            return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=private_dir(self._workdirs)))
+            return self._workdirs.make()
 
     def _new_head(self, order: TurnOrder) -> SessionHead:
         now = self._clock.time()
@@ -195,11 +199,3 @@ class Keeper:
 
 
 _WITHOUT_SAVING = frozenset({CloseReason.DELETED, CloseReason.STALE, CloseReason.BROKEN, CloseReason.UNSTUCK})
-
-
-def _remove_left_behind(workdirs: Path) -> None:
-    """Temporary directories of processes that are gone: a killed process removes nothing."""
-    for path in workdirs.glob("*-*"):
-        owner = path.name.partition("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(path, ignore_errors=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from agentao_gov.process.census import Census, take_census
 from agentao_gov.process.layers import Layer, survey_layers
+from agentao_gov.process.owner import Owner
 from agentao_gov.process.supervision import Heartbeat, WardenPlan, is_guarded, run_below_warden
 from agentao_gov.process.sweep import SweepResult, sweep
-from agentao_gov.process.tags import Kind, Owner, Tag, child_env, session_tag, shared_tag
+from agentao_gov.process.tags import Kind, Tag, child_env, session_tag, shared_tag
 from agentao_gov.process.tree import ORPHANS_KILLED, KillResult, SessionTree, kill_processes
 
 __all__ = [

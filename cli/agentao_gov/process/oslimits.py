@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.process import procfs
+from agentao_gov.process.owner import Owner
 
 __all__ = [
     "OsLimits",
@@ -189,7 +190,8 @@ class SessionCgroup:
         here = own_cgroup()
         if here is None or not groups_can_be_made(here):
             return None
-        path = here / f"{_PREFIX}-{_me()}-{next(_numbers)}"
+        me = Owner.me()
+        path = here / f"{_names()}{me.pid}-{me.started}-{next(_numbers)}"
         try:
             path.mkdir()
         except OSError:
@@ -244,10 +246,12 @@ class SessionCgroup:
                 return True
 
 
-def _me() -> str:
-    stat = procfs.read_stat(os.getpid())
-    assert stat is not None
-    return f"{stat.ref.pid}-{stat.ref.start}"
+def _names() -> str:
+    """How the names of all groups begin whose owners this process can judge.
+
+    A container that shares our control group has pids of its own. No group outlives the boot.
+    """
+    return f"{_PREFIX}-{Owner.me().pid_namespace.strip('pid:[]')}-"
 
 
 def sweep_cgroups() -> int:
@@ -255,10 +259,10 @@ def sweep_cgroups() -> int:
     here = own_cgroup()
     if here is None:
         return 0
-    found = 0
-    for path in here.glob(f"{_PREFIX}-*-*-*"):
-        pid, start = path.name.removeprefix(f"{_PREFIX}-").split("-")[:2]
-        if not (pid.isdigit() and start.isdigit()) or procfs.alive(procfs.ProcessRef(int(pid), int(start))):
+    found, names = 0, _names()
+    for path in here.glob(f"{names}*-*-*"):
+        pid, started = path.name.removeprefix(names).split("-")[:2]
+        if not (pid.isdigit() and started.isdigit()) or procfs.alive(procfs.ProcessRef(int(pid), int(started))):
             continue
         group = SessionCgroup(path, 0)
         found += len(group.members())

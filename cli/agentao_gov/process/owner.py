@@ -1,18 +1,21 @@
-"""Who holds a reservation: a process that its neighbours can tell alive or dead, across reused pids and reboots."""
+"""A process that its neighbours can tell alive or dead, across reused pids, reboots and namespaces of pids.
+
+Whatever outlives a process names its owner in this way: a reservation in the ledger, the tag of a child process.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from agentao_gov.clock import Clock
+from agentao_gov.process import procfs
+from agentao_gov.process.procfs import ProcessRef
 
-__all__ = ["Liveness", "Owner", "boot_id", "gone", "this_process"]
+__all__ = ["Liveness", "Owner", "boot_id", "this_process"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -20,41 +23,50 @@ _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One opening of the ledger by one process."""
+    """One process, or one of its openings of a ledger."""
 
-    #: Random: two openings by one process differ.
+    #: Random, tells two openings by one process apart; empty where the process itself is meant.
     id: str
     pid: int
-    #: Start of the process, in hundredths of a second since the boot or the epoch: tells a reused pid.
+    #: Start of the process in clock ticks since the boot: tells a reused pid.
     started: int
     boot: str
-    #: Namespace in which `pid` means anything.
+    #: The namespace in which `pid` means anything.
     pid_namespace: str
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process."""
+        stat = procfs.read_stat(os.getpid())
+        assert stat is not None
+        return cls("", stat.ref.pid, stat.ref.start, boot_id(), str(_PID_NAMESPACE.readlink()))
+
+    @property
+    def ref(self) -> ProcessRef:
+        """The process within its boot and namespace."""
+        return ProcessRef(self.pid, self.started)
+
+    @property
+    def here(self) -> bool:
+        """Whether this process can judge the owner at all: same boot, same namespace of pids."""
+        return self.boot == boot_id() and self.pid_namespace == str(_PID_NAMESPACE.readlink())
+
+    @property
+    def gone(self) -> bool:
+        """Whether the owner's process is seen to have ended. False also where nobody here can tell."""
+        return self.here and not procfs.alive(self.ref)
 
 
 @cache
 def boot_id() -> str:
     """Names this boot of the machine."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return f"boot-{int(psutil.boot_time())}"
+    return _BOOT_ID.read_text().strip()
 
 
 def this_process() -> Owner:
-    """A new owner for the calling process."""
-    pid = os.getpid()
-    try:
-        namespace = str(_PID_NAMESPACE.readlink())
-    except OSError:
-        namespace = ""
-    return Owner(f"{pid}-{secrets.token_hex(4)}", pid, _started(pid) or 0, boot_id(), namespace)
-
-
-def gone(owner: Owner, here: Owner) -> bool:
-    """Whether the owner's process is seen to have ended: only for one of this boot and this namespace of pids."""
-    same = (owner.boot, owner.pid_namespace) == (here.boot, here.pid_namespace)
-    return same and owner.id != here.id and _started(owner.pid) != owner.started
+    """A new opening by the calling process."""
+    me = Owner.me()
+    return replace(me, id=f"{me.pid}-{secrets.token_hex(4)}")
 
 
 class Liveness:
@@ -65,6 +77,7 @@ class Liveness:
     """
 
     def __init__(self, here: Owner, lease_s: float, clock: Clock) -> None:
+        """`here`: the opening that asks; `lease_s`: seconds of silence after which an owner counts as dead."""
         self._here = here
         self._clock = clock
         self._lease_s = lease_s
@@ -72,12 +85,10 @@ class Liveness:
         self._seen: dict[str, tuple[int, float]] = {}
 
     def dead(self, owner: Owner, heartbeat: int) -> bool:
-        """Whether what this owner holds may be resolved by someone else."""
+        """Whether what this owner holds may be resolved by someone else. `heartbeat`: the owner's counter now."""
         if owner.id == self._here.id:
             return False
-        if owner.boot != self._here.boot:
-            return True
-        if gone(owner, self._here):
+        if owner.boot != self._here.boot or owner.gone:
             return True
         now_s = self._clock.monotonic()
         counter, since_s = self._seen.get(owner.id, (heartbeat, now_s))
@@ -89,15 +100,3 @@ class Liveness:
     def forget(self, owner_id: str) -> None:
         """Drops what was remembered of an owner that is resolved."""
         self._seen.pop(owner_id, None)
-
-
-def _started(pid: int) -> int | None:
-    """When the process started; None where it does not run (a zombie no longer does)."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return None
-            return int(process.create_time() * 100)
-    except psutil.Error:
-        return None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from agentao_gov.process import procfs
 from agentao_gov.process.oslimits import sweep_cgroups
-from agentao_gov.process.tags import Owner, Tag
+from agentao_gov.process.owner import Owner
+from agentao_gov.process.tags import Tag
 from agentao_gov.process.tree import ORPHANS_KILLED, KillResult, kill_processes
 
 __all__ = ["SweepResult", "find_orphans", "sweep"]
@@ -46,7 +47,7 @@ def find_orphans(of: Callable[[Owner], bool] | None = None) -> dict[int, Tag]:
         if tag is None:
             continue
         if tag.owner not in verdicts:
-            verdicts[tag.owner] = tag.owner.here and not tag.owner.alive and (of is None or of(tag.owner))
+            verdicts[tag.owner] = tag.owner.gone and (of is None or of(tag.owner))
         if verdicts[tag.owner]:
             found[stat.ref.pid] = tag
     return found

@@ -43,7 +43,7 @@ from agentao_gov.budget.types import (
 from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
-from agentao_gov.process.owner import Owner, gone, this_process
+from agentao_gov.process.owner import Owner, this_process
 
 __all__ = ["RedisReader", "RedisStore"]
 
@@ -388,7 +388,7 @@ class RedisStore:
         """See Store. Neighbours on this machine are told dead by their process, others by their silence."""
         with guard():
             owners = self._redis.hgetall(self._session.prefix + "owners")
-        lost = [owner.id for text in owners.values() if gone(owner := Owner(**json.loads(text)), self.owner)]
+        lost = [owner.id for text in owners.values() if (owner := Owner(**json.loads(text))).gone]
         if lost:
             failpoints.reach("during_recovery")
         self._cut_old(self._beat(lost))
