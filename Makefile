@@ -23,8 +23,9 @@ $(VENV)/.local: $(STAMP)
 demo: $(VENV)/.local ## a real governed run on the embedded model
 	$(BIN)/agentao-gov run --model embedded --profile qa "What is a budget?"
 
+# Most tests wait for processes, so three share two cores well. Who is done early takes over from the others.
 test: $(STAMP) ## the tests a change must pass
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal
 
 test-slow: $(STAMP) ## everything that takes long: real process trees, whole services, sabotage, the soak
 	$(BIN)/python -m pytest -m slow --timeout 240
