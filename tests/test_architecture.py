@@ -20,7 +20,7 @@ BELOW: dict[str, set[str]] = {
     "budget": {"config", "process"},
     "governor": {"budget", "config", "process"},
     "worker": {"governor", "budget", "config", "process"},
-    "pool": {"governor", "config"},
+    "pool": {"governor", "config", "process"},
     "monitor": {"pool", "worker", "governor", "budget", "config", "process"},
     "simulator": {"config"},
     "service": {"monitor", "pool", "governor", "budget", "config", "process"},
