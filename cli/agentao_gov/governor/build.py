@@ -28,11 +28,12 @@ from agentao.tools.base import SHELL_TOOL_NAME
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
-from agentao_gov.governor.agentao_bounds import bound_patterns, path_hints
-from agentao_gov.governor.confine import ConfinedFileSystem, TrackedShell
+from agentao_gov.governor.agentao_bounds import path_hints
+from agentao_gov.governor.confine import TrackedShell
+from agentao_gov.governor.file_program import ConfinedFileSystem
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.report import Reason
-from agentao_gov.governor.tools import ToolGuard
+from agentao_gov.governor.tools import ToolGuard, mark_denied
 from agentao_gov.governor.transport import GovernedTransport
 from agentao_gov.governor.types import Conversation, SessionSpec
 from agentao_gov.process.tags import child_env, shared_tag
@@ -170,7 +171,6 @@ def _govern(wrapper: Any, model: Callable[[], GovernedModel], guard: ToolGuard, 
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
 # decides when to compact; the ledger counts by `tokens`, not by it.
 agentao.context_manager._TIKTOKEN_AVAILABLE = False
-bound_patterns()
 
 #: Share of a model's window that the conversation may fill: the summariser needs the rest.
 WINDOW_SHARE = 0.8
@@ -279,7 +279,7 @@ def build_agent(
             mcp_registry=InMemoryMCPRegistry(),
             extra_mcp_servers=own_servers(spec, tree, deadline) or None,
             max_context_tokens=context_tokens(spec),
-            filesystem=ConfinedFileSystem(spec.workdir),
+            filesystem=ConfinedFileSystem(spec.workdir, mark_denied),
             shell=shell,
             extra_tools=list(extra_tools),
             enable_builtin_agents=profile.tools.sub_agents,

@@ -1,9 +1,8 @@
-"""The file system the agent's tools see: the session's working directory and nothing else, symlinks resolved.
+"""The agent's shell: every command carries the session's tag, its time limit is ours, and nothing outlives it.
 
-agentao contains writes but not reads: its `read_file` opens any path of the machine, in read-only mode too. This is
-handed to agentao as its `filesystem` capability, so every file and search tool goes through it. It is on purpose not a
-`LocalFileSystem`: for that class the search tool would run `git grep` or `rg` itself, and a `.git` that the model wrote
-can point git at any other tree.
+agentao's own executor kills a command's process group when the turn is cancelled, but not what left the group; its
+background commands outlive even `agent.close()`; and it leaves the killed process unreaped and its pipes open until
+the collector comes by. So the processes are ours here: waited for, closed, and found again by the tag they inherit.
 """
 
 from __future__ import annotations
@@ -16,97 +15,21 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-from agentao.capabilities import BackgroundHandle, LocalFileSystem, LocalShellExecutor, ShellResult
+from agentao.capabilities import BackgroundHandle, LocalShellExecutor, ShellResult
 from agentao.capabilities.shell import _HeadTailBuffer, _popen_target
 
-from agentao_gov.governor.tools import current_record, mark_denied
+from agentao_gov.governor.tools import current_record
 from agentao_gov.process import procfs
 from agentao_gov.process.oslimits import explain_start_failure, explain_tool_exit
 from agentao_gov.process.supervision import command_started
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
 
-__all__ = ["ConfinedFileSystem", "OutsideError", "TrackedShell"]
+__all__ = ["TrackedShell"]
 
-
-class OutsideError(PermissionError):
-    """A tool reached for a path outside the session's directory."""
-
-
-class ConfinedFileSystem:
-    """agentao's `FileSystem` protocol, confined to one directory. Stateless but for the root."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-        self._inner = LocalFileSystem()
-
-    def _inside(self, path: Path) -> Path:
-        """The path with links resolved. Raises OutsideError where it leads out of the directory."""
-        resolved = Path(path).resolve()
-        if resolved != self._root and self._root not in resolved.parents:
-            mark_denied()
-            raise OutsideError(f"{path} is outside the working directory, which is all this session may read and write")
-        return resolved
-
-    def _holds(self, path: Path) -> bool:
-        resolved = Path(path).resolve()
-        return resolved == self._root or self._root in resolved.parents
-
-    def read_bytes(self, path: Path) -> bytes:
-        """The file's bytes."""
-        data: bytes = self._inner.read_bytes(self._inside(path))
-        return data
-
-    def read_partial(self, path: Path, n: int) -> bytes:
-        """Up to `n` bytes from the start."""
-        data: bytes = self._inner.read_partial(self._inside(path), n)
-        return data
-
-    def open_text(self, path: Path) -> Iterator[str]:
-        """The file's lines. Refuses before the first line, not at it."""
-        lines: Iterator[str] = self._inner.open_text(self._inside(path))
-        return lines
-
-    def write_text(self, path: Path, data: str, *, append: bool = False) -> None:
-        """Writes or appends."""
-        self._inner.write_text(self._inside(path), data, append=append)
-
-    def list_dir(self, path: Path) -> list[Any]:
-        """A directory's entries; links that lead outside are left out."""
-        base = self._inside(path)
-        return [entry for entry in self._inner.list_dir(base) if self._holds(base / entry.name)]
-
-    def glob(self, base: Path, pattern: str, *, recursive: bool) -> list[Path]:
-        """Matches below `base`. A pattern with `..` finds nothing outside: matches that lead out are left out."""
-        self._inside(base)
-        return [found for found in self._inner.glob(base, pattern, recursive=recursive) if self._holds(found)]
-
-    def stat(self, path: Path) -> Any:
-        """Size, time and kind."""
-        return self._inner.stat(self._inside(path))
-
-    def exists(self, path: Path) -> bool:
-        """Whether it exists within the directory."""
-        return bool(self._inner.exists(self._inside(path)))
-
-    def is_dir(self, path: Path) -> bool:
-        """Whether it is a directory."""
-        return bool(self._inner.is_dir(self._inside(path)))
-
-    def is_file(self, path: Path) -> bool:
-        """Whether it is a file."""
-        return bool(self._inner.is_file(self._inside(path)))
-
-
-# The agent's shell, tracked: every command carries the session's tag, its time limit is ours, and nothing outlives it.
-#
-# agentao's own executor kills a command's process group when the turn is cancelled, but not what left the group; its
-# background commands outlive even `agent.close()`; and it leaves the killed process unreaped and its pipes open until
-# the collector comes by. So the processes are ours here: waited for, closed, and found again by the tag they inherit.
 
 #: Names one command, so that a timed-out one takes its helpers with it and leaves the others alone.
 _COMMAND_VARIABLE = "AGENTAO_GOV_COMMAND"

@@ -25,6 +25,7 @@ from agentao.cancellation import (
 )
 from agentao.tools.base import AsyncToolBase
 
+from agentao_gov.governor.file_tools import FILE_TOOLS
 from agentao_gov.governor.report import ToolOutcome
 from agentao_gov.governor.turn import ToolCallEnd, Turn
 from agentao_gov.governor.types import ToolEvent
@@ -186,6 +187,10 @@ class ToolGuard:
 
             def execute(**arguments: Any) -> Any:
                 def call(token: CancellationToken) -> Any:
+                    if FILE_TOOLS.runs(tool):
+                        return FILE_TOOLS.run(
+                            tool, arguments, limit_s=self._limit_s(tool), token=token, denied=mark_denied
+                        )
                     # A sub-agent's tool takes the token by attribute, and must end at the limit too.
                     if hasattr(tool, "_cancellation_token"):
                         tool._cancellation_token = token

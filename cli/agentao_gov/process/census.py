@@ -23,7 +23,10 @@ _OWN_NAMES: dict[str, Kind] = {
     "gov-warden": "other",
     "gov-init": "other",
     "gov-zygote": "other",
+    "gov-files": "other",
 }
+#: Those that share most of their pages with the zygote.
+_FORKED = frozenset(_OWN_NAMES) - {"gov-files"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def take_census(pid: int | None = None, *, pss: bool = False) -> Census:
                 continue
             resident = process.memory_info().rss
             share = process.memory_full_info().pss if pss else 0
-            forked = process.name() in _OWN_NAMES
+            forked = process.name() in _FORKED
         except psutil.Error:
             continue
         counts[kind] += 1

@@ -23,6 +23,7 @@ from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice
 from agentao_gov.config.profile import Profile, Tools
 from agentao_gov.config.resolved import ResolvedProfile
+from agentao_gov.governor.file_tools import FILE_TOOLS
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.types import SessionKey, SessionSpec, TurnEvent, TurnRequest
@@ -109,6 +110,8 @@ def rehearse() -> bool:
         wire.decode_spec(wire.encode_spec(_spec(Path(directory))))
         session.close(Deadline.after(_JOIN_S))
         governor.close()
+        # A program of the zygote's would be every session's.
+        FILE_TOOLS.close()
         ledger.close()
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
