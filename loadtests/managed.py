@@ -133,19 +133,9 @@ def phases_from(path: Path, inbox: Queue) -> None:
         gevent.sleep(POLL_S)
 
 
-def die_with_parent() -> None:
-    """Ends this process when the command that started it is gone, however it went."""
-    parent = int(os.environ.get("AGENTAO_GOV_LOADTEST_PARENT", "0"))
-    while parent and os.getppid() == parent:
-        gevent.sleep(0.5)
-    if parent:
-        os._exit(1)
-
-
 @events.init.add_listener
 def start(environment: Environment, **_: Any) -> None:
     runner = environment.runner
-    gevent.spawn(die_with_parent)
     if isinstance(runner, WorkerRunner):
         gevent.spawn(run_worker, environment, runner)
         return

@@ -15,9 +15,9 @@ import tomli_w
 
 from agentao_gov.checklist.facts import Facts, Machine, gather
 from agentao_gov.checklist.items import ItemId, select
+from agentao_gov.checklist.probe import ProbedService
 from agentao_gov.checklist.report import ChecklistReport
 from agentao_gov.checklist.runner import walk
-from agentao_gov.checklist.stage import Stage
 from agentao_gov.config import load_deployment
 from agentao_gov.resources import shipped
 
@@ -64,11 +64,15 @@ class House:
         return replace(facts, machine=Machine(memory_bytes))
 
     def walk(
-        self, *only: ItemId, profile: str = "qa", stage: Callable[..., Stage] = Stage, settle_s: float = 20.0
+        self,
+        *only: ItemId,
+        profile: str = "qa",
+        service: Callable[..., ProbedService] = ProbedService,
+        settle_s: float = 20.0,
     ) -> ChecklistReport:
         """Walks the named items, or all."""
         facts, probed = gather(load_deployment(self.write()), str(self.root / "profiles" / f"{profile}.toml"))
-        return walk(facts, probed, select(only), config=str(self.config), open_stage=stage, settle_s=settle_s)
+        return walk(facts, probed, select(only), config=str(self.config), open_service=service, settle_s=settle_s)
 
     def mend(self, remedy: str | None) -> None:
         """Pastes a remedy into the file it names, as a person would."""

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from agentao_gov.checklist.items import ItemId
+from agentao_gov.checklist.probe import ProbedService
 from agentao_gov.checklist.report import ChecklistReport
-from agentao_gov.checklist.stage import Stage
 from tests.checklist.conftest import House
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 SCRIPT = Path(__file__).with_name("sabotages.py")
 
 
-def _broken(sabotage: str) -> type[Stage]:
-    class Broken(Stage):
+def _broken(sabotage: str) -> type[ProbedService]:
+    class Broken(ProbedService):
         program: ClassVar[tuple[str, ...]] = (sys.executable, str(SCRIPT), sabotage)
 
     return Broken
@@ -83,7 +83,7 @@ PRODUCT: list[tuple[str, ItemId, str]] = [
 @pytest.mark.parametrize(("sabotage", "item", "words"), PRODUCT)
 def test_a_product_that_does_not_hold_its_setting_fails(house: House, sabotage: str, item: ItemId, words: str) -> None:
     """The configuration is right, every static check passes, and the probe sees it all the same."""
-    report = house.walk(item, stage=_broken(sabotage), settle_s=2.0)
+    report = house.walk(item, service=_broken(sabotage), settle_s=2.0)
 
     failed = _failed_checks(report, item)
     assert _statuses(report) == {item: "fail"}

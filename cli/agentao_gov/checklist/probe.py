@@ -1,28 +1,60 @@
-"""What every probe gets and gives: the facts, the simulated model, a way to say what it does, and a list of checks."""
+"""What every probe gets and gives: the facts, a service to try, the simulated model, and a list of checks."""
 
 from __future__ import annotations
 
 import json
+import secrets
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from agentao_gov.checklist.facts import Facts
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Scaled
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.simulator import Simulator
 from agentao_gov.testrig.client import Answer, Door, ServiceClient, in_background
+from agentao_gov.testrig.service import PrivateService, patiently
 
-__all__ = ["Context", "Endable", "Holding", "Probe", "Running", "StageFactory", "WalkOverError", "directive", "verdict"]
+__all__ = [
+    "Context",
+    "Endable",
+    "HeldTurns",
+    "Probe",
+    "ProbedService",
+    "Running",
+    "ServiceFactory",
+    "WalkOverError",
+    "directive",
+    "verdict",
+]
+
+#: By its prefix the governor knows the simulated tokenizer, and reserves a count instead of bytes.
+_MODEL = "simulated-checklist"
 
 
-# What a walk has running, so that Ctrl-C ends it although other threads are in the middle of using it.
+class ProbedService(PrivateService):
+    """A real `serve` with a probe's configuration, gone afterwards. Use as a context manager."""
+
+    def __init__(self, config: ProbeConfig, simulator: Simulator) -> None:
+        self.config = config
+        self.simulator = simulator
+        super().__init__(
+            Path(tempfile.gettempdir()) / f"agentao-gov-checklist-{secrets.token_hex(8)}",
+            config.deployment,
+            profiles={config.profile_name: config.profile, **config.more_profiles},
+            keys={config.tenant: config.keys[config.tenant], **config.keys},
+            flags=("--workers", str(config.workers), "--model", _MODEL, "--base-url", simulator.base_url),
+        )
+
+
+ServiceFactory = Callable[[ProbeConfig, Simulator], ProbedService]
 
 
 class Endable(Protocol):
@@ -37,7 +69,7 @@ class WalkOverError(Exception):
 
 
 class Running:
-    """Thread-safe."""
+    """What a walk has running, so that Ctrl-C ends it while other threads are busy with it. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,7 +79,7 @@ class Running:
         self._over = False
 
     def add(self, thing: Endable) -> None:
-        """Before it starts. Raises WalkOverError once the walk is over."""
+        """Takes note of a thing before it starts. Raises WalkOverError once the walk is over."""
         with self._lock:
             over = self._over
             if not over:
@@ -65,9 +97,6 @@ class Running:
             thing.end()
 
 
-StageFactory = Callable[[ProbeConfig, Simulator], Stage]
-
-
 @dataclass
 class Context:
     """One run of one item's probe."""
@@ -78,7 +107,7 @@ class Context:
     #: Hears, in a few words, what the probe does right now.
     say: Callable[[str], None] = lambda _: None
     #: Starts services; the tests' sabotages replace it.
-    open_stage: StageFactory = Stage
+    open_service: ServiceFactory = ProbedService
     #: How long a figure may take to become what it should be: a metric is a second old, a closing server takes 5 s.
     settle_s: float = 20.0
     #: Knows what was started, so that an interrupt can end it.
@@ -90,14 +119,14 @@ class Context:
         """The user's configuration, to be scaled."""
         return ProbeConfig.of(self.facts, self.profile)
 
-    def stage(self, config: ProbeConfig) -> Stage:
-        """A service with this configuration; the simulated model forgets what was before."""
+    def service(self, config: ProbeConfig) -> ProbedService:
+        """A service with this configuration, not started yet; the simulated model forgets what was before."""
         self.scaled.extend(entry for entry in config.scaled if entry not in self.scaled)
         self.say("starting the service")
         self.simulator.reset()
-        stage = self.open_stage(config, self.simulator)
-        self.running.add(stage)
-        return stage
+        service = self.open_service(config, self.simulator)
+        self.running.add(service)
+        return service
 
     def warn(self, expected: str, observed: object, remedy: Remedy | None = None) -> None:
         """Records an observation that is worth a person's attention and fails nothing."""
@@ -135,15 +164,13 @@ def directive(question: str, /, **behaviour: Any) -> str:
     return f"{question}\n@sim {json.dumps(behaviour)}"
 
 
-# Turns that are held open at the simulated model, so that sessions are busy for as long as a probe needs.
-
 GATE = "gate"
 #: How long a turn may take to reach the model or be refused: a guard, as sessions open slowly on a loaded machine.
 DECIDED_S_MAX = 60.0
 
 
-class Holding:
-    """Starts turns and keeps those that reach the model there."""
+class HeldTurns:
+    """Turns that are held open at the simulated model, so that sessions are busy for as long as a probe needs."""
 
     def __init__(self, simulator: Simulator, client: ServiceClient, profile: str) -> None:
         self._simulator = simulator

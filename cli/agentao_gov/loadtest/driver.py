@@ -5,12 +5,9 @@ Neither locust nor gevent is imported here: they patch the whole process, and ag
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +17,10 @@ from agentao_gov.errors import ConfigError, InternalError, UsageError
 from agentao_gov.loadtest.plan import LoadPlan, Phase
 from agentao_gov.loadtest.record import PhaseRecord, SampleFile
 from agentao_gov.resources import shipped
+from agentao_gov.testrig.guarded import Guarded
+from agentao_gov.testrig.service import free_port
 
-__all__ = ["GeneratorDied", "LoadDriver", "check_port", "free_port", "run_worker", "split_address"]
+__all__ = ["GeneratorDied", "LoadDriver", "check_port", "run_worker", "split_address"]
 
 
 # A worker of a master on another machine: Locust in a process of its own, nothing else.
@@ -38,21 +37,33 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def run_worker(master: str) -> int:
-    """Serves the master until it has finished; the worker's exit code. Plan and keys come from the master."""
+    """Serves the master until it has finished; the worker's exit code. Plan and keys come from the master.
+
+    Args:
+        master: its address, `HOST` or `HOST:PORT`. Raises UsageError.
+    """
     host, port = split_address(master)
     suite = shipped("loadtests")
-    command = [sys.executable, "-P", "-m", "locust", "-f", str(suite / "locustfile.py"), "--worker"]
-    command += ["--master-host", host, "--master-port", str(port)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
-    own = {"AGENTAO_GOV_LOADTEST": "worker", "AGENTAO_GOV_LOADTEST_PARENT": str(os.getpid())}
+    command = [*_locust(), "--worker", "--master-host", host, "--master-port", str(port)]
     # In our own folder: Locust puts the directory it runs in first on its module path, whatever -P says.
-    process = subprocess.Popen(command, env=env | own, stdin=subprocess.DEVNULL, cwd=suite)  # noqa: S603
+    worker = Guarded(command, cwd=suite, env=_environment(AGENTAO_GOV_LOADTEST="worker"), output=None)
     try:
-        return process.wait()
+        return worker.process.wait()
     except (KeyboardInterrupt, SystemExit):
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        worker.process.terminate()
+        worker.wait(_STOP_S)
         raise
+    finally:
+        worker.end()
+
+
+def _locust() -> list[str]:
+    return [sys.executable, "-P", "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py")]
+
+
+def _environment(**own: str) -> dict[str, str]:
+    """Locust reads LOCUST_* from the environment: the caller's must not change this run."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")} | own
 
 
 #: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.
@@ -92,15 +103,10 @@ class LoadDriver:
         self._web_port = web_port
         self._bind = bind
         self._local_workers = local_workers
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Guarded] = []
         self.file = SampleFile(self._folder / "samples.jsonl")
         #: Wall times of each phase's second 0 and of its end.
         self._spans: dict[int, tuple[float, float]] = {}
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The generator's processes."""
-        return tuple(process.pid for process in self._processes)
 
     def start(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Starts the processes and waits until every worker is there. Raises GeneratorDied."""
@@ -168,21 +174,18 @@ class LoadDriver:
         with (self._folder / "phases.jsonl").open("a") as file:
             file.write('{"end": true}\n')
         deadline = time.monotonic() + _STOP_S
-        while time.monotonic() < deadline and any(process.poll() is None for process in self._processes):
+        while time.monotonic() < deadline and any(each.process.poll() is None for each in self._processes):
             time.sleep(0.05)
         self.file.poll()
 
     def close(self) -> None:
         """Ends every process, by force where it does not listen."""
-        for process in self._processes:
-            self._signal(process, signal.SIGTERM)
+        for each in self._processes:
+            each.process.terminate()
         deadline = time.monotonic() + _STOP_S
-        for process in self._processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self._signal(process, signal.SIGKILL)
-                process.wait()
+        for each in self._processes:
+            each.wait(max(0.1, deadline - time.monotonic()))
+            each.end()
         self.file.poll()
 
     def last_words(self) -> str:
@@ -216,49 +219,33 @@ class LoadDriver:
     def _check_alive(self) -> None:
         for remark in self.file.remarks_of("failed"):
             raise GeneratorDied(str(remark.get("reason")))
-        for process in self._processes:
-            code = process.poll()
+        for each in self._processes:
+            code = each.process.poll()
             if code is not None and not self.file.remarks_of("finished"):
                 raise GeneratorDied(f"A process ended with {code}. {self.last_words()}")
 
     def _spawn(self, *options: str) -> None:
-        command = [sys.executable, "-P", "-m", "locust", "-f", str(shipped("loadtests") / "locustfile.py")]
-        command += ["--host", self._plan.target, "-u", str(self._plan.workers), "-r", str(self._plan.workers)]
+        command = [
+            *_locust(),
+            "--host",
+            self._plan.target,
+            "-u",
+            str(self._plan.workers),
+            "-r",
+            str(self._plan.workers),
+        ]
         if "--worker" not in options:
             command += ["--exit-code-on-error", "0", *self._view()]
+        own = {"AGENTAO_GOV_LOADTEST": str(self._folder), "AGENTAO_GOV_LOADTEST_KEYS": json.dumps(self._keys)}
         with (self._folder / "generator.log").open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603  our own interpreter and suite
-                [*command, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                # Locust puts the directory it runs in first on its module path, whatever -P says.
-                cwd=self._folder,
-                # A Ctrl-C at the terminal is for the command, which ends the generator in order.
-                start_new_session=True,
-            )
-        self._processes.append(process)
+            # Locust puts the directory it runs in first on its module path, whatever -P says.
+            generator = Guarded([*command, *options], cwd=self._folder, env=_environment(**own), output=log)
+        self._processes.append(generator)
 
     def _view(self) -> list[str]:
         if self._web_port is None:
             return ["--headless", "--only-summary"]
         return ["--autostart", "--web-host", "127.0.0.1", "--web-port", str(self._web_port)]
-
-    def _environment(self) -> dict[str, str]:
-        own = {
-            "AGENTAO_GOV_LOADTEST": str(self._folder),
-            "AGENTAO_GOV_LOADTEST_KEYS": json.dumps(self._keys),
-            "AGENTAO_GOV_LOADTEST_PARENT": str(os.getpid()),
-        }
-        # Locust reads LOCUST_* from the environment: the caller's must not change this run.
-        return {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")} | own
-
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], signum: int) -> None:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signum)
 
 
 def check_port(flag: str, port: int) -> None:
@@ -269,10 +256,3 @@ def check_port(flag: str, port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigError(f"{flag} {port} cannot be had: {error.strerror}.", hint="Name another port.") from None
-
-
-def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -251,7 +251,7 @@ class Execution:
         if self.stop():
             return True
         # A foreign service is asked once, at the end: asking ten times a second would be load of its own.
-        if self.service_died is None and self.target.process is not None:
+        if self.service_died is None and self.target.service is not None:
             self.service_died = self.target.death()
         return self.service_died is not None
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -51,7 +51,7 @@ from agentao_gov.loadtest.target import (
 )
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
-from agentao_gov.testrig.guarded import Keeper
+from agentao_gov.testrig.guarded import Guarded, private_folder
 
 __all__ = ["DryRun", "LoadTest", "schedule_of"]
 
@@ -124,7 +124,7 @@ _SETTLE_S_MIN, _SETTLE_S_MAX = 3.0, 12.0
 _SETTLED_ROWS = 6
 #: Sessions that live no longer are waited for, to see that they go.
 _TTL_S_MAX = 30.0
-_CHECKLIST_S_MAX = 300.0
+_CHECKLIST_S_MAX, _CHECKLIST_STOP_S_MAX = 300.0, 30.0
 #: The plan's target while nothing has been started.
 _NOWHERE = "http://127.0.0.1"
 
@@ -230,27 +230,8 @@ class LoadTest:
         findings = Findings(started_at=time.time())
         if self.options.web_port is not None:
             check_port("--web-port", self.options.web_port)
-        folder = Path(tempfile.mkdtemp(prefix="agentao-gov-loadtest-"))
-        keeper = Keeper(folder)
-        execution: Execution | None = None
-        plan: LoadPlan | None = None
-        target: Target | None = None
-        try:
-            if self.options.target is not None:
-                # The checklist would say so, too, in more words.
-                target = self._target(folder, keeper)
-            self._checklist(findings, keeper)
-            if not self.stop():
-                target = target or self._target(folder, keeper)
-                findings.differences = (*self.adjusted, *target.differences)
-                plan = self._plan(target.url)
-                execution = self._execute(plan, target, folder, findings)
-        finally:
-            if target is not None:
-                findings.orphans = target.close()
-            self._keep_samples(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            keeper.close()
+        with private_folder("agentao-gov-loadtest-") as folder:
+            plan, execution = self._run_in(folder, findings)
         findings.signal = self.stop.signal
         report = assemble(self.options, plan, self.thresholds, execution, findings)
         if self.options.baseline is not None and findings.signal is None:
@@ -264,14 +245,32 @@ class LoadTest:
             report = assemble(self.options, plan, self.thresholds, execution, findings)
         return report
 
-    # -- steps -----------------------------------------------------------------------------------------------------
+    def _run_in(self, folder: Path, findings: Findings) -> tuple[LoadPlan | None, Execution | None]:
+        execution: Execution | None = None
+        plan: LoadPlan | None = None
+        target: Target | None = None
+        try:
+            if self.options.target is not None:
+                # The checklist would say so, too, in more words.
+                target = self._target(folder)
+            self._checklist(findings)
+            if not self.stop():
+                target = target or self._target(folder)
+                findings.differences = (*self.adjusted, *target.differences)
+                plan = self._plan(target.url)
+                execution = self._execute(plan, target, folder, findings)
+        finally:
+            if target is not None:
+                findings.orphans = target.close()
+            self._keep_samples(folder)
+        return plan, execution
 
-    def _checklist(self, findings: Findings, keeper: Keeper) -> None:
+    def _checklist(self, findings: Findings) -> None:
         if not self.options.checklist:
             findings.checklist = {"status": "skipped", "reason": "--no-checklist"}
             return
         self.view.note("checklist first")
-        code, report = run_checklist(self.options, self.stop, keeper)
+        code, report = run_checklist(self.options, self.stop)
         findings.checklist = report
         findings.checklist_failed = code == 1
         if code not in (0, 1) and not self.stop():
@@ -282,7 +281,7 @@ class LoadTest:
                 raise ConfigError(f"The checklist cannot be run: {reason}", hint=hint)
             raise InternalError(f"The checklist ended with {code}: {reason}", hint=hint)
 
-    def _target(self, folder: Path, keeper: Keeper) -> Target:
+    def _target(self, folder: Path) -> Target:
         options = self.options
         if options.target is not None:
             return existing_target(options.target, api_key=api_key(options), tenant=options.tenant or "default")
@@ -293,12 +292,11 @@ class LoadTest:
         room = None if options.keep_budgets else max(10_000_000, _BUDGET_ROOM * tokens)
         return own_target(
             self.deployment,
-            folder,
+            folder / "service",
             model_flags=options.model_flags,
             seed=options.seed,
             budget_room=room,
             tenants=() if options.tenant is None else (options.tenant,),
-            started=keeper.watch,
         )
 
     def _plan(self, url: str) -> LoadPlan:
@@ -399,30 +397,34 @@ class LoadTest:
             shutil.copyfile(raw, self.options.report_dir / "samples.jsonl")
 
 
-def run_checklist(options: Options, stop: Stop, keeper: Keeper) -> tuple[int, dict[str, Any]]:
-    """Runs `agentao-gov checklist` as a process of its own; its exit code and report."""
+def run_checklist(options: Options, stop: Stop) -> tuple[int, dict[str, Any]]:
+    """Runs `agentao-gov checklist` as a process of its own; its exit code and report.
+
+    Args:
+        options: the configuration or target to walk.
+        stop: ends it early.
+    """
     command = [sys.executable, "-P", "-m", "agentao_gov.main", "checklist", "--format", "json"]
     if options.config is not None:
         command += ["--config", str(options.config)]
     if options.target is not None:
         command += ["--target", options.target, *(["--i-own-this-target"] if options.owned else [])]
         command += ["--api-key-env", options.api_key_env] if options.api_key_env else []
-    process = subprocess.Popen(  # noqa: S603  our own interpreter and command
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    keeper.watch(process.pid)
-    deadline = time.monotonic() + _CHECKLIST_S_MAX
-    while True:
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as printed:
+        checklist = Guarded(command, cwd=Path.cwd(), env=os.environ, output=said, stdout=printed)
         try:
-            out, err = process.communicate(timeout=0.2)
-            break
-        except subprocess.TimeoutExpired:
-            if stop() or time.monotonic() > deadline:
-                process.terminate()
-                out, err = process.communicate()
-                break
-    try:
-        report = json.loads(out)
-    except ValueError:
-        report = {"status": "error", "reason": err.decode(errors="replace").strip()[-500:]}
-    return process.returncode, report if isinstance(report, dict) else {"status": "error"}
+            deadline = time.monotonic() + _CHECKLIST_S_MAX
+            while checklist.wait(0.2) is None:
+                if stop() or time.monotonic() > deadline:
+                    checklist.process.terminate()
+                    checklist.wait(_CHECKLIST_STOP_S_MAX)
+                    break
+        finally:
+            checklist.end()
+        printed.seek(0)
+        said.seek(0)
+        try:
+            report = json.load(printed)
+        except ValueError:
+            report = {"status": "error", "reason": said.read().decode(errors="replace").strip()[-500:]}
+    return checklist.process.returncode, report if isinstance(report, dict) else {"status": "error"}

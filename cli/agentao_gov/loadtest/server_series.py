@@ -6,7 +6,6 @@ of the run, not of this module.
 
 from __future__ import annotations
 
-import http.client
 import statistics
 import threading
 import time
@@ -16,10 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 
 from agentao_gov.process import procfs
-from agentao_gov.testrig.client import asked
+from agentao_gov.testrig.client import Metrics, ServiceClient
 
 __all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
 
@@ -125,11 +123,11 @@ class ServerSeries:
     """Samples in a thread of its own between `start` and `stop`. `rows` may be read at any time."""
 
     def __init__(self, url: str, pid: int | None, *, model_pid: int | None = None, period_s: float = _PERIOD_S) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1") + "/metrics"
+        self._client = ServiceClient(url)
         self._root = _process(pid)
         self._model = _process(model_pid)
         self._main: psutil.Process | None = None
-        self._port = _port_of(url)
+        self._port = urlsplit(url).port
         self._period_s = period_s
         self._stop = threading.Event()
         self._threads = [
@@ -178,7 +176,7 @@ class ServerSeries:
     def _follow(self) -> None:
         while True:
             begun = time.monotonic()
-            values = _read_metrics(self._url)
+            values = _values(self._client.metrics(timeout_s=_METRICS_TIMEOUT_S))
             if values:
                 self._metrics = (begun, values)
             if self._stop.wait(max(0.05, self._period_s - (time.monotonic() - begun))):
@@ -271,36 +269,24 @@ def peaks_of(rows: Iterable[ServerRow]) -> dict[str, Any]:
     return peaks
 
 
-def _read_metrics(url: str) -> dict[str, Any]:
-    try:
-        with asked(url, urlsplit(url).path, timeout_s=_METRICS_TIMEOUT_S) as answer:
-            return _values(answer.read().decode()) if answer.status == 200 else {}
-    except (OSError, http.client.HTTPException, ValueError):
+def _values(metrics: Metrics) -> dict[str, Any]:
+    """A row's part of a scrape; empty for an empty one."""
+    if not metrics.samples:
         return {}
+    ratios = [value for _, value in metrics.labelled(f"{_PREFIX}budget_used_ratio")]
+    numbers = {"queue": "queue_length", "threads_abandoned": "threads_abandoned"}
+    seen = {name: metrics.get(_PREFIX + metric) for name, metric in numbers.items()}
+    return {
+        "sessions": _by_label(metrics, "sessions", "state"),
+        "children_by_kind": _by_label(metrics, "child_processes", "kind"),
+        **{name: int(value) for name, value in seen.items() if value is not None},
+        "budget_used_ratio_max": max(ratios, default=None),
+        "turns_total": int(metrics.get(f"{_PREFIX}turns_total") or 0),
+    }
 
 
-def _values(text: str) -> dict[str, Any]:
-    out: dict[str, Any] = {"sessions": {}, "children_by_kind": {}}
-    ratios: list[float] = []
-    turns = 0.0
-    for family in text_string_to_metric_families(text):
-        name = family.name.removeprefix(_PREFIX)
-        for sample in family.samples:
-            if name == "sessions":
-                out["sessions"][sample.labels.get("state", "")] = int(sample.value)
-            elif name == "child_processes":
-                out["children_by_kind"][sample.labels.get("kind", "")] = int(sample.value)
-            elif name == "queue_length":
-                out["queue"] = int(sample.value)
-            elif name == "threads_abandoned":
-                out["threads_abandoned"] = int(sample.value)
-            elif name == "budget_used_ratio":
-                ratios.append(sample.value)
-            elif name == "turns" and sample.name.endswith("_total"):
-                turns += sample.value
-    out["budget_used_ratio_max"] = max(ratios, default=None)
-    out["turns_total"] = int(turns)
-    return out
+def _by_label(metrics: Metrics, name: str, label: str) -> dict[str, int]:
+    return {labels.get(label, ""): int(value) for labels, value in metrics.labelled(_PREFIX + name)}
 
 
 def _quietly(read: Callable[[], Any], fallback: Any) -> Any:
@@ -330,7 +316,3 @@ def _pss(pid: int) -> int | None:
     except (OSError, ValueError):
         pass
     return None
-
-
-def _port_of(url: str) -> int | None:
-    return urlsplit(url).port

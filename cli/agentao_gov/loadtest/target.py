@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
-import json
-import os
 import secrets
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-import tomli_w
 
 from agentao_gov.config import ResolvedDeployment, is_loopback
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.errors import ConfigError, InternalError, UsageError
-from agentao_gov.loadtest.driver import free_port
 from agentao_gov.loadtest.server_series import listening_process, tree_of
 from agentao_gov.simulator import Simulator, start_simulator
-from agentao_gov.testrig.client import asked
+from agentao_gov.testrig.client import ServiceClient
+from agentao_gov.testrig.service import PrivateService, ServiceStartError
 
 __all__ = [
     "Limits",
@@ -48,12 +40,12 @@ __all__ = [
     "promised_by",
 ]
 
-
-_READY_S_MAX = 60.0
-_STOP_S = 30.0
 #: Overrides from the environment that this run replaces; those of profiles stay.
-_REPLACED = ("AGENTAO_GOV__SERVER__", "AGENTAO_GOV__STATE__", "AGENTAO_GOV__BUDGET__", "AGENTAO_GOV__TENANTS__")
-_MODEL_KEY = "AGENTAO_GOV_LOADTEST_MODEL_KEY"
+_REPLACED = (
+    "AGENTAO_GOV_STATE",
+    *(f"AGENTAO_GOV__{table}__" for table in ("SERVER", "STATE", "BUDGET", "TENANTS")),
+)
+_ANSWER_S_MAX = 5.0
 
 
 @dataclass(slots=True)
@@ -65,55 +57,35 @@ class Target:
     keys: dict[str, str]
     tenants: tuple[str, ...]
     simulator: Simulator | None = None
-    process: subprocess.Popen[bytes] | None = None
+    service: PrivateService | None = None
     #: Differences from the user's configuration, for the report.
     differences: list[str] = field(default_factory=list)
-    log: Path | None = None
     #: Of a service on this machine that was not started here.
     found_pid: int | None = None
 
     @property
     def pid(self) -> int | None:
         """The service's process; None where it is on another machine, or may not be looked at."""
-        return self.process.pid if self.process is not None else self.found_pid
+        return self.service.root_pid if self.service is not None else self.found_pid
 
     def death(self) -> str | None:
         """Why the service is gone; None while it is there."""
-        if self.process is not None:
-            code = self.process.poll()
-            return None if code is None else f"it ended with {code}{self._last_words()}"
+        if self.service is not None:
+            code = self.service.wait(0.0)
+            said = ": ".join(("", *(line[:300] for line in self.service.log_tail(1))))
+            return None if code is None else f"it ended with {code}{said}"
         return None if self.answers() else "nothing answers any more"
 
-    def answers(self, path: str = "/healthz") -> bool:
+    def answers(self) -> bool:
         """Whether anything speaks HTTP there."""
-        return _status(self.url, path) is not None
+        return ServiceClient(self.url).request("GET", "/healthz", timeout_s=_ANSWER_S_MAX).status != 0
 
     def close(self) -> int | None:
         """Ends the service, then its model; how many of the service's processes outlived it. May be called again."""
-        family: list[psutil.Process] = []
-        if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                family = psutil.Process(self.process.pid).children(recursive=True)
-            for signum, wait_s in ((signal.SIGTERM, _STOP_S), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-                with contextlib.suppress(ProcessLookupError):
-                    self.process.send_signal(signum)
-                try:
-                    self.process.wait(wait_s)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
+        left = None if self.service is None else self.service.stop()
         if self.simulator is not None:
             self.simulator.close()
-        if self.process is None:
-            return None
-        _, alive = psutil.wait_procs(family, timeout=1.0)
-        return sum(process.status() != psutil.STATUS_ZOMBIE for process in alive if process.is_running())
-
-    def _last_words(self) -> str:
-        if self.log is None or not self.log.exists():
-            return ""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return f": {lines[-1][:300]}" if lines else ""
+        return left
 
 
 def check_ownership(url: str, *, owned: bool) -> None:
@@ -157,82 +129,48 @@ def own_target(
     budget_room: int | None,
     simulator_script: Any = None,
     tenants: tuple[str, ...] = (),
-    started: Callable[[int], None] = lambda _pid: None,
 ) -> Target:
     """Starts `serve` with the user's deployment on a free port, and a simulated model unless `model_flags` name one.
 
     Args:
-        folder: private directory for the derived configuration, state and log.
+        resolved: the user's deployment.
+        folder: for the derived configuration, state and log.
+        model_flags: options of `serve` that name the model, with their values.
+        seed: of the simulated model.
         budget_room: daily budgets below so many tokens are raised to it; None keeps them.
+        simulator_script: what the simulated model does where a prompt says nothing else.
         tenants: take only these tenants of the deployment.
-        started: told the service's pid as soon as there is one.
+
+    Raises ConfigError where the service does not start, InternalError where it is not ready in time.
     """
     target = Target("", {}, ())
     try:
         flags = dict(model_flags)
         if not flags:
             target.simulator = start_simulator(simulator_script, seed=seed)
-            flags = {"--model": "simulated-load", "--base-url": target.simulator.base_url, "--api-key-env": _MODEL_KEY}
+            flags = {"--model": "simulated-load", "--base-url": target.simulator.base_url}
             target.differences.append("model: the simulator")
-        config = _derived(resolved, target, folder, budget_room, tenants)
-        path = folder / "agentao-gov.toml"
-        path.write_text(tomli_w.dumps(config))
-        port = free_port()
-        target.url = f"http://127.0.0.1:{port}"
-        target.log = folder / "serve.log"
-        _start_serve(target, path, port, flags, folder, started)
+        config = _derived(resolved, target, budget_room, tenants)
+        words = [part for pair in flags.items() for part in pair]
+        target.service = PrivateService(folder, config, keys=target.keys, flags=words, replaced=_REPLACED)
+        target.url = target.service.url
+        target.service.start()
+    except ServiceStartError as error:
+        target.close()
+        if error.ended:
+            raise ConfigError(error.message, hint="`agentao-gov serve` shows the same error.") from None
+        raise InternalError(error.message) from None
     except BaseException:
         target.close()
         raise
     return target
 
 
-def _start_serve(
-    target: Target,
-    config: Path,
-    port: int,
-    flags: Mapping[str, str],
-    folder: Path,
-    started: Callable[[int], None],
-) -> None:
-    command = [sys.executable, "-P", "-m", "agentao_gov.main", "serve"]
-    command += ["--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    command += [part for pair in flags.items() for part in pair]
-    assert target.log is not None
-    with target.log.open("ab") as log:
-        target.process = subprocess.Popen(  # noqa: S603  our own interpreter and command
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_environment(folder),
-            start_new_session=True,
-        )
-    started(target.process.pid)
-    deadline = time.monotonic() + _READY_S_MAX
-    while _status(target.url, "/readyz") != 200:
-        if target.process.poll() is not None:
-            words = target.log.read_text(errors="replace").strip()[-800:]
-            raise ConfigError(f"The service did not start: {words}", hint="`agentao-gov serve` shows the same error.")
-        if time.monotonic() > deadline:
-            raise InternalError(f"The service was not ready within {_READY_S_MAX:g} s; its log is {target.log}.")
-        time.sleep(0.05)
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_REPLACED)}
-    # tiktoken would leave a copy of its table in the temporary directory.
-    ours = {"AGENTAO_GOV_STATE": str(folder / "state"), _MODEL_KEY: "simulated", "TIKTOKEN_CACHE_DIR": ""}
-    return kept | ours
-
-
 def _derived(
-    resolved: ResolvedDeployment, target: Target, folder: Path, budget_room: int | None, only: tuple[str, ...]
+    resolved: ResolvedDeployment, target: Target, budget_room: int | None, only: tuple[str, ...]
 ) -> dict[str, Any]:
     """The user's deployment with the differences a test needs, each noted on the target."""
     config: dict[str, Any] = resolved.deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
-    config["server"] |= {"host": "127.0.0.1", "port": 0}
-    config["state"] = {"dir": str(folder / "state")}
     config["profiles"] = {"dir": str(resolved.profiles_dir.absolute())}
     budget = config["budget"]
     if budget.get("store") != "memory":
@@ -267,15 +205,6 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         table[key] = room
     if low:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
-
-
-def _status(url: str, path: str) -> int | None:
-    """The status of a GET, None where nothing answers HTTP."""
-    try:
-        with asked(url, path) as answer:
-            return answer.status
-    except (OSError, http.client.HTTPException):
-        return None
 
 
 # What the service may use at most: its process's own limits, its control groups', its configuration's.
@@ -313,19 +242,12 @@ def promised(deployment: Deployment) -> dict[str, int | None]:
 
 def promised_by(url: str, key: str | None) -> dict[str, int | None]:
     """What a running service says of its limits (`GET /v1/status`); empty where it says nothing."""
-    try:
-        path = urlsplit(url).path.rstrip("/").removesuffix("/v1") + "/v1/status"
-        with asked(url, path, key) as answer:
-            status = json.load(answer)
-        pool, plan = status["pool"], status.get("capacity") or {}
-        said = {
-            "max_sessions": pool["max_sessions"],
-            "max_busy": pool["max_busy"],
-            "memory_bytes": plan.get("memory_bytes"),
-        }
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError):
-        # Another kind of service, or one too busy; what it does not say is not known.
-        return {}
+    status = ServiceClient(url, key).status(timeout_s=_ANSWER_S_MAX)
+    pool, plan = status.get("pool"), status.get("capacity")
+    said = {
+        **({name: pool.get(name) for name in ("max_sessions", "max_busy")} if isinstance(pool, dict) else {}),
+        **({"memory_bytes": plan.get("memory_bytes")} if isinstance(plan, dict) else {}),
+    }
     return {name: value for name, value in said.items() if isinstance(value, int)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 __all__ = ["ChildEndedError", "LocalProcess", "spawn"]
 
@@ -46,6 +47,21 @@ class LocalProcess:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
+
+    def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float) -> tuple[int, Any]:
+        """Status and JSON of one answer. Raises OSError, HTTPException, ValueError.
+
+        Args:
+            body: sent as JSON; None sends nothing.
+            timeout_s: for connecting and for each read.
+        """
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
 
     def close(self) -> None:
         """Ends the process and waits for its end. May be called again."""

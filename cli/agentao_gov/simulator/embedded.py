@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import importlib.util
-import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,16 +58,12 @@ class EmbeddedModel(LocalProcess):
 
     def progress(self) -> EmbeddedProgress:
         """What it is doing, for a progress line: a long prompt is read in pieces. Never raises."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
         try:
-            connection.request("GET", "/slots")
-            slot = json.loads(connection.getresponse().read())[0]
+            slot = self.ask("GET", "/slots", timeout_s=2.0)[1][0]
             written = int(slot["next_token"][0]["n_decoded"])
             read = int(slot["n_prompt_tokens_processed"])
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return EmbeddedProgress("idle" if self.alive else "ended")
-        finally:
-            connection.close()
         if not slot.get("is_processing"):
             return EmbeddedProgress("idle")
         return EmbeddedProgress("answering" if written else "reading", read, written)

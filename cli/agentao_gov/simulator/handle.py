@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class Simulator(LocalProcess):
         `idle` waits until nothing is in flight. Raises TimeoutError with the counts there were.
         """
         query = urlencode({"timeout": timeout_s, "idle": int(idle), **at_least})
-        status, body = self._send("GET", f"/sim/wait?{query}", None, timeout_s + 5.0)
+        status, body = self.ask("GET", f"/sim/wait?{query}", timeout_s=timeout_s + 5.0)
         truth = Truth.model_validate(body)
         if status != 200:
             wanted = ", ".join(f"{name} >= {least}" for name, least in at_least.items()) or "idle"
@@ -51,19 +50,10 @@ class Simulator(LocalProcess):
         return truth
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        status, answer = self._send(method, path, body, 10.0)
+        status, answer = self.ask(method, path, body, timeout_s=10.0)
         if status != 200:
             raise InternalError(f"The simulator answered {status} to {method} {path}: {answer}")
         return answer
-
-    def _send(self, method: str, path: str, body: Any, timeout_s: float) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
 
 
 def start_simulator(script: ScriptSource = None, *, seed: int | None = None, port: int = 0) -> Simulator:

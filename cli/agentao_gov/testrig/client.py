@@ -1,13 +1,16 @@
-"""The probes' view of a service: its HTTP contract and nothing else, so that a foreign service can be walked too."""
+"""The program's own HTTP client: blocking, one connection a request, and a service's contract on top of it.
+
+It knows the contract alone, so that a foreign service can be asked too. No proxy of the environment is asked and no
+redirect is followed: a key is for the host it was given for.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, ParamSpec
@@ -15,9 +18,11 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "asked", "in_background"]
+__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "exchange", "in_background"]
 
 _P = ParamSpec("_P")
+#: A service's longest document is far smaller; whoever listens elsewhere may never end his answer.
+BODY_BYTES_MAX = 64 * 2**20
 
 #: The ways into a service. A limit that holds at one of them only is none.
 Door = Literal["turns", "turns stream", "chat", "chat stream"]
@@ -53,6 +58,17 @@ class Answer:
         return inner if isinstance(inner, dict) else self.body
 
     @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The objects of a list, as OpenAI's interface has them under `data`."""
+        rows = self.body.get("data") if isinstance(self.body, dict) else None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    @property
+    def is_html(self) -> bool:
+        """Whether it is a page for people: then this is another kind of service."""
+        return "html" in self.headers.get("content-type", "").lower()
+
+    @property
     def answered(self) -> bool:
         """Whether the turn has an answer."""
         return self.status == 200 and bool(self.report.get("answer"))
@@ -73,32 +89,70 @@ class Answer:
 
 
 class Metrics:
-    """One scrape."""
+    """One scrape of `/metrics`. Raises ValueError for a text that is none."""
 
     def __init__(self, text: str) -> None:
         self.samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        self.names: set[str] = set()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                self.names.add(sample.name)
                 self.samples[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
 
     def get(self, name: str, **labels: str) -> float | None:
-        """The sum over samples that carry these labels; None when there is none."""
-        wanted = set(labels.items())
-        found = [value for (n, have), value in self.samples.items() if n == name and wanted <= set(have)]
+        """The sum over the samples of this name that carry these labels; None when there is none."""
+        wanted = labels.items()
+        found = [value for have, value in self.labelled(name) if wanted <= have.items()]
         return sum(found) if found else None
+
+    def labelled(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
+        """Every sample of this name, as its labels and its value."""
+        return ((dict(labels), value) for (known, labels), value in self.samples.items() if known == name)
+
+
+def exchange(
+    url: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 30.0,
+) -> Answer:
+    """Sends one request and reads the whole answer. Never raises: a connection that fails is an observation too.
+
+    Args:
+        url: scheme, host, port and what `path` is appended to.
+        body: sent as JSON; None sends nothing.
+        key: sent as a bearer token.
+        timeout_s: for connecting and for each read.
+    """
+    sent = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
+    began = time.monotonic()
+    try:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
+        try:
+            text = None if body is None else json.dumps(body)
+            connection.request(method, parts.path.rstrip("/") + path, text, sent)
+            response = connection.getresponse()
+            raw = response.read(BODY_BYTES_MAX)
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Answer(0, elapsed_s=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
+    known = {name.lower(): value for name, value in response.getheaders()}
+    streamed = known.get("content-type", "").startswith("text/event-stream")
+    found = _last_event(raw) if streamed else _parse(raw)
+    return Answer(response.status, known, found, time.monotonic() - began)
 
 
 class ServiceClient:
-    """One tenant's access. Thread-safe: each request has its own connection."""
+    """One tenant's access to a service at `base_url`, with or without its `/v1`. Thread-safe."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        parts = urlsplit(base_url)
         self.base_url = base_url.rstrip("/")
-        self._secure = parts.scheme == "https"
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
+        self._root = self.base_url.removesuffix("/v1")
         self._api_key = api_key
 
     def request(
@@ -108,27 +162,10 @@ class ServiceClient:
         body: Any = None,
         *,
         timeout_s: float = 30.0,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Sends one request; never raises, as a connection that fails is an observation too."""
-        sent = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=timeout_s)
-        began = time.monotonic()
-        try:
-            connection.request(
-                method, self._prefix + path, None if body is None else json.dumps(body), {**sent, **(headers or {})}
-            )
-            response = connection.getresponse()
-            raw = response.read()
-            known = {name.lower(): value for name, value in response.getheaders()}
-            streamed = known.get("content-type", "").startswith("text/event-stream")
-            body_read = _last_event(raw) if streamed else _parse(raw)
-            return Answer(response.status, known, body_read, time.monotonic() - began)
-        except (OSError, http.client.HTTPException) as error:
-            return Answer(0, elapsed_s=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
-        finally:
-            connection.close()
+        """Sends one request to a path from the service's root, as `exchange` does."""
+        return exchange(self._root, method, path, body, key=self._api_key, headers=headers, timeout_s=timeout_s)
 
     def turn(
         self,
@@ -140,7 +177,16 @@ class ServiceClient:
         timeout_s: float = 60.0,
         door: Door = "turns",
     ) -> Answer:
-        """One turn of a session. A streamed answer is read to its end; its last event is the body."""
+        """One turn of a session. A streamed answer is read to its end; its last event is the body.
+
+        Args:
+            session: the session's id.
+            message: what is asked.
+            profile: what the turn is run under.
+            user: whose turn it is.
+            timeout_s: for connecting and for each read.
+            door: the endpoint, and whether the answer is streamed.
+        """
         if door.startswith("turns"):
             path, headers = f"/v1/sessions/{session}/turns", {}
             body: dict[str, Any] = {"message": message, "profile": profile, "user": user}
@@ -158,18 +204,16 @@ class ServiceClient:
 
     def sessions(self) -> dict[str, dict[str, Any]]:
         """The tenant's sessions by id."""
-        answer = self.request("GET", "/v1/sessions")
-        rows = answer.body.get("data", []) if isinstance(answer.body, dict) else []
-        return {str(row.get("id")): row for row in rows if isinstance(row, dict)}
+        return {str(row.get("id")): row for row in self.request("GET", "/v1/sessions").rows}
 
-    def status(self) -> dict[str, Any]:
+    def status(self, *, timeout_s: float = 30.0) -> dict[str, Any]:
         """The status document; empty when it cannot be had."""
-        answer = self.request("GET", "/v1/status")
+        answer = self.request("GET", "/v1/status", timeout_s=timeout_s)
         return answer.body if answer.status == 200 and isinstance(answer.body, dict) else {}
 
-    def metrics(self) -> Metrics:
+    def metrics(self, *, timeout_s: float = 30.0) -> Metrics:
         """A scrape; empty when it cannot be had."""
-        answer = self.request("GET", "/metrics")
+        answer = self.request("GET", "/metrics", timeout_s=timeout_s)
         text = answer.body if answer.status == 200 and isinstance(answer.body, str) else ""
         try:
             return Metrics(text)
@@ -209,24 +253,3 @@ def _last_event(raw: bytes) -> Any:
             if isinstance(event, dict) and event.keys() & {"agentao_gov", "error", "outcome"}:
                 last = event
     return last
-
-
-_ANSWER_S_MAX = 5.0
-
-
-@contextlib.contextmanager
-def asked(
-    url: str, path: str, key: str | None = None, *, timeout_s: float = _ANSWER_S_MAX
-) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a GET of `path` at the host of `url`, its body unread. Raises OSError, HTTPException, ValueError.
-
-    No proxy of the environment is asked and no redirect is followed: the key is for this host alone.
-    """
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        yield connection.getresponse()
-    finally:
-        connection.close()

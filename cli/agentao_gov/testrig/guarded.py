@@ -1,32 +1,44 @@
-"""Starts programs that must not survive the checklist, however it ends: each below a warden whose lifeline it holds."""
+"""Starts programs that end with this process, however it ends: each below a warden whose lifeline is held here.
+
+The lifeline is a pipe whose write end only this process has: an exception, Ctrl-C and SIGKILL all close it, and then
+the warden kills everything below itself. Files go the same way: a private folder is removed by a small process that
+waits for the end of its standard input.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 import psutil
 
 from agentao_gov.process import warden
 
-__all__ = ["Guarded", "Keeper", "children_of", "tree_bytes"]
-
+__all__ = ["Guarded", "children_of", "private_folder", "tree_bytes"]
 
 #: From the lifeline's end to the last process's end; a warden kills within 50 ms on an idle machine.
 END_S_MAX = 5.0
+#: Removes a directory until it stays away: what is being killed meanwhile may write once more.
+_REMOVER = """
+import os, shutil, sys, time
+sys.stdin.read()
+for _ in range(50):
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    if not os.path.exists(sys.argv[1]):
+        break
+    time.sleep(0.1)
+"""
 
 
 def children_of(pid: int) -> list[psutil.Process]:
-    """Everything below a process; empty once it is gone."""
+    """Everything below a process, at any depth; empty once it is gone."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -34,7 +46,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 
 def tree_bytes(pid: int) -> int:
-    """Resident memory of a process and everything below it."""
+    """Resident memory in bytes of a process and everything below it. Raises psutil.Error where it is gone."""
     process = psutil.Process(pid)
     total = int(process.memory_info().rss)
     for child in process.children(recursive=True):
@@ -45,8 +57,29 @@ def tree_bytes(pid: int) -> int:
     return total
 
 
+@contextlib.contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """A directory of mode 700 that is gone after the block, and soon after this process where SIGKILL ends it.
+
+    Args:
+        prefix: of the directory's name, in the system's directory for temporary files. Raises OSError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    with subprocess.Popen(  # noqa: S603  our own interpreter and program
+        [sys.executable, "-I", "-S", "-c", _REMOVER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        yield folder
+
+
 class Guarded:
-    """One running program. `process` is its warden, which passes signals on and ends with its code."""
+    """One running program below a warden, which passes signals on and ends with the program's exit code.
+
+    Not thread-safe: `end` and `left_behind` belong to one thread at a time.
+    """
 
     def __init__(
         self,
@@ -54,40 +87,72 @@ class Guarded:
         *,
         cwd: Path,
         env: Mapping[str, str],
-        output: IO[bytes],
+        output: IO[bytes] | None,
         stdin: int = subprocess.DEVNULL,
         stdout: int | IO[bytes] | None = None,
     ) -> None:
-        """Standard error, and standard output unless given, go to `output`. Raises OSError."""
+        """Starts the program.
+
+        Args:
+            argv: the program and its arguments.
+            cwd: where it runs.
+            env: its whole environment.
+            output: takes its standard error, and its standard output unless `stdout` is given; None: this process's.
+            stdin: as `subprocess.Popen` takes it.
+            stdout: as `subprocess.Popen` takes it.
+
+        Raises OSError where it cannot be started.
+        """
         read_end, self._lifeline = os.pipe()
-        guard = [sys.executable, "-I", "-S", warden.PROGRAM, "--lifeline", str(read_end), "--grace-s", "0", "--"]
+        self._status, status_end = os.pipe()
+        guard = [sys.executable, "-I", "-S", warden.PROGRAM, "--lifeline", str(read_end), "--status", str(status_end)]
         try:
+            #: The warden.
             self.process = subprocess.Popen(  # noqa: S603 - the caller's own configuration
-                [*guard, *argv],
+                [*guard, "--grace-s", "0", "--", *argv],
                 cwd=cwd,
                 env=env,
                 stdin=stdin,
                 stdout=output if stdout is None else stdout,
                 stderr=output,
-                pass_fds=(read_end,),
-                # A Ctrl-C at the terminal is for the checklist, which then ends this in its own way.
+                pass_fds=(read_end, status_end),
+                # A Ctrl-C at the terminal is for this process, which then ends the program in its own way.
                 start_new_session=True,
             )
         except BaseException:
             os.close(self._lifeline)
+            os.close(self._status)
             raise
         finally:
             os.close(read_end)
+            os.close(status_end)
+        #: What the warden has said so far.
+        self._said = b""
+
+    @property
+    def pid(self) -> int:
+        """The program's own pid; the warden's where the program could not even be forked. Blocks until it is known."""
+        while b"\n" not in self._said and self._hear():
+            pass
+        word, _, number = self._said.partition(b"\n")[0].partition(b" ")
+        return int(number) if word == b"pid" else self.process.pid
+
+    @property
+    def left_behind(self) -> int:
+        """How many processes of the program outlived it and had to be killed. Blocks until the program has ended."""
+        while self._hear():
+            pass
+        return sum(int(line.split()[1]) for line in self._said.splitlines() if line.startswith(b"killed "))
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit code, or None when it still runs after so long."""
+        """The exit code, or None when it still runs after so many seconds."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def end(self) -> None:
-        """Ends it and everything below it, at once. May be called again; not from two threads at a time."""
+        """Ends it and everything below it, at once. May be called again."""
         lifeline, self._lifeline = self._lifeline, -1
         if lifeline >= 0:
             os.close(lifeline)
@@ -100,106 +165,16 @@ class Guarded:
                     child.send_signal(signal.SIGKILL)
             self.process.kill()
             self.process.wait()
+        while self._hear():
+            pass
 
-
-# Cleans up after a load test that was killed: ends what it had started and removes its files.
-#
-# A load test ends its processes itself, whatever its end. SIGKILL leaves it no chance, and the service it started lives
-# in a session of its own, so that a Ctrl-C at the terminal does not reach it. So a small process watches: it holds the
-# read end of a pipe whose write end only the load test has. End of file without the word before it means that the load
-# test is gone.
-#
-#     python -I -S keeper.py FOLDER      (a pid a line on standard input; "done" when nothing is left to do)
-
-# Run as a program this file must not need the package: nothing but the standard library is imported.
-
-
-#: A service walks its ladder before it ends; what is still there afterwards is killed.
-_STOP_S_MAX = 35.0
-_KILL_S_MAX = 5.0
-_POLL_S = 0.1
-
-
-class Keeper:
-    """The watching process, from the load test's side. Use as a context manager: leaving it means all is done."""
-
-    def __init__(self, folder: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603  our own interpreter and file
-            [sys.executable, "-I", "-S", __file__, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def watch(self, pid: int) -> None:
-        """This process has to end when the load test is gone."""
-        self._tell(str(pid))
-
-    def close(self) -> None:
-        """Nothing is left to do."""
-        self._tell("done")
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.wait()
-
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(f"{line}\n".encode())
-            self._process.stdin.flush()
-
-    def __enter__(self) -> Keeper:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _identity(pid: int) -> tuple[int, str]:
-    """A pid with its start: the kernel uses pids again. An empty start: it is gone, or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return pid, ""
-    return pid, "" if fields[0] in "ZX" else fields[19]
-
-
-def _living(watched: Iterable[tuple[int, str]]) -> list[int]:
-    return [pid for pid, start in watched if start and _identity(pid) == (pid, start)]
-
-
-def _end(watched: list[tuple[int, str]]) -> None:
-    """SIGTERM, time to end in order, then SIGKILL for the whole group."""
-    for signum, wait_s in ((signal.SIGTERM, _STOP_S_MAX), (signal.SIGKILL, _KILL_S_MAX)):
-        for pid in _living(watched):
-            with contextlib.suppress(OSError):
-                if signum == signal.SIGKILL:
-                    os.killpg(pid, signum)
-                else:
-                    os.kill(pid, signum)
-        deadline = time.monotonic() + wait_s
-        while _living(watched) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-
-
-def main(folder: Path) -> None:
-    """The program: reads until the end of standard input."""
-    watched: list[tuple[int, str]] = []
-    for line in sys.stdin:
-        if line.strip() == "done":
-            return
-        watched.append(_identity(int(line)))
-    _end(watched)
-    # The generator notices within a second that it is alone, and may still write.
-    deadline = time.monotonic() + _KILL_S_MAX
-    while folder.exists() and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(_POLL_S)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    def _hear(self) -> bool:
+        """Reads what the warden says next; False once it has said all."""
+        if self._status < 0:
+            return False
+        heard = os.read(self._status, 512)
+        self._said += heard
+        if not heard:
+            os.close(self._status)
+            self._status = -1
+        return bool(heard)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from agentao_gov.checklist.probe import Context, directive
+from agentao_gov.checklist.probe import Context, ProbedService, directive
+from agentao_gov.checklist.probe_config import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.testrig.client import Answer, in_background
 from agentao_gov.testrig.guarded import tree_bytes
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["Weights", "probe_alerts"]
 
@@ -68,21 +68,21 @@ def probe_alerts(context: Context, config: ProbeConfig, weights: Weights) -> Non
         # Forks share most of what they seem to weigh, and their stock comes and goes: only the least is sure.
         weights = Weights(weights.alone, min(weights.session, FORK_BYTES))
     _scale(config, planned, weights)
-    with context.stage(config) as stage:
-        alerts = _Alerts(context, stage)
+    with context.service(config) as service:
+        alerts = _Alerts(context, service)
         alerts.quiet()
-        _open(stage, [f"line-{n}" for n in range(SESSIONS)])
+        _open(service, [f"line-{n}" for n in range(SESSIONS)])
         lines = [name for name in ("sessions", "mcp_processes") if name in planned]
         alerts.fire(lines, f"at {SESSIONS} sessions with an MCP server each")
         if "memory" in planned:
             names = ["memory", "session_memory"] if _shares_memory(config, planned) else ["memory"]
-            _memory(context, stage, alerts, names, int(weights.full * LINE_FACTOR), clears=not forks)
-        for session in stage.client().sessions():
-            stage.client().delete(session)
+            _memory(context, service, alerts, names, int(weights.full * LINE_FACTOR), clears=not forks)
+        for session in service.client().sessions():
+            service.client().delete(session)
         alerts.clear([*lines, *(["memory"] if forks and "memory" in planned else [])], "without sessions")
-        _pool_too_small(context, stage, alerts)
-        _ledger(context, stage, alerts)
-        _abandoned(context, stage, alerts)
+        _pool_too_small(context, service, alerts)
+        _ledger(context, service, alerts)
+        _abandoned(context, service, alerts)
 
 
 def _scale(config: ProbeConfig, planned: Iterable[str], weights: Weights) -> None:
@@ -118,13 +118,13 @@ def _shares_memory(config: ProbeConfig, planned: Iterable[str]) -> bool:
 class _Alerts:
     """What `alert_active` says, and what that proves."""
 
-    def __init__(self, context: Context, stage: Stage) -> None:
+    def __init__(self, context: Context, service: ProbedService) -> None:
         self._context = context
-        self._stage = stage
+        self._service = service
 
     def read(self) -> dict[str, float]:
         """Every alert there is."""
-        samples = self._stage.client().metrics().samples
+        samples = self._service.client().metrics().samples
         found = ((dict(labels), value) for (name, labels), value in samples.items() if name.endswith("_alert_active"))
         return {labels["alert"]: value for labels, value in found if "alert" in labels}
 
@@ -160,40 +160,42 @@ class _Alerts:
         return False, value
 
 
-def _open(stage: Stage, sessions: Iterable[str], profile: str | None = None) -> list[Answer]:
+def _open(service: ProbedService, sessions: Iterable[str], profile: str | None = None) -> list[Answer]:
     """One turn each, all at once."""
-    client, name = stage.client(), profile or stage.config.profile_name
+    client, name = service.client(), profile or service.config.profile_name
     futures: list[Future[Answer]] = [
         in_background(client.turn, session, "Hello.", profile=name) for session in sessions
     ]
     return [future.result() for future in futures]
 
 
-def _memory(context: Context, stage: Stage, alerts: _Alerts, names: list[str], line: int, *, clears: bool) -> None:
+def _memory(
+    context: Context, service: ProbedService, alerts: _Alerts, names: list[str], line: int, *, clears: bool
+) -> None:
     """`line`: bytes at which the alert must fire. What is missing is taken from what the service weighs by now."""
-    held = max(HELD_BYTES_MIN, int(line * PAST_LINE) - tree_bytes(stage.pid))
+    held = max(HELD_BYTES_MIN, int(line * PAST_LINE) - tree_bytes(service.pid))
     room = min(HELD_BYTES_MAX, psutil.virtual_memory().available // 2)
     if held > room:
         text = f"not tried: it takes {held // MIB:,} MiB of the {room // MIB:,} MiB that may be used"
         context.warn("the alert on memory fires", text, Remedy(note="Run the checklist where more memory is free"))
         return
     context.say("crossing the line on memory")
-    _hold(stage, held // MIB)
+    _hold(service, held // MIB)
     alerts.fire(names, f"with {held // MIB:,} MiB held by one session's MCP server")
-    _hold(stage, 0)
+    _hold(service, 0)
     if clears:
         alerts.clear(names, "once they were given back")
 
 
-def _hold(stage: Stage, mib: int) -> None:
+def _hold(service: ProbedService, mib: int) -> None:
     call = {"name": f"mcp_{STUB_SERVER}_hold", "args": {"mib": mib}, "rounds": 1}
-    stage.client().turn("line-0", directive("Hold.", tool=call), profile=stage.config.profile_name)
+    service.client().turn("line-0", directive("Hold.", tool=call), profile=service.config.profile_name)
 
 
-def _pool_too_small(context: Context, stage: Stage, alerts: _Alerts) -> None:
+def _pool_too_small(context: Context, service: ProbedService, alerts: _Alerts) -> None:
     """Some of those evicted come back at once; afterwards so many others are evicted that they no longer matter."""
     context.say("opening more sessions than the pool holds, and coming back")
-    client = stage.client()
+    client = service.client()
 
     def ask(names: Iterable[str]) -> None:
         for name in names:
@@ -208,9 +210,9 @@ def _pool_too_small(context: Context, stage: Stage, alerts: _Alerts) -> None:
     alerts.clear(["pool_too_small"], f"with {RETURNS} of {EVICTIONS + EVICTIONS_AFTER}")
 
 
-def _ledger(context: Context, stage: Stage, alerts: _Alerts) -> None:
+def _ledger(context: Context, service: ProbedService, alerts: _Alerts) -> None:
     """Takes the ledger's file away, as a disk that is gone does, and brings it back."""
-    ledger = stage.state_dir / str(stage.config.get("budget.path"))
+    ledger = service.state_dir / str(service.config.get("budget.path"))
     if not ledger.exists():
         # In memory: there is nothing that could fail to answer.
         return
@@ -224,18 +226,18 @@ def _ledger(context: Context, stage: Stage, alerts: _Alerts) -> None:
     alerts.clear(["ledger"], "once its file is back")
 
 
-def _abandoned(context: Context, stage: Stage, alerts: _Alerts) -> None:
+def _abandoned(context: Context, service: ProbedService, alerts: _Alerts) -> None:
     """A tool that waits for a lock of ours cannot be cancelled; it comes back when we let go of the lock."""
-    if stage.config.get("pool.mode") == "subprocess":
+    if service.config.get("pool.mode") == "subprocess":
         # There the session's process is killed: no thread can be abandoned.
         return
     context.say("holding on to a tool")
-    client = stage.client()
+    client = service.client()
     question = directive("Remember.", tool={"name": "save_memory", "args": {"key": "k", "value": "v"}, "rounds": 1})
     fired = False
     for session in (f"sticky-{n}" for n in range(STICKY_TRIES)):
         client.turn(session, "Hello.", profile=STICKY)
-        databases = (path for path in stage.state_dir.rglob("memory.db") if f"s-{session}" in path.parts)
+        databases = (path for path in service.state_dir.rglob("memory.db") if f"s-{session}" in path.parts)
         if (database := next(databases, None)) is not None:
             with _locked(database):
                 future = in_background(client.turn, session, question, profile=STICKY)

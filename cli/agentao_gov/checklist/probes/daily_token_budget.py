@@ -9,10 +9,9 @@ from itertools import cycle
 from zoneinfo import ZoneInfo
 
 from agentao_gov.budget import tenant_timezone
-from agentao_gov.checklist.probe import Context, directive
+from agentao_gov.checklist.probe import Context, ProbedService, directive
+from agentao_gov.checklist.probe_config import PLENTY_TOKENS, ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.scaling import PLENTY_TOKENS, ProbeConfig
-from agentao_gov.checklist.stage import Stage
 from agentao_gov.simulator import Tally
 from agentao_gov.testrig.client import DOORS, Answer, in_background
 
@@ -46,10 +45,10 @@ def probe_daily_token_budget(context: Context) -> None:
         # One budget for all processes: a ledger of each worker's own would admit everything twice.
         config.workers = WORKERS
     limits = _scale(config)
-    with context.stage(config) as stage:
-        _spend(context, stage, "session", limits["session"], [("one", "ann")] * AT_ONCE)
-        _spend(context, stage, "user", limits["user"], [(f"ben-{n}", "ben") for n in range(AT_ONCE)])
-        _spend(context, stage, "tenant", limits["tenant"], [(f"crowd-{n}", f"crowd-{n}") for n in range(AT_ONCE)])
+    with context.service(config) as service:
+        _spend(context, service, "session", limits["session"], [("one", "ann")] * AT_ONCE)
+        _spend(context, service, "user", limits["user"], [(f"ben-{n}", "ben") for n in range(AT_ONCE)])
+        _spend(context, service, "tenant", limits["tenant"], [(f"crowd-{n}", f"crowd-{n}") for n in range(AT_ONCE)])
 
 
 def _scale(config: ProbeConfig) -> dict[str, int | None]:
@@ -74,10 +73,12 @@ def _scale_one(config: ProbeConfig, key: str, configured: int | None, most: int)
     return configured
 
 
-def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns: Sequence[tuple[str, str]]) -> None:
+def _spend(
+    context: Context, service: ProbedService, scope: str, limit: int | None, turns: Sequence[tuple[str, str]]
+) -> None:
     """Asks in parallel until refused; `turns` are (session, user). The tag names the scope at the model."""
     context.say(f"spending the {scope}'s budget in {len(turns)} parallel turns")
-    client, profile = stage.client(), stage.config.profile_name
+    client, profile = service.client(), service.config.profile_name
     question = directive("Spend.", tag=scope, answer_tokens=ANSWER_TOKENS, first_token=FIRST_TOKEN)
     answers: list[Answer] = []
     for _ in range(ROUNDS_UNLIMITED if limit is None else ROUNDS_MAX):
@@ -108,32 +109,32 @@ def _spend(context: Context, stage: Stage, scope: str, limit: int | None, turns:
         # What is left is less than the next call may need; half of it or more means that refusals come too early.
         text = f"{tally.total_tokens:,} of {limit:,}"
         context.note(tally.total_tokens >= limit / 2, f"the {scope}'s budget can be used", text)
-    _refusals(context, stage, scope, answers, turns)
+    _refusals(context, service, scope, answers, turns)
 
 
 def _refusals(
-    context: Context, stage: Stage, scope: str, answers: Sequence[Answer], turns: Sequence[tuple[str, str]]
+    context: Context, service: ProbedService, scope: str, answers: Sequence[Answer], turns: Sequence[tuple[str, str]]
 ) -> None:
     codes = sorted({f"{answer.status} {answer.code}" for answer in answers})
     exhausted = [answer for answer in answers if answer.status == 429 and answer.code == "budget_exhausted"]
     good = len(exhausted) == len(answers)
     context.note(good, f"the spent {scope} gets 429 budget_exhausted", ", ".join(codes), answers[:3])
     if exhausted:
-        end_s = _window_end_s(context, stage)
+        end_s = _window_end_s(context, service)
         waits = [answer.retry_after_s or 0.0 for answer in exhausted]
         close = all(abs(wait - end_s) <= WINDOW_END_SLACK_S for wait in waits)
         expected = f"the {scope}'s refusal carries the window's end"
         context.note(close, expected, f"Retry-After {waits[0]:,.0f} s, the day ends in {end_s:,.0f} s")
     before = context.simulator.truth(requests=False).total.calls
     session, user = turns[0]
-    again = stage.client().turn(session, "Once more?", profile=stage.config.profile_name, user=user)
+    again = service.client().turn(session, "Once more?", profile=service.config.profile_name, user=user)
     calls = context.simulator.truth(requests=False).total.calls - before
     text = f"{calls} calls reached the model, the turn got {again}"
     context.note(calls == 0 and not again.answered, f"no model call once the {scope}'s budget is spent", text)
 
 
-def _window_end_s(context: Context, stage: Stage) -> float:
-    zone = ZoneInfo(tenant_timezone(context.facts.deployment, stage.config.tenant))
+def _window_end_s(context: Context, service: ProbedService) -> float:
+    zone = ZoneInfo(tenant_timezone(context.facts.deployment, service.config.tenant))
     now = datetime.now(zone)
     midnight = datetime.combine(now.date() + timedelta(days=1), time.min, zone)
     return midnight.timestamp() - now.timestamp()

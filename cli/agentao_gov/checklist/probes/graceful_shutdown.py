@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from agentao_gov.checklist.probe import Context, directive
+from agentao_gov.checklist.probe import Context, ProbedService, directive
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.checklist.probes.servers import offered_servers, warn_of_missing
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import POLL_S, Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
 from agentao_gov.testrig.client import Answer, ServiceClient, in_background
 from agentao_gov.testrig.guarded import children_of
+from agentao_gov.testrig.service import POLL_S, patiently
 
 __all__ = ["probe_graceful_shutdown"]
 
@@ -96,19 +96,19 @@ def _one_signal(context: Context) -> None:
         sum(parse_duration_s(config.get(f"shutdown.{rung}")) for rung in RUNGS_S),
     )
     config.scale("server.shutdown_budget", format_duration(budget_s))
-    with context.stage(config) as stage:
-        turns = _turns_in_flight(context, stage)
+    with context.service(config) as service:
+        turns = _turns_in_flight(context, service)
         context.simulator.wait_for(held=2, in_flight=3, timeout_s=UNDER_WAY_S_MAX)
-        pids = {child.pid for child in children_of(stage.pid)}
-        stubs = stubs_below(stage.pid)
+        pids = {child.pid for child in children_of(service.pid)}
+        stubs = stubs_below(service.pid)
         context.say("SIGTERM with turns in flight")
-        watch, seconds, code = _terminate(context, stage, budget_s)
+        watch, seconds, code = _terminate(context, service, budget_s)
         _judge_turns(context, turns, watch)
         context.note(
             code == 143 and seconds <= budget_s + EXIT_SLACK_S,
             f"the process ends within its shutdown_budget ({budget_s:g} s) with 143",
             f"exit code {code} after {seconds:.1f} s",
-            () if code is not None else stage.log_tail(),
+            () if code is not None else service.log_tail(),
         )
         _no_orphans(context, pids, stubs)
 
@@ -122,8 +122,8 @@ class _Turns:
     hung: Future[Answer]
 
 
-def _turns_in_flight(context: Context, stage: Stage) -> _Turns:
-    client, profile = stage.client(), stage.config.profile_name
+def _turns_in_flight(context: Context, service: ProbedService) -> _Turns:
+    client, profile = service.client(), service.config.profile_name
     resting = client.turn("resting", "Rest.", profile=profile)
     warn_of_missing(context, resting)
     # Held until some time after SIGTERM, however long the others took to get to the model.
@@ -134,15 +134,15 @@ def _turns_in_flight(context: Context, stage: Stage) -> _Turns:
     return _Turns(flying, streaming, hung)
 
 
-def _terminate(context: Context, stage: Stage, budget_s: float) -> tuple[_Watch, float, int | None]:
-    watch = _Watch(stage.client(), stage.config.profile_name)
+def _terminate(context: Context, service: ProbedService, budget_s: float) -> tuple[_Watch, float, int | None]:
+    watch = _Watch(service.client(), service.config.profile_name)
     thread = threading.Thread(target=watch.run, name="probe-watch", daemon=True)
     answer = threading.Timer(ANSWER_AFTER_S, context.simulator.release, (LATE,))
     began = time.monotonic()
-    stage.signal(signal.SIGTERM)
+    service.signal(signal.SIGTERM)
     thread.start()
     answer.start()
-    code = stage.wait(budget_s + EXIT_SLACK_S + 10)
+    code = service.wait(budget_s + EXIT_SLACK_S + 10)
     seconds = time.monotonic() - began
     watch.over.set()
     thread.join(10)
@@ -191,16 +191,16 @@ def _two_signals(context: Context) -> None:
     # The present rung must be long for its end to be the signal's doing.
     config.lift("shutdown", {"lame_duck": "100ms", "drain": f"{LONG_DRAIN_S:g}s", "cancel": "2s", "close": "3s"})
     config.lift("server.shutdown_budget", f"{LONG_DRAIN_S + 10:g}s")
-    with context.stage(config) as stage:
-        client = stage.client()
+    with context.service(config) as service:
+        client = service.client()
         hung = in_background(client.turn, "hung", directive("Hang.", fault="hang"), profile=config.profile_name)
         context.simulator.wait_for(in_flight=1, timeout_s=20)
         context.say("a second SIGTERM")
         began = time.monotonic()
-        stage.signal(signal.SIGTERM)
+        service.signal(signal.SIGTERM)
         reached = _await_rung(client, "draining")
-        stage.signal(signal.SIGTERM)
-        code = stage.wait(LONG_DRAIN_S)
+        service.signal(signal.SIGTERM)
+        code = service.wait(LONG_DRAIN_S)
         seconds = time.monotonic() - began
         hung.result(10)
         context.note(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentao_gov.checklist.probe import Context, directive
-from agentao_gov.checklist.scaling import STUB_SERVER
+from agentao_gov.checklist.probe_config import STUB_SERVER
 from agentao_gov.simulator import RequestRecord
 from agentao_gov.testrig.client import Answer, Door, in_background
 
@@ -27,9 +27,9 @@ def probe_max_iterations(context: Context) -> None:
     if int(config.limit("limits.max_iterations")) > ITERATIONS:
         config.scale("limits.max_iterations", ITERATIONS, profile=True)
     cap, fallback = int(config.limit("limits.max_iterations")), str(config.limit("on_limit.max_iterations"))
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         context.say(f"endless tool loops against a cap of {cap}")
-        client, profile, futures = stage.client(), config.profile_name, []
+        client, profile, futures = service.client(), config.profile_name, []
         for door in _LOOPS:
             tool = {"name": f"mcp_{STUB_SERVER}_ping", "args": {"n": "{round}"}, "vary": True, "rounds": "endless"}
             question, session = directive("Loop.", tool=tool, tag=door), door.replace(" ", "-")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import psutil
 
-from agentao_gov.checklist.probe import Context, Holding
+from agentao_gov.checklist.probe import Context, HeldTurns, ProbedService
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.probes.alerts import Weights, probe_alerts
 from agentao_gov.checklist.probes.pool_limits import stubs_below
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.testrig.guarded import tree_bytes
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_monitoring"]
 
@@ -31,8 +31,8 @@ def probe_monitoring(context: Context) -> None:
     """Sessions, MCP processes and memory are there and true; each alert fires and clears."""
     config = _config(context)
     config.add_stub(mib=SERVER_MIB)
-    with context.stage(config) as stage:
-        weights = _true_figures(context, stage)
+    with context.service(config) as service:
+        weights = _true_figures(context, service)
     probe_alerts(context, _config(context), weights)
 
 
@@ -72,16 +72,16 @@ def _settled(
     return False, pair
 
 
-def _true_figures(context: Context, stage: Stage) -> Weights:
+def _true_figures(context: Context, service: ProbedService) -> Weights:
     """Compares at one, at three and again at one session: a metric that reports a setting cannot follow."""
-    client, profile, pid = stage.client(), stage.config.profile_name, stage.pid
+    client, profile, pid = service.client(), service.config.profile_name, service.pid
     alone = _at_rest_bytes(context, pid)
     for names in (["a"], ["b", "c"]):
         for name in names:
             client.turn(name, "Hello.", profile=profile)
         context.say(f"comparing /metrics with /proc at {len(client.sessions())} session(s)")
-        _compare(context, stage, pid)
-    holding = Holding(context.simulator, client, profile)
+        _compare(context, service, pid)
+    holding = HeldTurns(context.simulator, client, profile)
     held = holding.open("a", "u") is None
     busy = client.metrics().get(f"{PREFIX}sessions", state="busy")
     context.note(held and busy == 1, "a running turn is counted as busy", f'sessions{{state="busy"}} is {busy}')
@@ -89,8 +89,8 @@ def _true_figures(context: Context, stage: Stage) -> Weights:
     heavy = tree_bytes(pid)
     for name in ("b", "c"):
         client.delete(name)
-    _compare(context, stage, pid)
-    _memory_figures(context, stage, pid, alone)
+    _compare(context, service, pid)
+    _memory_figures(context, service, pid, alone)
     light = tree_bytes(pid)
     # Of what two sessions weigh, their servers' ballast is the probe's own.
     each = max(0, heavy - light) // 2 - SERVER_MIB * MIB
@@ -113,8 +113,8 @@ def _at_rest_bytes(context: Context, pid: int) -> int:
     return int(weight)
 
 
-def _compare(context: Context, stage: Stage, pid: int) -> None:
-    client = stage.client()
+def _compare(context: Context, service: ProbedService, pid: int) -> None:
+    client = service.client()
 
     def sessions() -> _Pair:
         metrics = client.metrics()
@@ -133,8 +133,8 @@ def _compare(context: Context, stage: Stage, pid: int) -> None:
         context.note(good, f"{name} are true at {count} session(s)", f"{said}, counted {pair.true:.0f}")
 
 
-def _memory_figures(context: Context, stage: Stage, pid: int, alone: int) -> None:
-    client = stage.client()
+def _memory_figures(context: Context, service: ProbedService, pid: int, alone: int) -> None:
+    client = service.client()
 
     def process() -> _Pair:
         said = client.metrics().get(f"{PREFIX}process_memory_bytes")

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import psutil
 
 from agentao_gov.checklist import mcp_stub
-from agentao_gov.checklist.probe import Context, Holding, directive
+from agentao_gov.checklist.probe import Context, HeldTurns, ProbedService, directive
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.config.units import format_duration, parse_duration_s
 from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.guarded import children_of
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_pool_limits", "stubs_below"]
 
@@ -78,10 +78,10 @@ def _full_pool(context: Context) -> None:
     config.lift("pool.max_busy", max(cap, 2))
     # Nobody may leave of idleness while this looks at who leaves for lack of room.
     config.lift("pool.session_ttl", "30m")
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         context.say(f"opening {cap + 1} sessions in a pool of {cap}")
-        client, profile = stage.client(), config.profile_name
-        holding = Holding(context.simulator, client, profile)
+        client, profile = service.client(), config.profile_name
+        holding = HeldTurns(context.simulator, client, profile)
         if cap > 1:
             # In a pool of one nobody else could come in.
             first = holding.open("busy", "u")
@@ -89,11 +89,11 @@ def _full_pool(context: Context) -> None:
             context.note(first is None, "the first session runs a turn", text)
         for n in range(max(1, cap - 1)):
             client.turn(f"idle-{n}", SECRET, profile=profile)
-        pid = stage.pid
+        pid = service.pid
         before = stubs_below(pid)
         extra = client.turn("extra", "Is there room?", profile=profile)
         context.note(extra.answered, "one session more than the pool holds is served", f"got {extra}")
-        _after_eviction(context, stage, pid, before, cap)
+        _after_eviction(context, service, pid, before, cap)
         if cap > 1:
             released = holding.release()
             good = all(answer.answered for answer in released.values())
@@ -101,8 +101,8 @@ def _full_pool(context: Context) -> None:
         _context_is_kept(context, client, profile, "idle-0")
 
 
-def _after_eviction(context: Context, stage: Stage, pid: int, before: set[int], cap: int) -> None:
-    client = stage.client()
+def _after_eviction(context: Context, service: ProbedService, pid: int, before: set[int], cap: int) -> None:
+    client = service.client()
     resident: dict[str, str] = {}
     gone: set[int] = set()
     for _ in patiently(context.settle_s):
@@ -144,10 +144,10 @@ def _idle_pool(context: Context) -> None:
         config.scale("pool.session_ttl", format_duration(TTL_S))
     ttl_s = parse_duration_s(config.get("pool.session_ttl"))
     config.roomy_pool(4)
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         context.say(f"leaving sessions idle for {ttl_s:g} s")
-        client, profile = stage.client(), config.profile_name
-        holding = Holding(context.simulator, client, profile)
+        client, profile = service.client(), config.profile_name
+        holding = HeldTurns(context.simulator, client, profile)
         working = holding.open("working", "u") is None
         began = time.monotonic()
         answers = [client.turn(f"rest-{n}", SECRET, profile=profile) for n in range(2)]
@@ -157,7 +157,7 @@ def _idle_pool(context: Context) -> None:
             ended = time.monotonic()
             holding.release()
             _stays(context, client, ended, ttl_s)
-        all_left = _all_leave(context, stage, ttl_s, [answer.answered for answer in answers])
+        all_left = _all_leave(context, service, ttl_s, [answer.answered for answer in answers])
         if all_left:
             _context_is_kept(context, client, profile, "rest-0")
 
@@ -180,8 +180,8 @@ def _stays(context: Context, client: ServiceClient, ended: float, ttl_s: float) 
     context.note(left_s >= ttl_s, f"the {ttl_s:g} s count from the end of a turn", text, remedy=_TTL)
 
 
-def _all_leave(context: Context, stage: Stage, ttl_s: float, answered: list[bool]) -> bool:
-    client, pid = stage.client(), stage.pid
+def _all_leave(context: Context, service: ProbedService, ttl_s: float, answered: list[bool]) -> bool:
+    client, pid = service.client(), service.pid
     resident, stubs = dict[str, str](), set[int]()
     for _ in patiently(ttl_s + context.settle_s):
         resident, stubs = _resident(client), stubs_below(pid)
@@ -200,9 +200,9 @@ def _nothing_stays(context: Context) -> None:
     """Mode `fresh`: every turn has an agent of its own, which is gone with its MCP server when the turn is."""
     config = _config(context)
     config.roomy_pool(SESSIONS)
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         context.say("asking in fresh mode")
-        client, profile, pid = stage.client(), config.profile_name, stage.pid
+        client, profile, pid = service.client(), config.profile_name, service.pid
         answers = [client.turn(f"once-{n}", SECRET, profile=profile) for n in range(SESSIONS)]
         good = all(answer.answered for answer in answers)
         context.note(good, "turns are answered", f"the last got {answers[-1]}", answers)

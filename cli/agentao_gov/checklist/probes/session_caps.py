@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import cycle
 
-from agentao_gov.checklist.probe import Context, Holding
+from agentao_gov.checklist.probe import Context, HeldTurns, ProbedService
+from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.checklist.scaling import ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
 from agentao_gov.testrig.client import DOORS, Answer
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_session_caps"]
 
@@ -24,15 +24,15 @@ WORKERS = 2
 def probe_session_caps(context: Context) -> None:
     """The extra session gets 429 with Retry-After, the neighbour is served, and a closed session frees its place."""
     config = _config(context)
-    with context.stage(config) as stage:
-        holding = Holding(context.simulator, stage.client(), config.profile_name)
+    with context.service(config) as service:
+        holding = HeldTurns(context.simulator, service.client(), config.profile_name)
         # Held apart from the rest, so that it can be closed while everybody else is busy.
         held_first = holding.open("first", "ann", gate=FIRST) is None
         _one_user_too_many(context, config, holding)
         _one_session_too_many(context, config, holding)
-        _neighbour(context, stage)
+        _neighbour(context, service)
         if held_first:
-            _freed(context, stage, holding)
+            _freed(context, service, holding)
         _answered(context, holding)
     cap = config.tenant_limit("max_sessions")
     if cap is not None and cap >= WORKERS:
@@ -53,7 +53,7 @@ def _config(context: Context) -> ProbeConfig:
     return config
 
 
-def _one_user_too_many(context: Context, config: ProbeConfig, holding: Holding) -> None:
+def _one_user_too_many(context: Context, config: ProbeConfig, holding: HeldTurns) -> None:
     """`ann` has one session already."""
     cap, tenant_cap = config.tenant_limit("max_sessions_per_user"), config.tenant_limit("max_sessions")
     if cap is not None and tenant_cap is not None and cap >= tenant_cap:
@@ -67,7 +67,7 @@ def _one_user_too_many(context: Context, config: ProbeConfig, holding: Holding) 
     _judge(context, "user", cap, (1, inside, extra), "user_session_limit", Remedy(((key, 5),)))
 
 
-def _one_session_too_many(context: Context, config: ProbeConfig, holding: Holding) -> None:
+def _one_session_too_many(context: Context, config: ProbeConfig, holding: HeldTurns) -> None:
     cap = config.tenant_limit("max_sessions")
     context.say("filling the tenant's sessions")
     there = holding.held
@@ -105,19 +105,19 @@ def _judge(
         context.note(not mute, f"the {whose}'s refusals say when to come back", f"got {(mute or refused)[0]}")
 
 
-def _neighbour(context: Context, stage: Stage) -> None:
+def _neighbour(context: Context, service: ProbedService) -> None:
     context.say("asking as another tenant")
-    client, profile = stage.client(stage.config.neighbour), stage.config.profile_name
+    client, profile = service.client(service.config.neighbour), service.config.profile_name
     answers = [client.turn(f"theirs-{n}", "Are you served?", profile=profile) for n in range(2)]
     good = all(answer.answered for answer in answers)
     context.note(good, "another tenant is served meanwhile", f"got {answers[-1]}", answers)
 
 
-def _freed(context: Context, stage: Stage, holding: Holding) -> None:
+def _freed(context: Context, service: ProbedService, holding: HeldTurns) -> None:
     """One session is closed while all others are busy, so that only its own place can have become free."""
     context.say("closing a session and asking again")
     holding.release(FIRST)
-    closed = stage.client().delete("first")
+    closed = service.client().delete("first")
     last: Answer | None = Answer(0)
     for n, _ in enumerate(patiently(FREED_S_MAX)):
         last = holding.open(f"next-{n}", "next")
@@ -127,7 +127,7 @@ def _freed(context: Context, stage: Stage, holding: Holding) -> None:
     context.note(last is None, "the cap is free again after a close", text)
 
 
-def _answered(context: Context, holding: Holding) -> None:
+def _answered(context: Context, holding: HeldTurns) -> None:
     answers = holding.release()
     text = f"{sum(a.answered for a in answers.values())} of {len(answers)} answered"
     good = all(answer.answered for answer in answers.values())
@@ -138,9 +138,9 @@ def _workers(context: Context, cap: int) -> None:
     """Several processes share a cap; which of them a session reaches is chance, so the sum is what counts."""
     config = _config(context)
     config.workers = WORKERS
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         context.say(f"the same with {WORKERS} workers")
-        holding = Holding(context.simulator, stage.client(), config.profile_name)
+        holding = HeldTurns(context.simulator, service.client(), config.profile_name)
         answers = [holding.open(f"w-{n}", f"w-{n}") for n in range(2 * cap + 1)]
         served = sum(answer is None for answer in answers)
         context.note(

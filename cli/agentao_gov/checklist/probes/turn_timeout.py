@@ -11,11 +11,11 @@ from typing import Any
 
 import psutil
 
-from agentao_gov.checklist.probe import Context, directive
-from agentao_gov.checklist.scaling import STUB_SERVER, ProbeConfig
-from agentao_gov.checklist.stage import Stage, patiently
+from agentao_gov.checklist.probe import Context, ProbedService, directive
+from agentao_gov.checklist.probe_config import STUB_SERVER, ProbeConfig
 from agentao_gov.config.units import format_duration, parse_duration_s
 from agentao_gov.testrig.client import Answer, Door, in_background
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_turn_timeout"]
 
@@ -69,24 +69,24 @@ def probe_turn_timeout(context: Context) -> None:
     if parse_duration_s(config.limit("limits.cancel_grace")) > GRACE_S:
         config.scale("limits.cancel_grace", format_duration(GRACE_S), profile=True)
     _scale_tools(config, min(TOOL_S, configured_s / 2))
-    with context.stage(config) as stage:
+    with context.service(config) as service:
         # A process's first session imports the MCP SDK, which takes a second or more and is nobody's turn; every
         # other session opens here, so that the threads counted later are the turns' own.
-        _ask_all(stage, "Hello.", "warm")
-        _ask_all(stage, "Hello.", "sleeper", *_HUNG)
+        _ask_all(service, "Hello.", "warm")
+        _ask_all(service, "Hello.", "sleeper", *_HUNG)
         # The pool keeps a thread for each turn at a time, for a while after: these are as many as will hang.
-        _ask_all(stage, directive("Hello.", first_token=OVERLAP, text="Hello."), "sleeper", *_HUNG)
-        threads = _threads(stage.pid)
+        _ask_all(service, directive("Hello.", first_token=OVERLAP, text="Hello."), "sleeper", *_HUNG)
+        threads = _threads(service.pid)
         context.say("a model that never sends a byte, one that drips, and a tool that sleeps")
-        futures = [_begin(stage, fault) for fault in _FAULTS]
-        asleep = _begin_tool(stage)
+        futures = [_begin(service, fault) for fault in _FAULTS]
+        asleep = _begin_tool(service)
         for fault, future in zip(_FAULTS, futures, strict=True):
-            _judge(context, stage, fault, future)
-        _tool(context, stage, asleep)
+            _judge(context, service, fault, future)
+        _tool(context, service, asleep)
         context.say("asking the same sessions again")
         _connections(context)
-        _next_turns(context, stage)
-        _threads_back(context, stage, threads)
+        _next_turns(context, service)
+        _threads_back(context, service, threads)
 
 
 def _scale_tools(config: ProbeConfig, seconds: float) -> None:
@@ -97,8 +97,8 @@ def _scale_tools(config: ProbeConfig, seconds: float) -> None:
             config.scale(f"limits.tool_timeouts.{name}", format_duration(seconds), profile=True)
 
 
-def _ask_all(stage: Stage, question: str, *sessions: str) -> list[Answer]:
-    client, profile = stage.client(), stage.config.profile_name
+def _ask_all(service: ProbedService, question: str, *sessions: str) -> list[Answer]:
+    client, profile = service.client(), service.config.profile_name
     futures = [in_background(client.turn, name, question, profile=profile) for name in sessions]
     return [future.result() for future in futures]
 
@@ -111,25 +111,25 @@ def _bound_s(config: ProbeConfig) -> float:
     return sum(_limits_s(config)) + SLACK_S
 
 
-def _begin(stage: Stage, fault: _Fault) -> list[Future[Answer]]:
-    client, profile = stage.client(), stage.config.profile_name
-    question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(stage.config) + 10
+def _begin(service: ProbedService, fault: _Fault) -> list[Future[Answer]]:
+    client, profile = service.client(), service.config.profile_name
+    question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(service.config) + 10
     return [
         in_background(client.turn, session, question, profile=profile, timeout_s=patience_s, door=fault.door)
         for session in fault.sessions
     ]
 
 
-def _judge(context: Context, stage: Stage, fault: _Fault, futures: list[Future[Answer]]) -> None:
-    turn_s, grace_s = _limits_s(stage.config)
+def _judge(context: Context, service: ProbedService, fault: _Fault, futures: list[Future[Answer]]) -> None:
+    turn_s, grace_s = _limits_s(service.config)
     answers = [future.result() for future in futures]
-    if not _in_time(stage, answers):
+    if not _in_time(service, answers):
         # Once more: a machine that stood still is late once, a limit that does not hold is late again.
-        answers = [future.result() for future in _begin(stage, fault)]
+        answers = [future.result() for future in _begin(service, fault)]
     slowest = max(answers, key=lambda answer: answer.elapsed_s)
     reported = ", ".join(f"{_total_s(answer):.2f} s" for answer in answers)
     context.note(
-        _in_time(stage, answers),
+        _in_time(service, answers),
         f"{fault.what}: 504 turn_timeout within turn_timeout + cancel_grace ({turn_s + grace_s:g} s)",
         f"got {slowest}",
         [*answers, f"the reports say {reported}"],
@@ -140,13 +140,13 @@ def _total_s(answer: Answer) -> float:
     return float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000
 
 
-def _in_time(stage: Stage, answers: list[Answer]) -> bool:
-    limit_s = sum(_limits_s(stage.config))
+def _in_time(service: ProbedService, answers: list[Answer]) -> bool:
+    limit_s = sum(_limits_s(service.config))
     return all(
         answer.status in (504, 200)
         and answer.code == "turn_timeout"
         and _total_s(answer) <= limit_s
-        and answer.elapsed_s <= _bound_s(stage.config)
+        and answer.elapsed_s <= _bound_s(service.config)
         for answer in answers
     )
 
@@ -160,26 +160,26 @@ def _connections(context: Context) -> None:
     context.note(count == 0, "the connections to the model are closed", f"{count} calls still open at the model")
 
 
-def _next_turns(context: Context, stage: Stage) -> None:
-    answers = _ask_all(stage, "Are you back?", *_HUNG)
+def _next_turns(context: Context, service: ProbedService) -> None:
+    answers = _ask_all(service, "Are you back?", *_HUNG)
     good = sum(answer.answered for answer in answers)
     lines = [f"{session}: {answer}" for session, answer in zip(_HUNG, answers, strict=True)]
     context.note(good == len(answers), "each session's next turn works", f"{good} of {len(answers)} answered", lines)
 
 
-def _begin_tool(stage: Stage) -> Future[Answer]:
+def _begin_tool(service: ProbedService) -> Future[Answer]:
     call = {"name": f"mcp_{STUB_SERVER}_sleep", "args": {"seconds": 600}, "rounds": 1}
     question = directive("Sleep.", tool=call, text="The tool was stopped.")
-    return in_background(stage.client().turn, "sleeper", question, profile=stage.config.profile_name, timeout_s=60)
+    return in_background(service.client().turn, "sleeper", question, profile=service.config.profile_name, timeout_s=60)
 
 
-def _tool(context: Context, stage: Stage, future: Future[Answer]) -> None:
+def _tool(context: Context, service: ProbedService, future: Future[Answer]) -> None:
     """A tool that sleeps past its time-out; the model is told and the turn goes on."""
     answer = future.result()
     calls = answer.report.get("tool_calls") or []
     outcomes = [f"{c.get('name')}: {c.get('outcome')} after {c.get('duration_ms')} ms" for c in calls]
     timed_out = bool(calls) and all(c.get("outcome") == "timeout" for c in calls)
-    in_time = answer.status in (200, 504) and answer.elapsed_s <= _bound_s(stage.config)
+    in_time = answer.status in (200, 504) and answer.elapsed_s <= _bound_s(service.config)
     context.note(
         in_time and timed_out,
         "a tool that sleeps is stopped at its time-out",
@@ -192,15 +192,15 @@ def _threads(pid: int) -> int:
     return int(psutil.Process(pid).num_threads())
 
 
-def _threads_back(context: Context, stage: Stage, before: int) -> None:
+def _threads_back(context: Context, service: ProbedService, before: int) -> None:
     abandoned: float | None = None
     after = before
     for _ in patiently(context.settle_s):
-        abandoned = stage.client().metrics().get("agentao_gov_threads_abandoned")
-        after = _threads(stage.pid)
+        abandoned = service.client().metrics().get("agentao_gov_threads_abandoned")
+        after = _threads(service.pid)
         if not abandoned and after <= before + THREADS_SLACK:
             break
-    busy = stage.client().status().get("busy")
+    busy = service.client().status().get("busy")
     context.note(
         abandoned == 0 and busy == 0 and after <= before + THREADS_SLACK,
         "every turn's thread is back",

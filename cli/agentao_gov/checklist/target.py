@@ -23,7 +23,6 @@ from agentao_gov.checklist.probe import directive, verdict
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, skipped
 from agentao_gov.checklist.runner import Listener
-from agentao_gov.checklist.stage import patiently
 from agentao_gov.config.deployment import Tenant
 from agentao_gov.config.load_deployment import is_loopback
 from agentao_gov.config.profile import Profile
@@ -32,6 +31,7 @@ from agentao_gov.config.units import format_duration
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.governor.report import redact
 from agentao_gov.testrig.client import Answer, ServiceClient, in_background
+from agentao_gov.testrig.service import patiently
 
 __all__ = ["PROBES", "Foreign", "check_target", "walk_target"]
 
@@ -372,8 +372,7 @@ def _reach(url: str, facts: Facts, profile: ResolvedProfile, key_variable: str |
     if answer.status in (401, 403):
         raise ConfigError(f"{shown} refuses the key ({answer.status}).", hint="Give its variable with --api-key-env.")
     _not_html(answer, shown)
-    rows = answer.body.get("data", []) if isinstance(answer.body, dict) else []
-    names = [str(row.get("id")) for row in rows if isinstance(row, dict)]
+    names = [str(row.get("id")) for row in answer.rows]
     wanted = profile.profile.name
     name = wanted if wanted in names or not names else names[0]
     target = Foreign(client, name, facts, listener, tenant=_tenant(facts, key))
@@ -393,7 +392,7 @@ def _tenant(facts: Facts, key: str | None) -> str | None:
 
 
 def _not_html(answer: Answer, url: str) -> None:
-    if "html" in answer.headers.get("content-type", "").lower():
+    if answer.is_html:
         hint = "Give the base address of the service, as a client of OpenAI's interface would use it."
         raise ConfigError(f"{url} answers HTML ({answer.status}): this is no OpenAI-compatible service.", hint=hint)
 
