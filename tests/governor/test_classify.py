@@ -22,9 +22,9 @@ from agentao_gov.governor.report import Outcome, Reason
 )
 def test_a_stopped_turn_is_reported_as_what_stopped_it(cause: StopCause, outcome: Outcome) -> None:
     """agentao says `cancelled` for all of them; only our side knows why."""
-    verdict = classify(TurnFacts(status="cancelled", stop=cause, stop_detail=Reason("because")))
+    result = classify(TurnFacts(status="cancelled", stop=cause, stop_detail=Reason("because")))
 
-    assert (verdict.outcome, verdict.answer, verdict.detail) == (outcome, None, Reason("because"))
+    assert (result.outcome, result.answer, result.detail) == (outcome, None, Reason("because"))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_a_whole_answer_survives_a_deadline_that_fires_while_it_is_written_down(
 
 def test_a_wrapped_up_answer_is_max_iterations_with_its_text() -> None:
     """The text is worth showing, but the cap is why the turn ended."""
-    verdict = classify(TurnFacts(status="ok", cap_reached=True, final_answer="so far"))
+    result = classify(TurnFacts(status="ok", cap_reached=True, final_answer="so far"))
 
-    assert (verdict.outcome, verdict.answer) == (Outcome.MAX_ITERATIONS, "so far")
+    assert (result.outcome, result.answer) == (Outcome.MAX_ITERATIONS, "so far")
 
 
 def test_a_wrap_up_without_budget_is_still_max_iterations_and_says_why() -> None:
@@ -66,12 +66,12 @@ def test_a_wrap_up_without_budget_is_still_max_iterations_and_says_why() -> None
     why = Reason("nothing is left", "nothing is left in ledger.db")
     facts = TurnFacts(status="cancelled", cap_reached=True, stop=StopCause.BUDGET_EXHAUSTED, stop_detail=why)
 
-    verdict = classify(facts)
+    result = classify(facts)
 
-    assert (verdict.outcome, verdict.answer) == (Outcome.MAX_ITERATIONS, None)
-    assert verdict.detail is not None
-    assert verdict.detail.public.endswith("nothing is left")
-    assert verdict.detail.operator.endswith("nothing is left in ledger.db")
+    assert (result.outcome, result.answer) == (Outcome.MAX_ITERATIONS, None)
+    assert result.detail is not None
+    assert result.detail.public.endswith("nothing is left")
+    assert result.detail.operator.endswith("nothing is left in ledger.db")
 
 
 def test_a_cancel_during_the_wrap_up_is_a_cancel() -> None:

@@ -44,15 +44,24 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentParts", "SharedServers", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
 
-
-# MCP servers that several sessions share: one process a tenant, or one for all, instead of one a session.
-#
-# A Python MCP server takes 46-67 MiB and a second to start, so sharing is the big saver. Shared servers carry a mark of
-# their own, not a session's: closing or killing a session leaves them alone; they end with the governor.
+# agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
+# constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
+# decides when to compact; the ledger counts by `tokens`, not by it.
+agentao.context_manager._TIKTOKEN_AVAILABLE = False
 
 _log = logging.getLogger(__name__)
-
 Share = Literal["tenant", "process"]
+#: Share of a model's window that the conversation may fill: the summariser needs the rest.
+WINDOW_SHARE = 0.8
+#: The MCP client's own limit comes this much after the guard's, which knows how to name a time-out.
+_MCP_BACKSTOP_S = 1.0
+_NOWHERE = "/nonexistent/agentao-gov"
+#: agentao's system prompt takes 2,350 tokens, which a small model on two cores reads for 15 s and cannot follow: it
+#: answered "Why not?" or went on for ever. With this one it answers the question, after a second.
+_BRIEF_PROMPT = "You are a helpful assistant. Answer the question directly, in one or two short sentences."
+
+
+# ── MCP servers that sessions share ────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
@@ -64,7 +73,11 @@ class _Entry:
 
 
 class SharedServers:
-    """All shared servers of a process. Thread-safe."""
+    """MCP servers that several sessions share: one process a tenant, or one for all. Thread-safe.
+
+    A Python MCP server takes 46-67 MiB and a second to start, so sharing is the big saver. Shared servers carry a tag
+    of their own, not a session's: closing or killing a session leaves them alone; they end with the governor.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,9 +86,10 @@ class SharedServers:
         self._tags: set[str] = set()
 
     def get(self, share: Share, tenant: str, name: str, config: dict[str, Any]) -> tuple[Any, str | None]:
-        """The running server's manager, starting it where there is none; or why it is not available.
+        """The running server's manager, or None and why it is not available. Starts it where there is none.
 
-        A server that failed is tried again by the next session. Blocks while it starts.
+        `config` is the server in agentao's form; another one is another server. A server that failed is tried again by
+        the next session. Blocks while it starts.
         """
         owner = tenant if share == "tenant" else ""
         key = (share, owner, name, json.dumps(config, sort_keys=True, default=str))
@@ -128,11 +142,7 @@ def _stop(manager: Any) -> None:
         _log.exception("Ending a shared MCP server failed")
 
 
-# Sub-agents under the parent's limits: same ledger, same deadline, same tool limits, same confinement.
-#
-# agentao builds a sub-agent with a stock model client of its own, outside every veto. The tools that start sub-agents
-# are therefore patched one by one (never agentao's classes): the agent they build gets a governed client before its
-# first call, and its tools get the guard.
+# ── sub-agents ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def is_sub_agent_tool(tool: Any) -> bool:
@@ -141,7 +151,12 @@ def is_sub_agent_tool(tool: Any) -> bool:
 
 
 def govern_sub_agents(agent: Any, model: Callable[[], GovernedModel], guard: ToolGuard, rounds_max: int) -> None:
-    """Patches every tool of the agent that starts sub-agents."""
+    """Puts the sub-agents of `agent` under its limits: same ledger, deadline, tool limits and confinement.
+
+    agentao builds a sub-agent with a stock model client of its own, outside every veto. The tools that start sub-agents
+    are patched one by one (never agentao's classes): the agent they build gets a client from `model` before its first
+    call, its tools get `guard`, and it has at most `rounds_max` calls.
+    """
     for tool in agent.tools.tools.values():
         if is_sub_agent_tool(tool):
             _govern(tool, model, guard, rounds_max)
@@ -167,19 +182,7 @@ def _govern(wrapper: Any, model: Callable[[], GovernedModel], guard: ToolGuard, 
     wrapper._narrow_tools = narrow_guarded
 
 
-# agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
-# constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
-# decides when to compact; the ledger counts by `tokens`, not by it.
-agentao.context_manager._TIKTOKEN_AVAILABLE = False
-
-#: Share of a model's window that the conversation may fill: the summariser needs the rest.
-WINDOW_SHARE = 0.8
-#: The MCP client's own limit comes this much after the guard's, which knows how to name a time-out.
-_MCP_BACKSTOP_S = 1.0
-_NOWHERE = "/nonexistent/agentao-gov"
-#: agentao's system prompt takes 2,350 tokens, which a small model on two cores reads for 15 s and cannot follow: it
-#: answered "Why not?" or went on for ever. With this one it answers the question, after a second.
-_BRIEF_PROMPT = "You are a helpful assistant. Answer the question directly, in one or two short sentences."
+# ── the agent ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
@@ -263,7 +266,11 @@ def build_agent(
     deadline: Deadline,
     extra_tools: Sequence[Any] = (),
 ) -> AgentParts:
-    """Builds the agent. Blocks while MCP servers start. Raises ConfigError or InternalError."""
+    """Builds the agent of `spec` and governs every tool it has. Blocks while MCP servers start, until `deadline`.
+
+    `sub_model` makes a client for each sub-agent; `shared` has the servers that are not the session's alone;
+    `extra_tools` are agentao tools. Raises ConfigError or InternalError.
+    """
     profile = spec.profile.profile
     shell = TrackedShell(
         tree, profile.limits.tool_timeouts_s.get("run_shell_command", profile.limits.tool_timeout_s), model.secrets
@@ -379,7 +386,7 @@ def _not_available(name: str, why: str) -> Reason:
 
 
 def restore(parts: AgentParts, conversation: Conversation) -> None:
-    """Lets a new agent go on where another stopped."""
+    """Lets a new agent go on where the one of `conversation` stopped."""
     agent = parts.agent
     agent.messages = [dict(message) for message in conversation.messages]
     agent.todo_tool.todos = [dict(todo) for todo in conversation.todos]

@@ -1,6 +1,8 @@
-"""Why a turn ended: one pure function from the facts of a turn to its outcome.
+"""Why a turn ended, and why a model call failed: pure functions from facts to an outcome and to a sentence.
 
-It reads agentao's closed vocabularies (`last_turn.status`, `last_turn.incomplete_reason`), never its texts.
+`classify` reads agentao's closed vocabularies (`last_turn.status`, `last_turn.incomplete_reason`), never its texts.
+`describe_failure` says in a sentence what went wrong with a model: what happened, with the figures, and what to look
+at.
 """
 
 from __future__ import annotations
@@ -16,7 +18,28 @@ import openai
 
 from agentao_gov.governor.report import Outcome, Reason, redact
 
-__all__ = ["NotAModelError", "StopCause", "TurnFacts", "Verdict", "classify", "describe_failure", "status_of"]
+__all__ = ["NotAModelError", "StopCause", "TurnFacts", "TurnResult", "classify", "describe_failure", "status_of"]
+
+#: Longest sentence; a provider's own words may be a page.
+_TEXT_CHARS_MAX = 400
+#: Where the operator looks first, by HTTP status.
+_LOOK_AT = {
+    400: "the request: the model may not know a parameter or a tool",
+    401: "the API key",
+    403: "what the API key may do",
+    404: "the model's name and the base URL",
+    413: "max_context_tokens: the request is larger than the endpoint takes",
+    429: "the account's rate limits and quota",
+}
+_SERVER_ERRORS = 500
+#: What a tenant may know of a refusal.
+_KINDS = {
+    401: "rejected the service's key",
+    403: "rejected the service's key",
+    404: "does not know the model",
+    413: "found the request too large",
+    429: "limits the rate of requests",
+}
 
 
 class StopCause(StrEnum):
@@ -61,8 +84,8 @@ class TurnFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The outcome, the text worth showing, and a sentence for people."""
+class TurnResult:
+    """How a turn ended: the outcome, the text worth showing, and a sentence for people."""
 
     outcome: Outcome
     answer: str | None = None
@@ -85,22 +108,24 @@ _INCOMPLETE_DETAIL = {
     "length_truncated": Reason("The answer was cut at max_output_tokens."),
     "hook_stop": Reason("A hook of the agent ended the turn."),
 }
+#: Stops that nothing in the turn itself caused.
+_OUTSIDE = (StopCause.CANCELLED, StopCause.CLIENT_GONE, StopCause.SHUTDOWN)
 
 
-def classify(facts: TurnFacts) -> Verdict:
-    """The outcome of a turn."""
+def classify(facts: TurnFacts) -> TurnResult:
+    """What a turn ended with, decided from its facts alone. Total: every combination of facts has a result."""
     if facts.final_answer and not facts.abandoned and not facts.cap_reached and facts.crash is None:
         # A deadline that fires while a whole answer is being written down takes nothing away from it.
-        return Verdict(Outcome.ANSWERED, facts.final_answer)
+        return TurnResult(Outcome.ANSWERED, facts.final_answer)
     if facts.cap_reached and not _ended_from_outside(facts):
         return _capped(facts)
     if facts.stop is not None:
         outcome = Outcome.STUCK if facts.abandoned else _STOPPED[facts.stop]
-        return Verdict(outcome, detail=facts.stop_detail)
+        return TurnResult(outcome, detail=facts.stop_detail)
     if facts.crash is not None or facts.status in (None, "error"):
-        return Verdict(Outcome.INTERNAL_ERROR, detail=facts.crash or Reason("The turn ended with an error."))
+        return TurnResult(Outcome.INTERNAL_ERROR, detail=facts.crash or Reason("The turn ended with an error."))
     if facts.status == "cancelled":
-        return Verdict(Outcome.CANCELLED, detail=Reason("The turn was cancelled."))
+        return TurnResult(Outcome.CANCELLED, detail=Reason("The turn was cancelled."))
     return _ended_by_itself(facts)
 
 
@@ -108,57 +133,38 @@ def _ended_from_outside(facts: TurnFacts) -> bool:
     return facts.abandoned or facts.crash is not None or facts.stop in _OUTSIDE
 
 
-_OUTSIDE = (StopCause.CANCELLED, StopCause.CLIENT_GONE, StopCause.SHUTDOWN)
-
-
-def _capped(facts: TurnFacts) -> Verdict:
+def _capped(facts: TurnFacts) -> TurnResult:
     if facts.final_answer:
-        return Verdict(Outcome.MAX_ITERATIONS, facts.final_answer, Reason("Wrapped up after the last iteration."))
+        return TurnResult(Outcome.MAX_ITERATIONS, facts.final_answer, Reason("Wrapped up after the last iteration."))
     why = facts.stop_detail or facts.model_failure
     detail = why.after("The wrap-up call gave no answer: ") if why else Reason("The tool loop used all its iterations.")
-    return Verdict(Outcome.MAX_ITERATIONS, None, detail)
+    return TurnResult(Outcome.MAX_ITERATIONS, None, detail)
 
 
-def _ended_by_itself(facts: TurnFacts) -> Verdict:
+def _ended_by_itself(facts: TurnFacts) -> TurnResult:
     match facts.incomplete_reason:
         case None if facts.unfinished is not None:
-            return Verdict(Outcome.INCOMPLETE, facts.text, facts.unfinished)
+            return TurnResult(Outcome.INCOMPLETE, facts.text, facts.unfinished)
         case None:
-            return Verdict(Outcome.ANSWERED, facts.text)
+            return TurnResult(Outcome.ANSWERED, facts.text)
         case "max_iterations":
             return _capped(facts)
         case "doom_loop":
             repeated = Reason("The model repeated a tool call, or its arguments could never be read.")
-            return Verdict(Outcome.REPEAT_GUARD, detail=repeated)
+            return TurnResult(Outcome.REPEAT_GUARD, detail=repeated)
         case "llm_error":
-            return Verdict(Outcome.MODEL_ERROR, detail=facts.model_failure or Reason("The model call failed."))
+            return TurnResult(Outcome.MODEL_ERROR, detail=facts.model_failure or Reason("The model call failed."))
         case "length_truncated" if facts.output_cut_by_budget:
-            return Verdict(Outcome.BUDGET_EXHAUSTED, detail=Reason("The budget ended in the middle of the answer."))
+            return TurnResult(Outcome.BUDGET_EXHAUSTED, detail=Reason("The budget ended in the middle of the answer."))
         case "length_truncated":
-            return Verdict(Outcome.INCOMPLETE, facts.text or None, _INCOMPLETE_DETAIL["length_truncated"])
+            return TurnResult(Outcome.INCOMPLETE, facts.text or None, _INCOMPLETE_DETAIL["length_truncated"])
         case reason:
-            return Verdict(Outcome.INCOMPLETE, detail=_INCOMPLETE_DETAIL.get(reason, Reason(f"No answer: {reason}.")))
+            return TurnResult(
+                Outcome.INCOMPLETE, detail=_INCOMPLETE_DETAIL.get(reason, Reason(f"No answer: {reason}."))
+            )
 
 
-# Says in a sentence what went wrong with a model: what happened, with the figures, and what to look at.
-
-_TEXT_CHARS_MAX = 400
-_LOOK_AT = {
-    400: "the request: the model may not know a parameter or a tool",
-    401: "the API key",
-    403: "what the API key may do",
-    404: "the model's name and the base URL",
-    413: "max_context_tokens: the request is larger than the endpoint takes",
-    429: "the account's rate limits and quota",
-}
-_SERVER_ERRORS = 500
-_KINDS = {
-    401: "rejected the service's key",
-    403: "rejected the service's key",
-    404: "does not know the model",
-    413: "found the request too large",
-    429: "limits the rate of requests",
-}
+# ── a failed model call ───────────────────────────────────────────────────────────────────────────
 
 
 class NotAModelError(Exception):
@@ -170,7 +176,7 @@ class NotAModelError(Exception):
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status a provider answered with instead of an answer."""
+    """The HTTP status that a provider sent instead of an answer; None where there was none."""
     if error is not None and _redirects(error):
         return int(HTTPStatus.TEMPORARY_REDIRECT)
     status = getattr(error, "status_code", None)
@@ -182,10 +188,10 @@ def _redirects(error: BaseException) -> bool:
 
 
 def describe_failure(error: BaseException, *, base_url: str, sent: bool, secret: str) -> Reason:
-    """The failure for a report. `sent`: whether a request had left.
+    """The failure of a model call in two tellings.
 
-    A tenant learns of what kind it is; the operator also which endpoint, and what it said. Secrets are redacted in
-    both, and their length is bounded.
+    A tenant learns of what kind it is; the operator also that it happened at `base_url`, and what was said there.
+    `sent` tells whether a request had left; `secret`, the API key, is masked, and so is whatever looks like one.
     """
     notes = "; ".join(getattr(error, "__notes__", ()))
     text = redact(_sentence(error, base_url, sent), secret)[:_TEXT_CHARS_MAX]

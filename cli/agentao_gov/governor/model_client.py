@@ -25,15 +25,15 @@ from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
 from agentao_gov.governor.classify import describe_failure, status_of
 from agentao_gov.governor.http import AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
-from agentao_gov.governor.spend import Refused, Spend, reported_usage
+from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
 from agentao_gov.governor.tokens import Anchor, count_tokens, prompt_bound, text_bound, thinks_unseen
 from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
 
 __all__ = [
     "AGENT_LOG",
     "Attempt",
-    "Call",
     "GovernedModel",
+    "ModelCall",
     "NoTurnError",
     "Purpose",
     "RetryDecision",
@@ -43,15 +43,34 @@ __all__ = [
     "pause",
 ]
 
+#: What agentao writes to. It carries no handler of ours; agentao's own package-global file handler is never installed,
+#: because the newest client's file would receive every tenant's prompts.
+AGENT_LOG = logging.getLogger("agentao_gov.agent")
+AGENT_LOG.addFilter(RedactingFilter())
+AGENT_LOG.setLevel(logging.ERROR)
 
-# One call that agentao asks for, and the attempts it takes.
+_log = logging.getLogger(__name__)
 
+_BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
+_FILTERED = Reason("The provider's content filter cut the answer off.")
+#: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
+_AFTER_DEADLINE_S = 1.0
+#: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
+_GATEWAY_TIMEOUTS = frozenset({504, 524})
+#: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
+BACKOFF_S = 0.5
+BACKOFF_S_MAX = 8.0
+#: Share of the pause that is random, so that many sessions do not come back at once.
+JITTER = 0.3
+#: What a call is made for.
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
+
+# ── one call and its attempts ──────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
-class Call:
-    """What agentao asked for; it may take several attempts."""
+class ModelCall:
+    """One call that agentao asked for; it may take several attempts, each with a reservation of its own."""
 
     turn: Turn
     token: Any
@@ -70,7 +89,7 @@ class Call:
 class Attempt:
     """One request on its way, and what became of it."""
 
-    def __init__(self, call: Call, spend: Spend, meter: StreamMeter, accumulator: Any) -> None:
+    def __init__(self, call: ModelCall, spend: Spend, meter: StreamMeter, accumulator: Any) -> None:
         self.call = call
         self.spend = spend
         self.meter = meter
@@ -88,7 +107,7 @@ class Attempt:
 
 
 def pause(delay_s: float, token: Any) -> bool:
-    """Waits; False if the token was cancelled meanwhile."""
+    """Waits `delay_s` seconds; False, at once, if agentao's `token` is cancelled meanwhile."""
     woken = threading.Event()
     forget = token.add_done_callback(woken.set)
     try:
@@ -97,16 +116,14 @@ def pause(delay_s: float, token: Any) -> bool:
         forget()
 
 
-# What one request is charged: what its provider reported, or the most that it can have cost as far as it was seen.
-
-#: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
-_GATEWAY_TIMEOUTS = frozenset({504, 524})
+# ── what an attempt is charged ─────────────────────────────────────────────────────────────────────
 
 
 def cost_of(attempt: Attempt, model: str, *, thinks_unseen: bool) -> CallUsage | None:
-    """What to charge for an attempt that ended; None where it cost nothing.
+    """What to charge for an attempt that ended: what was reported, else the most it can have cost. None: nothing.
 
-    `thinks_unseen`: whether the model produces tokens that it does not show, so that silence proves nothing.
+    `model` decides how text is counted. `thinks_unseen` tells that it produces tokens which it does not show, so that
+    silence proves nothing.
     """
     status = status_of(attempt.failure)
     if not attempt.scope.sent or (status is not None and status not in _GATEWAY_TIMEOUTS):
@@ -152,7 +169,7 @@ def _ended_by_itself(attempt: Attempt) -> bool:
 
 
 def response_text(response: Any) -> str:
-    """All that a whole answer holds."""
+    """All text of an answer that came in one piece: content, reasoning, names and arguments of tool calls."""
     texts = []
     for choice in getattr(response, "choices", None) or ():
         message = choice.message
@@ -162,13 +179,7 @@ def response_text(response: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-# Whether and when a failed model call is sent again: pure, bounded by a count and by the turn's deadline.
-
-#: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
-BACKOFF_S = 0.5
-BACKOFF_S_MAX = 8.0
-#: Share of the pause that is random, so that many sessions do not come back at once.
-JITTER = 0.3
+# ── whether and when a failed call is sent again ───────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +192,10 @@ class RetryDecision:
 
 
 def parse_retry_after_s(header: str | None, now: float) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or a date. None where it says nothing usable."""
+    """Seconds to wait by a Retry-After header, which holds seconds or a date; None where it says nothing usable.
+
+    `now` is the wall clock's time in seconds since the epoch.
+    """
     if not header:
         return None
     try:
@@ -206,9 +220,11 @@ def decide_retry(
     remaining_s: float,
     jitter: float,
 ) -> RetryDecision:
-    """Decides after a failed attempt. `jitter` in 0..1 is drawn by the caller.
+    """Decides after a failed attempt whether there is another one, and after which pause.
 
-    A pause the deadline would cut is not begun: waiting for a time-out helps nobody, and the reason would be lost.
+    `remaining_s` is what the turn has left, `retry_after_s` what the provider asks for (None: nothing); `jitter` in
+    0..1 is drawn by the caller. A pause that the deadline would cut is not begun: waiting for a time-out helps nobody,
+    and the reason would be lost.
     """
     if not retryable:
         # What does not pass needs no explanation of why it was not tried again.
@@ -227,26 +243,19 @@ def decide_retry(
     return RetryDecision(True, delay_s=delay_s)
 
 
-#: What agentao writes to. It carries no handler of ours; agentao's own package-global file handler is never installed,
-#: because the newest client's file would receive every tenant's prompts.
-AGENT_LOG = logging.getLogger("agentao_gov.agent")
-AGENT_LOG.addFilter(RedactingFilter())
-AGENT_LOG.setLevel(logging.ERROR)
-
-_log = logging.getLogger(__name__)
-
-_BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
-_FILTERED = Reason("The provider's content filter cut the answer off.")
-#: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
-_AFTER_DEADLINE_S = 1.0
+# ── the client ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class NoTurnError(RuntimeError):
-    """A model call outside a governed turn: there is no budget to take it from."""
+    """Raised for a model call outside a governed turn: there is no budget to take it from."""
 
 
 class GovernedModel(LLMClient):
-    """One per session or sub-agent. Not thread-safe: a session makes one call at a time."""
+    """The model client of one session or sub-agent. Not thread-safe: a session makes one call at a time.
+
+    `turn` names the turn in flight; `subtree` tells that a sub-agent owns it; `on_tool_calls` gets the names of the
+    tools that an answer asks for.
+    """
 
     def __init__(
         self,
@@ -344,7 +353,7 @@ class GovernedModel(LLMClient):
             show = self._text_callback(attempt, on_text_chunk)
             return self._adapter.consume_stream(kwargs, attempt.accumulator, show, token)
 
-        call = Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        call = ModelCall(turn, token, messages, tools, kwargs, purpose, on_retry, send)
         return self._loop_call(call, None, instead=whole, show=on_text_chunk)
 
     def _whole(
@@ -356,21 +365,21 @@ class GovernedModel(LLMClient):
         max_tokens: int | None,
         purpose: Purpose,
         on_retry: Callable[[dict[str, Any]], None] | None,
-    ) -> Call:
+    ) -> ModelCall:
         """A call whose answer comes in one piece."""
         kwargs = self._build_request_kwargs(messages, tools, self._wanted(max_tokens), stream=False)
 
         def send(attempt: Attempt) -> Any:
             return self._adapter.send(kwargs, attempt.accumulator)
 
-        return Call(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        return ModelCall(turn, token, messages, tools, kwargs, purpose, on_retry, send)
 
     def _loop_call(
         self,
-        call: Call,
+        call: ModelCall,
         show_whole: Callable[[str], None] | None,
         *,
-        instead: Callable[[], Call] | None = None,
+        instead: Callable[[], ModelCall] | None = None,
         show: Callable[[str], None] | None = None,
     ) -> Any:
         """A call of the tool loop: a stopped turn gets an empty response, by which agentao ends it in order.
@@ -380,7 +389,7 @@ class GovernedModel(LLMClient):
         turn = call.turn
         try:
             response = self._attempts(call)
-        except Refused:
+        except ReservationRefused:
             return self._nothing()
         except Exception as error:
             if call.token.is_cancelled or turn.stopped:
@@ -398,13 +407,13 @@ class GovernedModel(LLMClient):
 
     # ── attempts ──────────────────────────────────────────────────────────────────────────────────
 
-    def _attempts(self, call: Call) -> Any:
+    def _attempts(self, call: ModelCall) -> Any:
         retries = 0
         while True:
             accumulator = self._adapter.new_accumulator()
             try:
                 return self._attempt(call, accumulator, retries)
-            except Refused:
+            except ReservationRefused:
                 raise
             except Exception as error:
                 streamed = accumulator.progress_made
@@ -424,7 +433,7 @@ class GovernedModel(LLMClient):
                 if not pause(decision.delay_s, call.token):
                     raise
 
-    def _attempt(self, call: Call, accumulator: Any, retries: int) -> Any:
+    def _attempt(self, call: ModelCall, accumulator: Any, retries: int) -> Any:
         """One request: reserve, send, account. Accounts on every way out."""
         turn, kwargs = call.turn, call.kwargs
         spend = self._reserve(call)
@@ -457,14 +466,14 @@ class GovernedModel(LLMClient):
             self._tell_end(attempt, retries)
         return attempt.response
 
-    def _reserve(self, call: Call) -> Spend:
+    def _reserve(self, call: ModelCall) -> Spend:
         if self.saved_anchor is not None and call.purpose != "summary":
             self.anchor.restore(self.saved_anchor, call.messages, call.tools)
             self.saved_anchor = None
         bound = prompt_bound(call.messages, call.tools, self.model, self.anchor)
         try:
             return Spend.reserve(call.turn, bound, self.max_tokens, subtree=self._subtree)
-        except Refused as refused:
+        except ReservationRefused as refused:
             end = LlmCallEnd("refused", 0.0, None, 0, 0, 0, call.purpose, error_type=type(refused.error).__name__)
             call.turn.observers.tell(lambda observer: observer.llm_call(call.turn.labels, end))
             raise
@@ -502,7 +511,7 @@ class GovernedModel(LLMClient):
             jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
         )
 
-    # ── small things ──────────────────────────────────────────────────────────────────────────────
+    # ── what came, and who is told ────────────────────────────────────────────────────────────────
 
     def _current(self) -> Turn:
         turn = self._turn()
@@ -550,7 +559,7 @@ class GovernedModel(LLMClient):
         unfinished = _BROKE_OFF if broke_off else _FILTERED if choice.finish_reason == "content_filter" else None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 
-    def _tell_retry(self, call: Call, retry: int, delay_s: float, error: Exception) -> None:
+    def _tell_retry(self, call: ModelCall, retry: int, delay_s: float, error: Exception) -> None:
         if call.on_retry is None:
             return
         status = status_of(error)

@@ -1,4 +1,8 @@
-"""The TurnReport: the one record every turn ends with (`contract.md`, "TurnReport")."""
+"""The TurnReport, the one record every turn ends with: why it ended, what it used, and what may be said about it.
+
+`contract.md`, "TurnReport", fixes its fields. Every sentence of it exists in two tellings, because a tenant must not
+read the operator's addresses and providers, and every sentence is redacted before it is written.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +36,17 @@ __all__ = [
     "redact",
 ]
 
-
-# Why a turn ended: a closed list, and the exit code and HTTP status each outcome maps to.
-
+#: Where a session's agent lives.
 Mode = Literal["fresh", "in-process", "subprocess"]
+#: How one tool call ended.
 ToolOutcome = Literal["ok", "error", "timeout", "denied", "cancelled"]
+TURN_REPORT_SCHEMA: Literal["agentao-gov/turn-report/1"] = "agentao-gov/turn-report/1"
+
+# ── why a turn ended ──────────────────────────────────────────────────────────────────────────────
 
 
 class Outcome(StrEnum):
-    """Why a turn ended (`contract.md`, "TurnReport")."""
+    """Why a turn ended: a closed list, each with the exit code and the HTTP status it maps to."""
 
     ANSWERED = "answered"
     TURN_TIMEOUT = "turn_timeout"
@@ -108,12 +114,12 @@ _HTTP = {
 }
 
 
-# One thing that happened, told twice: to the tenant who asked, and to whoever runs the service.
-
-
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """A sentence in two tellings. One that is given once is fit for both: `Reason("The turn was cancelled.")`."""
+    """One thing that happened, in two tellings: for the tenant who asked, and for whoever runs the service.
+
+    A sentence that is given once is fit for both: `Reason("The turn was cancelled.")`.
+    """
 
     #: Safe for a tenant: nothing of the operator's addresses, files and providers, and nothing that those said.
     public: str
@@ -122,7 +128,7 @@ class Reason:
 
     @classmethod
     def of(cls, error: GovError) -> Reason:
-        """An error of ours."""
+        """The two tellings that an error of ours carries."""
         return cls(error.public_message, str(error))
 
     @property
@@ -131,18 +137,18 @@ class Reason:
         return self.private or self.public
 
     def after(self, words: str) -> Reason:
-        """The same behind a few words, in both tellings."""
+        """The reason with `words` put before both tellings."""
         return Reason(words + self.public, words + self.operator)
 
 
-TURN_REPORT_SCHEMA: Literal["agentao-gov/turn-report/1"] = "agentao-gov/turn-report/1"
+# ── the record ────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Record(BaseModel):
+class _ReportPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Timing(_Record):
+class Timing(_ReportPart):
     """Milliseconds. `first_token` is None where no text arrived; `total` includes `queued`."""
 
     total: int = 0
@@ -152,7 +158,7 @@ class Timing(_Record):
     tools: int = 0
 
 
-class Usage(_Record):
+class Usage(_ReportPart):
     """Tokens, as the provider counts them. `estimated_tokens` is the part of the total no provider reported."""
 
     prompt_tokens: int = 0
@@ -167,7 +173,7 @@ class Usage(_Record):
     estimated_tokens: int = 0
 
 
-class ToolCall(_Record):
+class ToolCall(_ReportPart):
     """One tool call, in the order of its end."""
 
     name: str
@@ -175,14 +181,14 @@ class ToolCall(_Record):
     duration_ms: int
 
 
-class LimitLine(_Record):
+class LimitLine(_ReportPart):
     """One effective limit and where its value came from."""
 
     value: Any
     source: str
 
 
-class BudgetLine(_Record):
+class BudgetLine(_ReportPart):
     """One scope of the ledger after the turn. Tokens; `limit` None is unlimited."""
 
     scope: Literal["tenant", "user", "session", "turn"]
@@ -195,7 +201,7 @@ class BudgetLine(_Record):
 
     @classmethod
     def of(cls, balance: Balance) -> BudgetLine:
-        """The ledger's balance as a line."""
+        """One balance of the ledger as a line of the report."""
         return cls(
             scope=balance.scope.kind,
             key=balance.scope.key,
@@ -207,7 +213,7 @@ class BudgetLine(_Record):
         )
 
 
-class TurnReport(_Record):
+class TurnReport(_ReportPart):
     """Why a turn ended and what it used. Exactly one per turn, whatever hangs."""
 
     schema_: Literal["agentao-gov/turn-report/1"] = Field(default=TURN_REPORT_SCHEMA, alias="schema")
@@ -259,7 +265,7 @@ class TurnReport(_Record):
         )
 
     def with_warning(self, reason: Reason) -> TurnReport:
-        """The report with one more warning."""
+        """The report with `reason` as one more warning, each telling in its own list."""
         said = self.operator_warnings or self.warnings
         return self.model_copy(
             update={
@@ -278,7 +284,7 @@ class TurnReport(_Record):
         return bool(self.answer)
 
 
-# Keeps secrets out of everything that is written: reports, logs, error texts.
+# ── redaction ─────────────────────────────────────────────────────────────────────────────────────
 
 _PATTERNS = (
     # Keys of the big providers; the prefix stays, so that a reader sees what kind of key it was.
@@ -294,7 +300,10 @@ _MASK = r"\1[REDACTED]"
 
 
 def redact(text: str, *secrets: str) -> str:
-    """The text without the given secrets and whatever looks like one."""
+    """`text` with the given secrets, and whatever looks like a key, a token or a password, masked.
+
+    A secret shorter than four characters, or one that stands for "no key", is left in.
+    """
     for secret in secrets:
         if len(secret) >= 4 and secret not in _NO_SECRETS:
             text = text.replace(secret, "[REDACTED]")
@@ -304,7 +313,7 @@ def redact(text: str, *secrets: str) -> str:
 
 
 class RedactingFilter(logging.Filter):
-    """Redacts the records of a logger that agentao writes to."""
+    """Redacts every record of a logger that agentao writes to, and drops its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrites the record in place; lets it through."""

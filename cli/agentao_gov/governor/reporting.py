@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.errors import StoreError
-from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.classify import TurnResult
 from agentao_gov.governor.report import BudgetLine, LimitLine, Reason, Timing, ToolCall, TurnReport, Usage, redact
 from agentao_gov.governor.turn import Turn, TurnLabels
 from agentao_gov.governor.types import SessionSpec, TurnRequest
@@ -54,7 +54,7 @@ def budget_lines(ledger: Ledger, scopes: Sequence[ScopeLimit]) -> tuple[tuple[Bu
 
 def compose_report(
     labels: TurnLabels,
-    verdict: Verdict,
+    result: TurnResult,
     *,
     id: str | int | None,
     started_at: float,
@@ -68,7 +68,7 @@ def compose_report(
     secret: str = "",
 ) -> TurnReport:
     """The report from its parts. `started_at` is the wall clock's; `secret` is taken out of every sentence."""
-    detail, said = verdict.detail, tuple(warnings)
+    detail, said = result.detail, tuple(warnings)
     private = any(reason.private for reason in said)
     return TurnReport(
         turn_id=labels.turn_id,
@@ -79,11 +79,11 @@ def compose_report(
         profile=labels.profile,
         mode=labels.mode,
         model=labels.model,
-        outcome=verdict.outcome,
-        answer=verdict.answer,
+        outcome=result.outcome,
+        answer=result.answer,
         detail=redact(detail.public, secret) if detail is not None else None,
         operator_detail=redact(detail.private, secret) if detail is not None and detail.private else None,
-        exit_code=verdict.outcome.exit_code,
+        exit_code=result.outcome.exit_code,
         started_at=datetime.datetime.fromtimestamp(started_at, datetime.UTC),
         timing_ms=timing,
         usage=usage if usage is not None else Usage(),
@@ -100,7 +100,7 @@ def write_report(
     turn: Turn,
     spec: SessionSpec,
     request: TurnRequest,
-    verdict: Verdict,
+    result: TurnResult,
     *,
     started_at: float,
     limits: dict[str, LimitLine],
@@ -118,7 +118,7 @@ def write_report(
     )
     return compose_report(
         turn.labels,
-        verdict,
+        result,
         id=request.id,
         started_at=started_at,
         timing=timing,

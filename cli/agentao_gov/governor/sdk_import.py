@@ -1,4 +1,4 @@
-"""Loads the OpenAI SDK without the 300 modules of types that a Chat Completions client never touches.
+"""How the OpenAI SDK is imported: without most of its types, and blind to an `httpx` that is still being imported.
 
 `import openai` imports `openai.types` and its sub-packages, whose `__init__` import a model for everything the API
 has: a third of the time from the command line to the first answer. Here these packages look their names up when they
@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 __all__ = ["hide_half_imported_httpx", "load_types_on_demand"]
-
 
 _PACKAGE = "openai.types"
 
@@ -87,15 +86,13 @@ def load_types_on_demand() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-# Keeps the OpenAI SDK's hands off an `httpx` that another thread is still importing.
-#
-# The SDK sits on httpx2 and asks `sys.modules` for the older httpx before every request, to accept its objects too. The
-# first MCP server, web tool or failed call of a process imports it, which takes 60 ms: every other turn's call would
-# end with `partially initialized module 'httpx' has no attribute 'Timeout'` meanwhile (openai 3.54, agentao 0.5.17).
-
-
 def hide_half_imported_httpx() -> None:
-    """Makes the SDK see `httpx` only once it is whole: until then nobody can hold an object of it. Idempotent."""
+    """Makes the SDK see `httpx` only once it is whole: until then nobody can hold an object of it. Idempotent.
+
+    The SDK sits on httpx2 and asks `sys.modules` for the older httpx before every request, to accept its objects too.
+    The first MCP server, web tool or failed call of a process imports it, which takes 60 ms: every other turn's call
+    would end with `partially initialized module 'httpx' has no attribute 'Timeout'` meanwhile (openai 3.54).
+    """
     from openai import _httpx2  # here, because `load_types_on_demand` comes before any import of the SDK
 
     if hasattr(_httpx2, "_loaded_legacy_httpx"):

@@ -12,13 +12,13 @@ import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.build import AgentParts
-from agentao_gov.governor.classify import StopCause, TurnFacts, Verdict, classify
+from agentao_gov.governor.classify import StopCause, TurnFacts, TurnResult, classify
 from agentao_gov.governor.report import Outcome, Reason, TurnReport
 from agentao_gov.governor.reporting import limit_lines, write_report
 from agentao_gov.governor.tools import ToolLog
@@ -26,23 +26,46 @@ from agentao_gov.governor.turn import CallLimits, Observers, PermissionEnd, Turn
 from agentao_gov.governor.types import Conversation, EventSink, SessionSpec, TurnRequest
 from agentao_gov.process import procfs
 
-if TYPE_CHECKING:
-    from agentao_gov.governor.build import AgentParts
+__all__ = ["GovernedSession", "IdleMessages", "TurnRun", "run_turn", "stack_of"]
 
-__all__ = ["GovernedSession", "RestingTalk", "TurnRun", "run_turn", "stack_of"]
+_log = logging.getLogger(__name__)
 
+#: An answer shorter than this many tokens is of no use: with less left the budget counts as exhausted.
+USEFUL_OUTPUT_TOKENS = 64
 
-# Keeps the conversation of a session that nobody speaks to compressed in memory, until its next turn.
-#
-# 500 idle sessions with 100 messages of 2 KB hold 110 MB of text; compressed they hold a fourth of it, and a turn pays
-# 1 ms per 200 KB to have it back. Messages pass through JSON as they do on their way to the archive.
-
+_CAUSES = {"client_gone": StopCause.CLIENT_GONE, "shutdown": StopCause.SHUTDOWN}
+_CAUSE_TEXTS = {
+    StopCause.CANCELLED: Reason("The turn was cancelled."),
+    StopCause.CLIENT_GONE: Reason("The client went away."),
+    StopCause.SHUTDOWN: Reason("The service is shutting down."),
+}
+#: Outcomes after which nothing has happened, unless a tool ran.
+_UNDONE = frozenset(
+    {
+        Outcome.BUDGET_EXHAUSTED,
+        Outcome.BUDGET_IMPOSSIBLE,
+        Outcome.STORE_UNAVAILABLE,
+        Outcome.MODEL_ERROR,
+        Outcome.SHUTDOWN,
+    }
+)
+#: Kept from the grace for writing the report.
+_REPORT_S = 0.1
+#: Longest single wait, because a wait without end cannot be interrupted by a signal on some platforms.
+_WAIT_S_MAX = 3600.0
+_STACK_FRAMES_MAX = 40
 #: A shorter conversation is left as it is: agent and bookkeeping weigh more.
 _BYTES_MIN = 8 * 1024
 
+# ── the conversation between turns ─────────────────────────────────────────────────────────────────
 
-class RestingTalk:
-    """One session's messages, in the agent or compressed here. Thread-safe."""
+
+class IdleMessages:
+    """One session's messages: in the agent, or compressed here while nobody speaks to the session. Thread-safe.
+
+    500 idle sessions with 100 messages of 2 KB hold 110 MB of text; compressed they hold a fourth of it, and a turn
+    pays 1 ms per 200 KB to have it back. Messages pass through JSON as they do on their way to the archive.
+    """
 
     def __init__(self, parts: AgentParts) -> None:
         self._parts = parts
@@ -51,10 +74,10 @@ class RestingTalk:
         #: The messages while they rest; the agent's list is empty then. Guarded by `_moving`.
         self._packed: bytes | None = None
 
-    def rest(self, busy: Callable[[], bool] = lambda: False) -> bool:
-        """Compresses the messages; False where they rest already, are not worth it, or a turn is about to need them."""
+    def compress(self, busy: Callable[[], bool] = lambda: False) -> bool:
+        """Compresses the messages; False where they are, are not worth it, or `busy` says that a turn needs them."""
         with self._moving:
-            # A turn says that it is busy before it calls `wake`, which waits for this lock.
+            # A turn says that it is busy before it calls `restore`, which waits for this lock.
             if self._packed is not None or busy():
                 return False
             agent, model = self._parts.agent, self._parts.model
@@ -68,7 +91,7 @@ class RestingTalk:
             agent.messages = []
             return True
 
-    def wake(self) -> None:
+    def restore(self) -> None:
         """Gives the agent its messages back."""
         with self._moving:
             if self._packed is not None:
@@ -90,24 +113,12 @@ class RestingTalk:
             return model.anchor.export(messages) or model.saved_anchor
 
 
-# Runs one turn on a thread of its own and comes back in time, whatever the turn does.
-#
-#     deadline ─► cancel token, sockets shut down ─► half the grace ─► kill MCP servers and shells ─► the rest ─►
-# abandon
-#
-# `asyncio.to_thread` and agentao's `arun` share a pool of min(32, cores + 4) threads for the whole process, so six
-# stuck turns would freeze every tenant of a 2-core machine; and their threads are joined at exit. Ours are daemons.
-
-#: Kept from the grace for writing the report.
-_REPORT_S = 0.1
-#: Longest single wait, because a wait without end cannot be interrupted by a signal on some platforms.
-_WAIT_S_MAX = 3600.0
-_STACK_FRAMES_MAX = 40
+# ── one turn on a thread of its own ────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
 class TurnRun:
-    """What the turn's thread left."""
+    """What the turn's thread left: its text, or what it raised, if it returned at all."""
 
     thread: threading.Thread
     returned: bool
@@ -116,7 +127,13 @@ class TurnRun:
 
 
 def run_turn(turn: Turn, chat: Callable[[], str], *, grace_s: float, kill: Callable[[], None]) -> TurnRun:
-    """Runs `chat` and watches it. Returns within the deadline plus `grace_s`, or that long after a cancel."""
+    """Runs `chat` and watches it. Returns within the turn's deadline plus `grace_s`, or that long after a cancel.
+
+        deadline ─► cancel token, sockets shut down ─► half the grace ─► `kill` ─► the rest of it ─► abandon
+
+    `asyncio.to_thread` and agentao's `arun` share a pool of min(32, cores + 4) threads for the whole process, so six
+    stuck turns would freeze every tenant of a 2-core machine; and their threads are joined at exit. Ours are daemons.
+    """
     done = threading.Event()
     results: list[str] = []
     crashes: list[BaseException] = []
@@ -168,33 +185,14 @@ def stack_of(thread: threading.Thread) -> str:
     return "".join(traceback.format_stack(frame, limit=_STACK_FRAMES_MAX)).rstrip()
 
 
-_log = logging.getLogger(__name__)
-
-#: An answer shorter than this many tokens is of no use: with less left the budget counts as exhausted.
-USEFUL_OUTPUT_TOKENS = 64
-
-_CAUSES = {"client_gone": StopCause.CLIENT_GONE, "shutdown": StopCause.SHUTDOWN}
-_CAUSE_TEXTS = {
-    StopCause.CANCELLED: Reason("The turn was cancelled."),
-    StopCause.CLIENT_GONE: Reason("The client went away."),
-    StopCause.SHUTDOWN: Reason("The service is shutting down."),
-}
-
-
-#: Outcomes after which nothing has happened, unless a tool ran.
-_UNDONE = frozenset(
-    {
-        Outcome.BUDGET_EXHAUSTED,
-        Outcome.BUDGET_IMPOSSIBLE,
-        Outcome.STORE_UNAVAILABLE,
-        Outcome.MODEL_ERROR,
-        Outcome.SHUTDOWN,
-    }
-)
+# ── the session ────────────────────────────────────────────────────────────────────────────────────
 
 
 class GovernedSession:
-    """Satisfies `SessionHost` in this process. `cancel`, `kill` and the properties are safe from any thread."""
+    """Satisfies the pool's `SessionHost` in this process. `cancel`, `kill` and the properties are for any thread.
+
+    `parts` is the agent with what governs it; `scopes` names the budgets of a turn before it starts.
+    """
 
     def __init__(
         self,
@@ -214,7 +212,7 @@ class GovernedSession:
         self._clock = clock
         self._limits = limit_lines(spec.profile)
         self._one_turn = threading.Lock()
-        self._talk = RestingTalk(parts)
+        self._messages = IdleMessages(parts)
         #: The turn in flight; written under `_one_turn`, read by the model client, the guard and cancellers.
         self.current: Turn | None = None
         self._closed = False
@@ -225,20 +223,23 @@ class GovernedSession:
     # ── SessionHost ───────────────────────────────────────────────────────────────────────────────
 
     def turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
-        """Runs one turn; see SessionHost. Raises InternalError for a second turn beside the first, or after close."""
+        """Runs one turn and returns its report within the deadline plus `cancel_grace`; blocks meanwhile.
+
+        `on_event` gets its events on the turn's thread. Raises InternalError beside another turn, and after `close`.
+        """
         if not self._one_turn.acquire(blocking=False):
             raise InternalError(f"Session {self._spec.key} already runs a turn.")
         try:
             if self._closed:
                 raise InternalError(f"Session {self._spec.key} is closed.")
-            self._talk.wake()
+            self._messages.restore()
             return self._turn(request, on_event)
         finally:
             self.current = None
             self._one_turn.release()
 
     def cancel(self, reason: str) -> None:
-        """Cancels the turn in flight, if any."""
+        """Cancels the turn in flight, if any. `reason`: `client_gone`, `shutdown`, or any other word for a cancel."""
         turn = self.current
         if turn is not None:
             cause = _CAUSES.get(reason, StopCause.CANCELLED)
@@ -247,17 +248,17 @@ class GovernedSession:
     def snapshot(self) -> Conversation:
         """What has to be kept to go on later."""
         agent = self._parts.agent
-        messages = self._talk.messages()
+        messages = self._messages.messages()
         return Conversation(
             messages=messages,
             todos=[dict(todo) for todo in agent.todo_tool.get_todos()],
             active_skills=tuple(agent.skill_manager.get_active_skills()),
-            anchor=self._talk.anchor(messages),
+            anchor=self._messages.anchor(messages),
         )
 
     def rest(self) -> bool:
         """Gives up what memory it can until the next turn; False: there was none worth it."""
-        return not self.stuck and self._talk.rest(busy=self._one_turn.locked)
+        return not self.stuck and self._messages.compress(busy=self._one_turn.locked)
 
     def close(self, deadline: Deadline) -> None:
         """Ends agent, MCP servers and shells in order; by force what is left at the deadline."""
@@ -321,16 +322,16 @@ class GovernedSession:
         self._observers.tell(lambda observer: observer.turn_started(turn.labels))
         if failure is not None:
             unknown = Reason.of(failure).after("The turn's budgets could not be found: ")
-            verdict = Verdict(Outcome.INTERNAL_ERROR, detail=unknown)
+            result = TurnResult(Outcome.INTERNAL_ERROR, detail=unknown)
         elif self.stuck:
-            verdict = Verdict(Outcome.STUCK, detail=Reason("An earlier turn of this session never came back."))
+            result = TurnResult(Outcome.STUCK, detail=Reason("An earlier turn of this session never came back."))
         else:
-            verdict = self._run(turn, request, limits)
+            result = self._run(turn, request, limits)
         report = write_report(
             turn,
             self._spec,
             request,
-            verdict,
+            result,
             started_at=started_at,
             limits=self._limits,
             warnings=(*map(Reason, self._spec.profile.adjustments), *self._parts.warnings),
@@ -338,7 +339,7 @@ class GovernedSession:
         self._observers.tell(lambda observer: observer.turn_ended(turn.labels, report))
         return report
 
-    def _run(self, turn: Turn, request: TurnRequest, limits: Any) -> Verdict:
+    def _run(self, turn: Turn, request: TurnRequest, limits: Any) -> TurnResult:
         parts = self._parts
         log = ToolLog(turn)
         parts.transport.turn, parts.transport.log = turn, log
@@ -360,10 +361,10 @@ class GovernedSession:
         log.close()
         turn.close()
         parts.transport.turn = parts.transport.log = None
-        verdict = classify(facts)
-        if run.returned and verdict.outcome in _UNDONE and not turn.meter.tool_calls():
+        result = classify(facts)
+        if run.returned and result.outcome in _UNDONE and not turn.meter.tool_calls():
             self._forget(history)
-        return verdict
+        return result
 
     def _forget(self, history: list[dict[str, Any]]) -> None:
         """Takes back what a turn that did nothing wrote into the conversation.

@@ -16,11 +16,13 @@ from agentao_gov.governor.classify import StopCause
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.turn import CallUsage, Turn
 
-__all__ = ["Refused", "Spend", "larger", "reported_usage"]
+__all__ = ["ReservationRefused", "Spend", "larger", "reported_usage"]
+
+# ── the reservation ───────────────────────────────────────────────────────────────────────────────
 
 
-class Refused(Exception):
-    """The ledger says no. The turn is already stopped when this is raised."""
+class ReservationRefused(Exception):
+    """Raised when the ledger says no. The turn is already stopped then, for the reason that `error` names."""
 
     def __init__(self, error: GovError) -> None:
         super().__init__(str(error))
@@ -44,10 +46,11 @@ class Spend:
     def reserve(cls, turn: Turn, prompt_tokens: int, output_tokens_max: int, *, subtree: bool) -> Spend:
         """Holds tokens for a request, waiting until they are there, the deadline comes or the turn is stopped.
 
-        Raises Refused, with the turn stopped for the reason.
+        `prompt_tokens` is the most that the prompt can be, `output_tokens_max` the most that is wanted for the answer;
+        less may be granted. `subtree` tells that a sub-agent asks. Raises ReservationRefused.
         """
         if turn.stopped:
-            raise Refused(CancelledWait("The turn was stopped."))
+            raise ReservationRefused(CancelledWait("The turn was stopped."))
         cancelled = threading.Event()
         forget = turn.token.add_done_callback(cancelled.set)
         request = ReserveRequest(
@@ -64,7 +67,7 @@ class Spend:
             reservation = turn.ledger.reserve(request, deadline=turn.deadline, cancelled=cancelled)
         except GovError as error:
             cls._refuse(turn, error)
-            raise Refused(error) from error
+            raise ReservationRefused(error) from error
         finally:
             forget()
         return cls(turn, reservation, subtree=subtree)
@@ -94,7 +97,7 @@ class Spend:
         return self._reservation.prompt_tokens, self._granted
 
     def dispatch(self) -> None:
-        """Journals that the request goes out now. Raises Refused where the ledger cannot: then it must not."""
+        """Journals that the request goes out now. Raises ReservationRefused where it must not, because that failed."""
         try:
             self._turn.ledger.dispatch(self._reservation.id)
         except GovError as error:
@@ -102,11 +105,11 @@ class Spend:
             # It may be held, or even stand as sent, where only the answer was lost. Nobody but us can give it back:
             # neighbours take nothing from a process that lives.
             self.release()
-            raise Refused(error) from error
+            raise ReservationRefused(error) from error
         self._dispatched = True
 
     def extend(self, tokens: int) -> bool:
-        """Asks for more output for a running stream."""
+        """Asks for up to `tokens` more output for a running stream; False where none are to be had."""
         try:
             more = self._turn.ledger.extend(self._reservation.id, tokens)
         except StoreError:
@@ -123,7 +126,7 @@ class Spend:
             self._post(usage or CallUsage(0, 0))
 
     def release(self) -> None:
-        """The request was not made."""
+        """Gives back what was held, because the request was not made."""
         if self._ended:
             return
         self._ended = True
@@ -148,11 +151,13 @@ class Spend:
             self._turn.warn(Reason.of(error).after("The ledger could not record a call: "))
 
 
-# What a provider says that a request used, read from whatever its gateway made of it.
+# ── what a provider says that a request used ──────────────────────────────────────────────────────
 
 
 def reported_usage(usage: Any) -> CallUsage | None:
-    """What the provider reports, or None where it reports nothing that can be true: no prompt has zero tokens.
+    """What the provider reports in `usage`, whatever a gateway made of it; None where it cannot be true.
+
+    No prompt has zero tokens.
 
     What was thought and what was cached are parts of completion and prompt. xAI and Gemini leave the thoughts out of
     `completion_tokens` and count them in `total_tokens` alone, gateways before Anthropic leave out what was cached:

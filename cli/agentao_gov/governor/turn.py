@@ -30,8 +30,9 @@ __all__ = [
     "TurnObserver",
 ]
 
+_log = logging.getLogger(__name__)
 
-# What a turn used so far: tokens, calls, time, tools. Thread-safe, because sub-agents and tools run beside it.
+# ── what a turn used ──────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class CallUsage:
 
 
 class TurnMeter:
-    """Counters of one turn."""
+    """What one turn used so far: tokens, calls, time, tools. Thread-safe: sub-agents and tools run beside the turn."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +79,7 @@ class TurnMeter:
             return self._iterations
 
     def charge(self, usage: CallUsage, *, subtree: bool) -> None:
-        """Adds what one call used."""
+        """Adds what one call used; `subtree` where a sub-agent made it."""
         with self._lock:
             old = self._sum
             self._sum = replace(
@@ -98,13 +99,13 @@ class TurnMeter:
             self._model_s += seconds
 
     def first_token(self, seconds: float) -> None:
-        """Notes the first text of the turn; later ones change nothing."""
+        """Notes when the turn's first text came, in seconds from its start; later texts change nothing."""
         with self._lock:
             if self._first_token_s is None:
                 self._first_token_s = seconds
 
     def tool(self, name: str, outcome: ToolOutcome, seconds: float) -> None:
-        """Records a tool call that ended."""
+        """Records a tool call that ended, and how long it ran in seconds."""
         with self._lock:
             self._tools_s += seconds
             self._tools.append(ToolCall(name=name, outcome=outcome, duration_ms=round(seconds * 1000)))
@@ -137,7 +138,7 @@ class TurnMeter:
             )
 
     def times_s(self) -> tuple[float | None, float, float]:
-        """First token, model, tools."""
+        """Seconds until the first token (None: no text came), with the model, and in tools."""
         with self._lock:
             return self._first_token_s, self._model_s, self._tools_s
 
@@ -147,10 +148,7 @@ class TurnMeter:
             return tuple(self._tools)
 
 
-# What the governor tells whoever watches: metrics, tracing, audit. Values in, nothing back.
-#
-# An observer runs on the turn's threads; what it raises is logged and goes no further, so that a broken exporter
-# cannot end a turn.
+# ── what observers are told: metrics, tracing, audit ──────────────────────────────────────────────
 
 #: `refused` was never sent (budget, store); `error` was answered with one or failed; `cut` was stopped on the way.
 LlmCallOutcome = Literal["ok", "error", "cut", "refused"]
@@ -204,7 +202,11 @@ class PermissionEnd:
 
 
 class TurnObserver(Protocol):
-    """Implement what you need; see `NullObserver` for a base."""
+    """Told what happens in turns, as values; nothing comes back. `NullObserver` is a base for those who want a part.
+
+    Methods run on the turn's own threads and must not block. What they raise is logged and goes no further, so that a
+    broken exporter cannot end a turn.
+    """
 
     def turn_started(self, labels: TurnLabels) -> None:
         """A turn begins."""
@@ -253,11 +255,11 @@ class Observers:
         self._all: tuple[TurnObserver, ...] = tuple(observers)
 
     def add(self, observer: TurnObserver) -> None:
-        """Adds one; it sees turns from now on."""
+        """Adds `observer`, which is told about turns from now on."""
         self._all = (*self._all, observer)
 
     def tell(self, event: Callable[[TurnObserver], None]) -> None:
-        """Hands an event to each, safely."""
+        """Calls `event` with each observer; logs what one raises."""
         for observer in self._all:
             try:
                 event(observer)
@@ -265,7 +267,7 @@ class Observers:
                 _log.exception("An observer of turns failed")
 
 
-_log = logging.getLogger(__name__)
+# ── the turn ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,10 @@ class CallLimits:
 
 
 class Turn:
-    """The state of one turn. Thread-safe: its thread, its tools, sub-agents, the watcher and cancellers use it."""
+    """The state of one turn. Thread-safe: its thread, its tools, sub-agents, the watcher and cancellers use it.
+
+    `deadline` and `scopes` hold for every call of the turn, `limits` for each; `sink` gets its events in order.
+    """
 
     def __init__(
         self,
@@ -323,7 +328,7 @@ class Turn:
     # ── stopping ──────────────────────────────────────────────────────────────────────────────────
 
     def stop(self, cause: StopCause, detail: Reason) -> bool:
-        """Stops the turn: cancels its token, which wakes every wait. The first cause wins; says whether this is it."""
+        """Stops the turn: cancels its token, which wakes every wait. False where an earlier cause stands."""
         with self._lock:
             if self._stop is not None or self._closed:
                 return False
@@ -345,7 +350,7 @@ class Turn:
             return self._stop, self._stop_detail
 
     def close(self) -> None:
-        """The report is about to be written: nothing is recorded or told after this."""
+        """Ends recording and telling, because the report is about to be written."""
         with self._lock:
             self._closed = True
         # A thread that was left behind must not go on working for a turn that is over.
@@ -354,7 +359,7 @@ class Turn:
     # ── what the model client notes ───────────────────────────────────────────────────────────────
 
     def call_begins(self) -> None:
-        """A model call of the main loop begins: what was final before is not."""
+        """Notes that a model call of the main loop begins: what was final before is not."""
         with self._lock:
             self._final_answer = None
             self._model_failure = None
@@ -362,9 +367,10 @@ class Turn:
             self._unfinished = None
 
     def call_ended(self, *, final_text: str | None, cut_by_budget: bool, unfinished: Reason | None) -> None:
-        """A model call of the main loop ended well. `final_text` if it is a whole answer without tool calls.
+        """Notes that a model call of the main loop was answered.
 
-        `unfinished`: why what came is not the whole answer.
+        `final_text` is the text if it is a whole answer without tool calls; `cut_by_budget` tells that it was cut at a
+        grant below `max_output_tokens`; `unfinished` is why what came is not the whole answer.
         """
         with self._lock:
             if self._stop is None:
@@ -373,17 +379,17 @@ class Turn:
                 self._unfinished = unfinished
 
     def model_failed(self, what: Reason) -> None:
-        """The last model call failed for good."""
+        """Notes that the last model call failed for good, and why."""
         with self._lock:
             self._model_failure = what
 
     def begin_round(self) -> None:
-        """The loop is about to ask the model; the round counts when its request goes out."""
+        """Notes that the loop is about to ask the model; the round counts when its request goes out."""
         with self._lock:
             self._round_pending = not self._cap_reached
 
     def round_sent(self) -> None:
-        """A request of the loop goes out. The first one of a round counts it: a retry is no new round."""
+        """Counts the round with its first request that goes out: a retry is no new round."""
         with self._lock:
             if not self._round_pending:
                 return
@@ -391,7 +397,7 @@ class Turn:
         self.emit(IterationEvent(self.meter.iterate(), self.meter.tokens))
 
     def reach_cap(self) -> None:
-        """The loop used all its iterations."""
+        """Notes that the loop used all its iterations."""
         with self._lock:
             self._cap_reached = True
 
@@ -402,13 +408,13 @@ class Turn:
             return self._cap_reached
 
     def warn(self, what: Reason) -> None:
-        """Adds a sentence for the report."""
+        """Adds a warning to the report, once."""
         with self._lock:
             if what not in self._warnings:
                 self._warnings.append(what)
 
     def facts(self) -> TurnFacts:
-        """What was noted, for the classification; what agentao says is still missing."""
+        """What was noted, for `classify`; the session adds what agentao says."""
         with self._lock:
             return TurnFacts(
                 stop=self._stop,
@@ -440,5 +446,5 @@ class Turn:
             _log.exception("The event sink of turn %s failed", self.labels.turn_id)
 
     def elapsed_s(self) -> float:
-        """Since the turn began."""
+        """Seconds since the turn began."""
         return self.clock.monotonic() - self.started_at

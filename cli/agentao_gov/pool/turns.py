@@ -19,7 +19,7 @@ from agentao_gov.errors import (
     StoreError,
     TurnTimeoutError,
 )
-from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.classify import TurnResult
 from agentao_gov.governor.report import Outcome, Reason, Timing, TurnReport
 from agentao_gov.governor.reporting import compose_report, limit_lines
 from agentao_gov.governor.turn import TurnLabels
@@ -54,16 +54,16 @@ def report_without_agent(ticket: Ticket, outcome: Outcome, detail: Reason, clock
     """The one report of a turn, from what the pool knows of it: no usage, no answer."""
     total_ms = round((clock.monotonic() - ticket.submitted_at) * 1000)
     timing = Timing(total=total_ms, queued=round(ticket.waited_s * 1000) or total_ms)
-    return _report(ticket.order, Verdict(outcome, detail=detail), clock.time() - total_ms / 1000, timing)
+    return _report(ticket.order, TurnResult(outcome, detail=detail), clock.time() - total_ms / 1000, timing)
 
 
 def refused_report(order: TurnOrder, error: GovError, clock: Clock = SYSTEM_CLOCK) -> TurnReport:
     """The report of a turn that was refused: a batch has one for every line."""
     outcome = next((found for kind, found in _REFUSALS if isinstance(error, kind)), Outcome.INTERNAL_ERROR)
-    return _report(order, Verdict(outcome, detail=Reason.of(error)), clock.time(), Timing())
+    return _report(order, TurnResult(outcome, detail=Reason.of(error)), clock.time(), Timing())
 
 
-def _report(order: TurnOrder, verdict: Verdict, started_at: float, timing: Timing) -> TurnReport:
+def _report(order: TurnOrder, verdict: TurnResult, started_at: float, timing: Timing) -> TurnReport:
     labels = TurnLabels(order.key, order.user, order.profile.profile.name, order.mode, order.turn_id, order.model.name)
     return compose_report(
         labels,

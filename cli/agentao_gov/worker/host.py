@@ -23,7 +23,7 @@ from typing import Any
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Allowance, Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
-from agentao_gov.governor.classify import Verdict
+from agentao_gov.governor.classify import TurnResult
 from agentao_gov.governor.report import Outcome, Reason, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.governor.reporting import budget_lines, compose_report, limit_lines
 from agentao_gov.governor.turn import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
@@ -189,7 +189,7 @@ class TurnWitness:
         )
         return compose_report(
             self.labels,
-            Verdict(outcome, detail=detail),
+            TurnResult(outcome, detail=detail),
             id=request.id,
             started_at=self._began_wall,
             timing=timing,

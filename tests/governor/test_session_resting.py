@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from agentao_gov.governor.session import RestingTalk
+from agentao_gov.governor.session import IdleMessages
 from agentao_gov.governor.tokens import Anchor
 
 
@@ -26,12 +26,12 @@ def talk(count: int) -> list[dict[str, Any]]:
 def test_messages_come_back_as_they_were() -> None:
     """Also what is no valid Unicode; a copy can be had while they rest."""
     made = parts(talk(40))
-    resting = RestingTalk(made)
+    resting = IdleMessages(made)
 
-    assert resting.rest()
+    assert resting.compress()
     held = made.agent.messages
     copied = resting.messages()
-    resting.wake()
+    resting.restore()
 
     assert held == []
     assert copied == made.agent.messages == talk(40)
@@ -41,20 +41,20 @@ def test_a_short_conversation_is_left_alone() -> None:
     """There is nothing to win."""
     made = parts(talk(2))
 
-    assert not RestingTalk(made).rest()
+    assert not IdleMessages(made).compress()
     assert len(made.agent.messages) == 2
 
 
 def test_nothing_rests_under_a_turn() -> None:
-    """A turn says that it is busy, then wakes the messages: whichever comes first, it has them."""
+    """A turn says that it is busy, then restores the messages: whichever comes first, it has them."""
     made = parts(talk(40))
-    resting = RestingTalk(made)
+    resting = IdleMessages(made)
     busy = threading.Event()
 
     def turns() -> None:
         for _ in range(200):
             busy.set()
-            resting.wake()
+            resting.restore()
             seen.append(len(made.agent.messages))
             busy.clear()
 
@@ -62,7 +62,7 @@ def test_nothing_rests_under_a_turn() -> None:
     thread = threading.Thread(target=turns)
     thread.start()
     while thread.is_alive():
-        resting.rest(busy.is_set)
+        resting.compress(busy.is_set)
     thread.join()
 
     assert set(seen) == {40}
@@ -73,10 +73,10 @@ def test_what_the_provider_reported_survives_the_rest() -> None:
     made = parts(talk(40))
     system = {"role": "system", "content": "be brief"}
     made.model.anchor.record([system, *made.agent.messages], None, 9_000, 20)
-    resting = RestingTalk(made)
+    resting = IdleMessages(made)
     before = resting.anchor(made.agent.messages)
 
-    resting.rest()
+    resting.compress()
 
     assert before is not None
     assert before["messages"] == 40

@@ -1,4 +1,4 @@
-"""The SDK's types are loaded on demand, and are the SDK's own."""
+"""The SDK is imported without its types, which are its own all the same, and while `httpx` is half imported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from tests.governor.provider import Handler, Provide
 
 _LOOK = """
 import json, sys
@@ -30,6 +32,26 @@ print(json.dumps({{
     "params": completion_create_params.__name__,
     "resources": [type(client.responses).__name__, type(client.embeddings).__name__, type(client.batches).__name__],
 }}))
+"""
+
+#: Stands for the real one, whose import takes 60 ms: this one takes until it is told to go on.
+_SLOW_HTTPX = "import builtins\nbuiltins.begun.set()\nbuiltins.go_on.wait(20)\n"
+
+_CALL_BESIDE_AN_IMPORT = """
+import builtins, sys, threading
+from agentao_gov.governor.http import HttpClient, abortable, AbortScope
+client = HttpClient()
+sys.modules.pop("httpx", None)
+sys.path.insert(0, sys.argv[1])
+builtins.begun, builtins.go_on = threading.Event(), threading.Event()
+thread = threading.Thread(target=__import__, args=("httpx",), daemon=True)
+thread.start()
+assert builtins.begun.wait(20)
+with abortable(AbortScope()):
+    answer = client.endpoint(sys.argv[2], "key").chat.completions.create(model="m", messages=[])
+builtins.go_on.set()
+thread.join()
+print(answer.choices[0].message.content)
 """
 
 
@@ -71,3 +93,19 @@ def test_an_sdk_in_an_archive_is_loaded_as_it_is(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
 
     assert (done.stdout, done.stderr) == ("openai.types.batch\n", "")
+
+
+def test_a_call_beside_the_first_import_of_httpx_succeeds(tmp_path: Path, provide: Provide) -> None:
+    """agentao imports it when a call fails or an MCP server starts; the SDK looks at it before every request."""
+    (tmp_path / "httpx.py").write_text(_SLOW_HTTPX)
+    whole = {"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}
+    body = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [whole]})
+
+    def answer(handler: Handler, _: object) -> None:
+        handler.send(200, "application/json", body.encode())
+
+    command = [sys.executable, "-c", _CALL_BESIDE_AN_IMPORT, str(tmp_path), provide(answer).base_url]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr

@@ -284,7 +284,7 @@ sys.path.insert(0, {str(root)!r})
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.simulator import start_simulator
 from tests.governor.harness import Harness
-from tests.governor.test_hangs import Sleeper, run_with
+from tests.governor.test_session_hangs import Sleeper, run_with
 with start_simulator() as simulator:
     harness = Harness(simulator, pathlib.Path({str(tmp_path)!r}), HttpClient())
     report = run_with(harness, Sleeper(), limits={{"turn_timeout": 4, "cancel_grace": 0.8, "tool_timeout": 60}})

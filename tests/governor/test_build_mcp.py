@@ -14,7 +14,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.governor import Outcome
 from agentao_gov.governor.session import GovernedSession
 from tests.governor.harness import Harness, say
-from tests.governor.test_hangs import gone, wait_until
+from tests.governor.test_session_hangs import gone, wait_until
 
 pytestmark = pytest.mark.slow
 
