@@ -35,7 +35,7 @@ ORDER = (
     *("testrig", "checklist", "loadtest"),
 )
 #: Files at the top of the package that are ground, not a floor.
-GROUND = {"errors", "clock", "resources"}
+GROUND = {"endings", "errors", "clock", "resources"}
 
 #: A wheel carries `loadtests/` inside the package, as files to copy; they are Locust's, not a floor's.
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] != "_shipped"]

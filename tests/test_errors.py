@@ -1,11 +1,15 @@
-"""Holds the error tree: each class a user can meet maps to one documented exit code and one HTTP status."""
+"""Holds the error tree: each class a user can meet maps to one row of the table of endings."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+
 import pytest
 
+import agentao_gov
 from agentao_gov import errors
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import ENDINGS, Outcome
 
 #: `contract.md`, "Exit codes".
 EXIT_CODES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 130, 143}
@@ -21,9 +25,20 @@ def leaves(root: type[errors.GovError]) -> list[type[errors.GovError]]:
 @pytest.mark.parametrize("error", leaves(errors.GovError), ids=lambda e: e.__name__)
 def test_each_error_has_a_documented_exit_code_and_an_error_status(error: type[errors.GovError]) -> None:
     """A script must be able to branch on every failure."""
-    assert error.exit_code in EXIT_CODES - {0}
-    assert 400 <= error.http_status < 600
-    assert error.code.replace("_", "").isalnum()
+    assert error.ending in ENDINGS.values()
+    assert error.ending.exit_code in EXIT_CODES - {0}
+    assert 400 <= error.ending.http_status < 600
+    assert error.ending.code.replace("_", "").isalnum()
+
+
+def test_every_class_of_the_house_is_a_row_of_the_table_and_every_row_somebodys() -> None:
+    """A row that neither an error nor an outcome has would promise what never happens."""
+    for module in pkgutil.walk_packages(agentao_gov.__path__, "agentao_gov."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    used = {error.ending for error in leaves(errors.GovError)} | {outcome.ending for outcome in Outcome}
+
+    assert used == set(ENDINGS.values())
 
 
 @pytest.mark.parametrize("error", leaves(errors.GovError), ids=lambda e: e.__name__)
@@ -39,6 +54,8 @@ def test_each_outcome_maps_to_one_exit_code_and_one_status(outcome: Outcome) -> 
     assert outcome.exit_code in EXIT_CODES
     assert 200 <= outcome.http_status < 600
     assert outcome.error_code
+    assert outcome.ending.sentence
+    assert outcome.ending.words
 
 
 def test_the_message_carries_the_hint() -> None:

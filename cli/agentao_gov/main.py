@@ -171,7 +171,7 @@ def _lost(stream: TextIO, error: OSError, code: int) -> int:
         return 141
     with contextlib.suppress(OSError):
         sys.stderr.write(f"agentao-gov: The output could not be written: {error.strerror}\n")
-    return InternalError.exit_code
+    return InternalError.ending.exit_code
 
 
 def _flush(code: int) -> int:

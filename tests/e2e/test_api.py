@@ -295,6 +295,39 @@ def test_unknown_paths_and_methods_have_openais_shape(service: Service) -> None:
     assert service.get("/v1/sessions/a%20b").status == 400
 
 
+def test_what_the_service_answers_has_the_shape_it_publishes(service: Service) -> None:
+    """Every operation that answers in JSON, each checked against its own schema in `/openapi.json`."""
+    document = service.get("/openapi.json").json
+    session = fresh()
+    calls = [
+        ("POST", "/v1/chat/completions", "/v1/chat/completions", ASK),
+        ("POST", f"/v1/sessions/{session}/turns", "/v1/sessions/{session_id}/turns", {"message": "x"}),
+        ("GET", "/v1/models", "/v1/models", None),
+        ("GET", "/v1/models/qa", "/v1/models/{model_id}", None),
+        ("GET", "/v1/sessions", "/v1/sessions", None),
+        ("GET", f"/v1/sessions/{session}", "/v1/sessions/{session_id}", None),
+        ("GET", "/v1/status?history", "/v1/status", None),
+        ("POST", f"/v1/sessions/{session}/cancel", "/v1/sessions/{session_id}/cancel", None),
+        ("DELETE", f"/v1/sessions/{session}", "/v1/sessions/{session_id}", None),
+        ("GET", "/healthz", "/healthz", None),
+        ("GET", "/readyz", "/readyz", None),
+    ]
+    for method, path, template, body in calls:
+        answer = service.send(method, path, body)
+        described = document["paths"][template][method.lower()]["responses"]["200"]["content"]
+        schema = described["application/json"]["schema"]
+
+        assert answer.status == 200
+        jsonschema.validate(answer.json, {**document, **schema})
+
+
+def test_a_path_tells_every_method_it_takes(service: Service) -> None:
+    """`Allow` of a session names DELETE too."""
+    allow = service.send("PUT", "/v1/sessions/a", {}).headers["allow"]
+
+    assert {method.strip() for method in allow.split(",")} == {"DELETE", "GET", "HEAD"}
+
+
 @pytest.mark.parametrize(
     ("directive", "status", "code"),
     [

@@ -8,7 +8,7 @@ import pytest
 
 from agentao_gov.governor.report import BudgetLine, LimitLine, Outcome, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.report.terminal import bar, console, is_styled, print_table, printable
-from agentao_gov.report.turn_panel import ENDINGS, print_limits, print_panel
+from agentao_gov.report.turn_panel import print_limits, print_panel
 
 
 class _Terminal(io.StringIO):
@@ -76,8 +76,8 @@ def test_a_table_is_tab_separated_without_a_terminal() -> None:
 
 
 def test_every_outcome_has_an_ending_in_words() -> None:
-    """A new outcome without words would end in a KeyError on somebody's screen."""
-    assert set(ENDINGS) == set(Outcome)
+    """A new outcome without words would leave its line on somebody's screen empty."""
+    assert all(outcome.ending.words for outcome in Outcome)
 
 
 def test_the_panel_shows_what_was_used_of_each_limit() -> None:

@@ -75,7 +75,7 @@ def test_an_exhausted_budget_is_an_insufficient_quota_until_its_window_ends() ->
 
     failure = failure_of_report(report(Outcome.BUDGET_EXHAUSTED, answer=None, budget=lines), NOW)
 
-    assert failure.type == "insufficient_quota"
+    assert failure.ending.http_type == "insufficient_quota"
     assert failure.retry_after_s == 3600
 
 
@@ -105,7 +105,7 @@ def test_an_error_that_names_the_operators_things_is_told_without_them(kind: typ
     assert "/srv" not in json.dumps(failure.body())
     assert "10.0.0.7" not in json.dumps(failure.body())
     assert failure.message
-    assert failure.code == kind.code
+    assert failure.ending is kind.ending
 
 
 def test_a_report_is_told_without_what_is_the_operators() -> None:
@@ -131,3 +131,23 @@ def test_a_report_is_told_without_what_is_the_operators() -> None:
 def test_a_report_is_told_once(detail: str | None, message: str) -> None:
     """What the detail says again is not said before it."""
     assert failure_of_report(report(Outcome.CANCELLED, answer=None, detail=detail), NOW).message == message
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.ANSWERED])
+def test_an_sdk_does_not_repeat_a_turn_that_had_begun(outcome: Outcome) -> None:
+    """A model call was made: once more would be paid twice, and would undo a cancel."""
+    response = failure_of_report(report(outcome, answer=None), NOW).response()
+
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_an_sdk_may_repeat_what_never_began_and_never_sleeps_until_a_budgets_window_ends() -> None:
+    """OpenAI's npm SDK sleeps through any Retry-After, fourteen hours of it as well."""
+    full = failure_of_error(errors.QueueFullError("x")).response()
+    spent = errors.BudgetExhaustedError(
+        "x", scope="tenant", limit_tokens=1, used_tokens=1, reserved_tokens=0, asked_tokens=1, retry_after_s=50_000.0
+    )
+
+    assert "x-should-retry" not in full.headers
+    assert failure_of_error(spent).response().headers["x-should-retry"] == "false"
+    assert failure_of_error(spent).response().headers["retry-after"] == "50000"

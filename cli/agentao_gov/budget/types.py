@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from agentao_gov.endings import ENDINGS
 from agentao_gov.errors import GovError, StoreError
 
 if TYPE_CHECKING:
@@ -174,9 +175,7 @@ class Ledger(Protocol):
 class CancelledWait(GovError):
     """Raised when the `cancelled` event ends a wait for tokens: nothing is held any more."""
 
-    code = "cancelled"
-    exit_code = 130
-    http_status = 409
+    ending = ENDINGS["cancelled"]
 
 
 class ReservationLostError(StoreError):

@@ -102,7 +102,7 @@ def verify(config: ConfigOption = None, as_json: JsonOption = False) -> int:
                 f"The journal does not reproduce the ledger: {len(result.problems)} problems.",
                 hint="Put a sound copy back; until then daily budgets cannot be relied on.",
             )
-    return 0 if result.ok else StoreError.exit_code
+    return 0 if result.ok else StoreError.ending.exit_code
 
 
 @app.command()

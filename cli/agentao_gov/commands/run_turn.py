@@ -242,7 +242,7 @@ def _save(context: RunContext, report: TurnReport) -> int:
         write_output(options.output, report.to_json() + "\n" if options.json else f"{report.answer or ''}\n")
     except OSError as error:
         warn(f"the output {str(options.output)!r} could not be written: {error.strerror}")
-        return StoreError.exit_code
+        return StoreError.ending.exit_code
     return 0
 
 

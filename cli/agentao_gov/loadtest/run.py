@@ -277,7 +277,7 @@ class LoadTest:
             error = report.get("error")
             reason = error.get("message") if isinstance(error, dict) else report.get("reason", "")
             hint = "`agentao-gov checklist` shows why; --no-checklist leaves it out."
-            if code == ConfigError.exit_code:
+            if code == ConfigError.ending.exit_code:
                 raise ConfigError(f"The checklist cannot be run: {reason}", hint=hint)
             raise InternalError(f"The checklist ended with {code}: {reason}", hint=hint)
 

@@ -48,8 +48,8 @@ def report_unexpected(error: BaseException, as_json: bool) -> int:
     message = f"Internal error: {type(error).__name__}: {_one_line(str(error))}"
     hint = f"The traceback is in {place}." if place else "The traceback could not be written to a file."
     with contextlib.suppress(OSError):
-        _show(InternalError.code, message, hint, as_json)
-    return InternalError.exit_code
+        _show(InternalError.ending.code, message, hint, as_json)
+    return InternalError.ending.exit_code
 
 
 def _show(code: str, message: str, hint: str | None, as_json: bool) -> None:

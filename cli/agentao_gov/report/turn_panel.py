@@ -22,26 +22,9 @@ from agentao_gov.report.terminal import STYLES, bar, printable
 if TYPE_CHECKING:
     from agentao_gov.config import Limits
 
-__all__ = ["ENDINGS", "LiveTurn", "print_budget", "print_limits", "print_panel", "tokens"]
+__all__ = ["LiveTurn", "print_budget", "print_limits", "print_panel", "tokens"]
 
 
-#: Why a turn ended, in words. A test holds that every outcome has one.
-ENDINGS = {
-    Outcome.ANSWERED: "answered",
-    Outcome.TURN_TIMEOUT: "stopped at its time limit",
-    Outcome.MAX_ITERATIONS: "reached its iteration cap",
-    Outcome.BUDGET_EXHAUSTED: "stopped: a token budget is spent",
-    Outcome.BUDGET_IMPOSSIBLE: "not started: larger than a whole token budget",
-    Outcome.CANCELLED: "cancelled",
-    Outcome.REPEAT_GUARD: "stopped by the repeat guard",
-    Outcome.MODEL_ERROR: "the model failed",
-    Outcome.INCOMPLETE: "the answer is empty or cut off",
-    Outcome.REFUSED: "refused: no capacity",
-    Outcome.SHUTDOWN: "cancelled by the shutdown",
-    Outcome.STORE_UNAVAILABLE: "not run: the ledger cannot be used",
-    Outcome.STUCK: "abandoned: something in it never returned",
-    Outcome.INTERNAL_ERROR: "internal error",
-}
 #: From this share on a daily budget is shown in a brief panel, too.
 _HIGH = 0.8
 #: Limits that are seconds in a report.
@@ -62,7 +45,7 @@ def print_panel(out: Console, report: TurnReport, *, brief: bool = False, told: 
     good = report.outcome is Outcome.ANSWERED
     mark = ("✓ " if good else "✗ ", STYLES["ok"] if good else STYLES["bad"])
     where = "" if brief else f"  {report.profile} · {report.model} · {report.mode} · session {report.session}"
-    out.print(Text.assemble(mark, (ENDINGS[report.outcome], STYLES["strong"]), where))
+    out.print(Text.assemble(mark, (report.outcome.ending.words, STYLES["strong"]), where))
     if report.detail:
         out.print(Text(f"  {printable(report.detail)}"))
     for name, used, limit, shown in (*_turn_rows(report), *_budget_rows(report, least=_HIGH if brief else 0.0)):

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -19,11 +19,20 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agentao_gov.errors import GovError, InternalError, NotFoundError, QueueFullError
+from agentao_gov.errors import (
+    BadRequestError,
+    GovError,
+    HeadTooLargeError,
+    InternalError,
+    MethodNotAllowedError,
+    NotFoundError,
+    QueueFullError,
+)
 from agentao_gov.monitor.logs import RefusalLog
 from agentao_gov.service.endpoints import Endpoints
-from agentao_gov.service.errors import Failure, failure_of_error
+from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.openapi import openapi_document
+from agentao_gov.service.routes import OPERATIONS, Operation
 
 if TYPE_CHECKING:
     from agentao_gov.service.gateway import Gateway
@@ -68,7 +77,6 @@ SPARE_REQUESTS = 512
 
 def create_app(gateway: Gateway) -> ASGIApp:
     """The whole HTTP surface over one gateway."""
-    at = Endpoints(gateway)
     document = openapi_document()
     page = page_html()
     refusals = RefusalLog()
@@ -93,18 +101,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
         return turned_away(error)
 
     routes = [
-        Route("/v1/chat/completions", at.chat_completions, methods=["POST"]),
-        Route("/v1/models", at.models, methods=["GET"]),
-        Route("/v1/models/{model_id}", at.model, methods=["GET"]),
-        Route("/v1/sessions", at.sessions, methods=["GET"]),
-        Route("/v1/sessions/{session_id}/turns", at.turn, methods=["POST"]),
-        Route("/v1/sessions/{session_id}/cancel", at.cancel, methods=["POST"]),
-        Route("/v1/sessions/{session_id}", at.session, methods=["GET"]),
-        Route("/v1/sessions/{session_id}", at.delete, methods=["DELETE"]),
-        Route("/v1/status", at.status, methods=["GET"]),
-        Route("/healthz", at.healthz, methods=["GET"]),
-        Route("/readyz", at.readyz, methods=["GET"]),
-        Route("/metrics", at.metrics, methods=["GET"]),
+        *_api_routes(Endpoints(gateway)),
         Route("/openapi.json", openapi, methods=["GET"]),
         Route("/", live_page, methods=["GET"]),
     ]
@@ -120,17 +117,32 @@ def create_app(gateway: Gateway) -> ASGIApp:
     return app
 
 
+def _api_routes(endpoints: Endpoints) -> list[Route]:
+    """One route a path, so that `Allow` names every method of it."""
+    paths: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = operation
+
+    def route(path: str, methods: Mapping[str, Operation]) -> Route:
+        async def dispatch(request: Request) -> Response:
+            method = "GET" if request.method == "HEAD" else request.method
+            return await methods[method].handler(endpoints, request)
+
+        return Route(path, dispatch, methods=[*methods])
+
+    return [route(path, methods) for path, methods in paths.items()]
+
+
 async def _http_error(request: Request, error: HTTPException) -> Response:
+    """What Starlette itself refuses: a path or a method that there is not."""
+    told: GovError = BadRequestError(str(error.detail))
     if error.status_code == 404:
-        return failure_of_error(NotFoundError(f"Nothing lives at {request.url.path[:_PATH_CHARS_MAX]}.")).response()
-    failure = Failure(
-        status=error.status_code,
-        code="method_not_allowed" if error.status_code == 405 else "invalid_request",
-        type="invalid_request_error",
-        message=str(error.detail),
-        headers=dict(error.headers or {}),
-    )
-    return failure.response()
+        told = NotFoundError(f"Nothing lives at {request.url.path[:_PATH_CHARS_MAX]}.")
+    elif error.status_code == 405:
+        told = MethodNotAllowedError(f"This path does not take {request.method[:_PATH_CHARS_MAX]}.")
+    response = failure_of_error(told).response()
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _bug(request: Request, error: Exception) -> Response:
@@ -159,8 +171,8 @@ class _Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # h11 has this limit for a head that comes in pieces; one that comes at once it lets pass.
         if scope["type"] == "http" and _head_bytes(scope) > HEADER_BYTES_MAX:
-            message = f"The request's head is larger than the limit of {HEADER_BYTES_MAX:,} bytes."
-            await Failure(431, "too_large", "invalid_request_error", message).response()(scope, receive, send)
+            too_large = HeadTooLargeError(f"The request's head is larger than the limit of {HEADER_BYTES_MAX:,} bytes.")
+            await failure_of_error(too_large).response()(scope, receive, send)
             return
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)

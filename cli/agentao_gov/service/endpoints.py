@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,11 +13,21 @@ from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.types import SessionState
+from agentao_gov.service.answers import (
+    Cancelled,
+    Deleted,
+    Health,
+    Model,
+    ModelList,
+    Readiness,
+    Session,
+    SessionList,
+)
 from agentao_gov.service.bodies import ChatBody, TurnBody, parse_body, require_session_id
 from agentao_gov.service.peers import from_peer, merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
-from agentao_gov.service.tenants import require_local_page
+from agentao_gov.service.tenants import OfferedProfile, require_local_page
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:
@@ -47,7 +57,7 @@ class Endpoints:
         tenant = self._tenant(request)
         return SessionKey(tenant, require_session_id(request.path_params["session_id"]))
 
-    def _session_json(self, info: SessionInfo) -> dict[str, Any]:
+    def _session_json(self, info: SessionInfo) -> Session:
         monitor = self._gateway.monitor
         return session_json(info, monitor.session_bytes(info.key), monitor.session_processes(info.key))
 
@@ -69,7 +79,7 @@ class Endpoints:
             raise BadRequestError(f"The body was not complete after {BODY_S_MAX:.0f} s.") from None
         return b"".join(parts)
 
-    async def chat_completions(self, request: Request) -> Response:
+    async def create_chat_completion(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         tenant = self._tenant(request)
         header = request.headers.get("x-session-id")
@@ -89,7 +99,7 @@ class Endpoints:
             writer = ChatWriter(order.turn_id, offer.name, created=created, usage_chunk=body.usage_chunk)
         return TurnResponse(self._gateway, order, answer=answer, writer=writer)
 
-    async def turn(self, request: Request) -> Response:
+    async def run_turn(self, request: Request) -> Response:
         """`POST /v1/sessions/{id}/turns`."""
         key = self._key(request)
         raw = await self._body(request)
@@ -105,7 +115,7 @@ class Endpoints:
         streams = "text/event-stream" in request.headers.get("accept", "")
         return TurnResponse(self._gateway, order, answer=_report_json, writer=NativeWriter() if streams else None)
 
-    async def cancel(self, request: Request) -> Response:
+    async def cancel_turn(self, request: Request) -> Response:
         """`POST /v1/sessions/{id}/cancel`."""
         key = self._key(request)
         cancelled = await asyncio.to_thread(self._gateway.pool.cancel, key, "cancelled")
@@ -114,9 +124,10 @@ class Endpoints:
             cancelled = any(answer["cancelled"] for answer in answers)
             if not answers:
                 await asyncio.to_thread(self._gateway.session, key)
-        return JSONResponse({"id": key.session, "object": "session", "cancelled": cancelled})
+        answer: Cancelled = {"id": key.session, "object": "session", "cancelled": cancelled}
+        return JSONResponse(answer)
 
-    async def sessions(self, request: Request) -> Response:
+    async def list_sessions(self, request: Request) -> Response:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
         tenant = self._tenant(request)
         total, found = await asyncio.to_thread(self._gateway.pool.listing, tenant)
@@ -125,10 +136,15 @@ class Endpoints:
         rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
         # All workers see the same disk.
         total = max(len(rows), total, *(answer["total"] for answer in answers))
-        body = {"object": "list", "data": rows[:LIST_MAX], "total": total, "has_more": total > LIST_MAX}
-        return JSONResponse(body)
+        page: SessionList = {
+            "object": "list",
+            "data": rows[:LIST_MAX],
+            "total": total,
+            "has_more": total > LIST_MAX,
+        }
+        return JSONResponse(page)
 
-    async def session(self, request: Request) -> Response:
+    async def get_session(self, request: Request) -> Response:
         """`GET /v1/sessions/{id}`."""
         key = self._key(request)
         info = await asyncio.to_thread(self._gateway.pool.session, key)
@@ -141,7 +157,7 @@ class Endpoints:
             info = await asyncio.to_thread(self._gateway.session, key)
         return JSONResponse(self._session_json(info))
 
-    async def delete(self, request: Request) -> Response:
+    async def delete_session(self, request: Request) -> Response:
         """`DELETE /v1/sessions/{id}`: memory, archive and working directory."""
         key = self._key(request)
         answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
@@ -149,32 +165,32 @@ class Endpoints:
         deleted = deleted or any(answer["deleted"] for answer in answers)
         if not deleted:
             await asyncio.to_thread(self._gateway.session, key)
-        return JSONResponse({"id": key.session, "object": "session.deleted", "deleted": deleted})
+        answer: Deleted = {"id": key.session, "object": "session.deleted", "deleted": deleted}
+        return JSONResponse(answer)
 
-    async def models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`: the profiles this tenant may use."""
         tenant = self._tenant(request)
-        created = int(self._gateway.started_at)
-        data = [
-            {
-                "id": offer.name,
-                "object": "model",
-                "created": created,
-                "owned_by": "agentao-gov",
-                "description": offer.resolved.profile.description,
-            }
-            for offer in self._gateway.profiles.of_tenant(tenant)
-        ]
-        return JSONResponse({"object": "list", "data": data})
+        data = [self._model_json(offer) for offer in self._gateway.profiles.of_tenant(tenant)]
+        models: ModelList = {"object": "list", "data": data}
+        return JSONResponse(models)
 
-    async def model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
         tenant = self._tenant(request)
         offer = self._gateway.profiles.resolve(tenant, request.path_params["model_id"])
-        created = int(self._gateway.started_at)
-        return JSONResponse({"id": offer.name, "object": "model", "created": created, "owned_by": "agentao-gov"})
+        return JSONResponse(self._model_json(offer))
 
-    async def status(self, request: Request) -> Response:
+    def _model_json(self, offer: OfferedProfile) -> Model:
+        return {
+            "id": offer.name,
+            "object": "model",
+            "created": int(self._gateway.started_at),
+            "owned_by": "agentao-gov",
+            "description": offer.resolved.profile.description,
+        }
+
+    async def get_status(self, request: Request) -> Response:
         """`GET /v1/status`."""
         tenant = self._tenant(request)
         document = await asyncio.to_thread(status_json, self._gateway, tenant)
@@ -184,23 +200,25 @@ class Endpoints:
             document["history"] = history_json(self._gateway)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
-    async def healthz(self, request: Request) -> Response:
+    async def get_health(self, request: Request) -> Response:
         """`GET /healthz`: the loop answers, so the process lives."""
         del request
-        return JSONResponse({"alive": True})
+        health: Health = {"alive": True}
+        return JSONResponse(health)
 
-    async def readyz(self, request: Request) -> Response:
+    async def get_readiness(self, request: Request) -> Response:
         """`GET /readyz`: 503 while the instance should get no traffic, with the reasons."""
         del request
         reasons = self._gateway.not_ready_because()
         rung = self._gateway.pool.stats().rung
+        readiness: Readiness = {"ready": not reasons, "rung": rung, "not_ready_because": reasons}
         return JSONResponse(
-            {"ready": not reasons, "rung": rung, "not_ready_because": reasons},
+            readiness,
             status_code=503 if reasons else 200,
             headers={"Retry-After": "5"} if reasons else None,
         )
 
-    async def metrics(self, request: Request) -> Response:
+    async def get_metrics(self, request: Request) -> Response:
         """`GET /metrics`: Prometheus text."""
         text = await asyncio.to_thread(self._gateway.metrics.render)
         answers = await self._gateway.peers.ask(request)

@@ -15,9 +15,11 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
+
+from agentao_gov.service.answers import ServiceStatus, Session
 
 __all__ = [
     "NO_PEERS",
@@ -173,9 +175,9 @@ def merge_metrics(texts: Sequence[bytes]) -> bytes:
     return ("\n".join(out) + "\n").encode()
 
 
-def merge_sessions(lists: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+def merge_sessions(lists: Iterable[Sequence[Session]]) -> list[Session]:
     """Sessions of all workers; one that is in a worker's memory is told by that worker."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Session] = {}
     for rows in lists:
         for row in rows:
             known = found.get(row["id"])
@@ -184,12 +186,12 @@ def merge_sessions(lists: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, 
     return list(found.values())
 
 
-def merge_status(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_status(own: ServiceStatus, others: Sequence[ServiceStatus]) -> ServiceStatus:
     """The status of the whole service as one worker tells it."""
     if not others:
         return own
-    every = [own, *others]
-    merged = dict(own)
+    every: list[Any] = [own, *others]
+    merged: Any = dict(own)
     merged["instance"] = {**own["instance"], "pids": [status["instance"]["pid"] for status in every]}
     merged["ready"] = all(status["ready"] for status in every)
     merged["not_ready_because"] = sorted({why for status in every for why in status["not_ready_because"]})
@@ -213,7 +215,7 @@ def merge_status(own: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[
     if own["capacity"] is not None:
         plans = [{k: v for k, v in status["capacity"].items() if k != "alert_at"} for status in every]
         merged["capacity"] = {**_add(plans), "alert_at": own["capacity"]["alert_at"]}
-    return merged
+    return cast("ServiceStatus", merged)
 
 
 def _add(parts: Sequence[Any]) -> Any:

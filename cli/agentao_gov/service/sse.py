@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from agentao_gov.governor.report import Outcome, TurnReport, Usage
 from agentao_gov.governor.types import TextEvent, ToolEvent, TurnEvent
+from agentao_gov.service.answers import ChatCompletion
 from agentao_gov.service.errors import Failure
 
 __all__ = ["KEEP_ALIVE", "ChatWriter", "NativeWriter", "completion", "openai_usage"]
@@ -31,7 +32,7 @@ def openai_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _finish_reason(report: TurnReport) -> str:
+def _finish_reason(report: TurnReport) -> Literal["stop", "length"]:
     """`length` for every answer that a limit cut short: clients know what to do with it."""
     return "stop" if report.outcome is Outcome.ANSWERED else "length"
 
@@ -41,7 +42,7 @@ def _dump(report: TurnReport) -> dict[str, Any]:
     return dumped
 
 
-def completion(report: TurnReport, *, created: int) -> dict[str, Any]:
+def completion(report: TurnReport, *, created: int) -> ChatCompletion:
     """The body of a completion that is not streamed."""
     return {
         "id": f"chatcmpl-{report.turn_id}",

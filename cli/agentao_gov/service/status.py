@@ -6,13 +6,24 @@ import os
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agentao_gov.governor.report import BudgetLine
 from agentao_gov.monitor.alerts import Alert
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import RUNGS, Observed
 from agentao_gov.process.tree import ORPHANS_KILLED
+from agentao_gov.service.answers import (
+    AlertState,
+    Instance,
+    MemoryState,
+    PlanState,
+    PoolState,
+    ProcessState,
+    ServiceStatus,
+    Session,
+    TurnsState,
+)
 
 if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
@@ -24,7 +35,7 @@ __all__ = ["history_json", "session_json", "status_json"]
 ROWS_MAX = 100
 
 
-def status_json(gateway: Gateway, tenant: str) -> dict[str, Any]:
+def status_json(gateway: Gateway, tenant: str) -> ServiceStatus:
     """The document for one tenant. Measures when the last picture is stale: call it on a worker thread."""
     seen = gateway.monitor.observe()
     everything = gateway.tenants.open
@@ -60,14 +71,14 @@ def status_json(gateway: Gateway, tenant: str) -> dict[str, Any]:
     }
 
 
-def history_json(gateway: Gateway) -> dict[str, Any]:
+def history_json(gateway: Gateway) -> dict[str, list[int]]:
     """The last minutes, one figure a second, for a page that was just opened."""
     names = ("busy", "queue", "resident", "memory")
     looks = gateway.monitor.history()
     return {name: [look[n] for look in looks] for n, name in enumerate(names)}
 
 
-def _instance(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
+def _instance(gateway: Gateway, tenant: str | None) -> Instance:
     offers = gateway.profiles.all() if tenant is None else gateway.profiles.of_tenant(tenant)
     return {
         "version": version("agentao-gov"),
@@ -83,7 +94,7 @@ def _by_state(seen: Observed) -> dict[str, int]:
     return {str(state): count for state, count in seen.pool.sessions.items() if str(state) != "gone"}
 
 
-def _pool(gateway: Gateway, seen: Observed) -> dict[str, Any]:
+def _pool(gateway: Gateway, seen: Observed) -> PoolState:
     stats = seen.pool
     return {
         "mode": gateway.deployment.pool.mode,
@@ -103,7 +114,7 @@ def _pool(gateway: Gateway, seen: Observed) -> dict[str, Any]:
     }
 
 
-def _turns(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
+def _turns(gateway: Gateway, tenant: str | None) -> TurnsState:
     now = time.time()
     flying = [turn for turn in list(gateway.in_flight.values()) if tenant is None or turn.order.key.tenant == tenant]
     flying.sort(key=lambda turn: turn.since)
@@ -123,7 +134,7 @@ def _turns(gateway: Gateway, tenant: str | None) -> dict[str, Any]:
     }
 
 
-def _processes(seen: Observed) -> dict[str, Any]:
+def _processes(seen: Observed) -> ProcessState:
     m = seen.measurement
     held = [sum(kinds.values()) for kinds in m.session_processes.values()]
     return {
@@ -138,7 +149,7 @@ def _processes(seen: Observed) -> dict[str, Any]:
     }
 
 
-def _memory(gateway: Gateway, seen: Observed) -> dict[str, Any]:
+def _memory(gateway: Gateway, seen: Observed) -> MemoryState:
     m = seen.measurement
     sizes = list(m.session_bytes.values())
     return {
@@ -161,7 +172,7 @@ def _visible(lines: tuple[BudgetLine, ...], tenant: str | None) -> list[BudgetLi
     return sorted(mine, key=lambda line: (rank[line.scope], -(line.used / line.limit if line.limit else 0.0)))
 
 
-def _alert(alert: Alert) -> dict[str, Any]:
+def _alert(alert: Alert) -> AlertState:
     rule = alert.rule
     return {
         "alert": rule.name,
@@ -176,7 +187,7 @@ def _alert(alert: Alert) -> dict[str, Any]:
     }
 
 
-def _capacity(gateway: Gateway) -> dict[str, Any] | None:
+def _capacity(gateway: Gateway) -> PlanState | None:
     plan = gateway.deployment.capacity
     if plan.sessions is None and plan.mcp_processes is None and plan.memory_bytes is None:
         return None
@@ -188,9 +199,7 @@ def _capacity(gateway: Gateway) -> dict[str, Any] | None:
     }
 
 
-def session_json(
-    info: SessionInfo, memory_bytes: int | None, processes: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def session_json(info: SessionInfo, memory_bytes: int | None, processes: Mapping[str, int] | None = None) -> Session:
     """One session for its owner. `processes`: its own by kind; None: not measured yet."""
     return {
         "id": info.key.session,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from agentao_gov.errors import GovError, TurnTimeoutError
+from agentao_gov.errors import GovError, InternalError, TurnCancelledError, TurnTimeoutError
 from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.governor.types import TextEvent, TurnEvent
 from agentao_gov.monitor.logs import log_event
@@ -219,11 +219,11 @@ class TurnResponse(Response):
             return error
         except asyncio.CancelledError:
             if work.cancelled():
-                return GovError("The turn was cancelled before it began.")
+                return TurnCancelledError("The turn was cancelled before it began.")
             raise
         except Exception as error:
             logging.getLogger(__name__).exception("turn failed")
-            return GovError(f"The turn failed inside the service ({type(error).__name__}).")
+            return InternalError(f"The turn failed inside the service ({type(error).__name__}).")
 
     async def _whole(self, work: asyncio.Future[TurnReport], scope: Scope, receive: Receive, send: Send) -> None:
         end = await self._outcome(work)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 
 import tomli_w
 
+from agentao_gov.endings import ENDINGS
 from agentao_gov.errors import GovError
 from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.guarded import Guarded
@@ -37,8 +38,7 @@ _LOG_LINES = 8
 class ServiceStartError(GovError):
     """Raised when the private service does not become ready; the message carries the last lines of its log."""
 
-    code = "service_start_failed"
-    exit_code = 1
+    ending = ENDINGS["service_start_failed"]
 
     def __init__(self, message: str, *, ended: bool) -> None:
         super().__init__(message)
