@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.run import LoadTest
+from agentao_gov.loadtest.options import LoadOptions
+from agentao_gov.loadtest.run import LoadTestRun
 from agentao_gov.loadtest.view import SilentView, Stop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,11 +81,11 @@ def stub(**settings: Any) -> Iterator[str]:
 
 def ours(url: str, *, rate: float, users: int, seconds: float, turns: int) -> dict[str, Any]:
     """`agentao-gov loadtest`, open loop, equal gaps."""
-    options = Options(
+    options = LoadOptions(
         target=url, checklist=False, mix={"qa": 1.0}, rate=rate, users=users, duration_s=seconds, process="constant",
         turns_per_session=turns, think_scale=0.0, thresholds=("turn_p95<30s",),
     )  # fmt: skip
-    test = LoadTest(options, SilentView(), Stop())
+    test = LoadTestRun(options, SilentView(), Stop())
     test.prepare()
     return _row(test.run(), seconds)
 
@@ -181,11 +181,11 @@ def _duration_ms(text: str) -> float:
 
 def peak(url: str, seconds: float) -> dict[str, Any]:
     """`agentao-gov loadtest` without pauses: sessions that ask again as soon as they were answered."""
-    options = Options(
+    options = LoadOptions(
         target=url, checklist=False, mix={"qa": 1.0}, users=50, duration_s=seconds, turns_per_session=1000,
         think_scale=0.0, thresholds=("turn_p95<30s",), max_turns=1_000_000, max_tokens=10**9, spawn_rate=500.0,
     )  # fmt: skip
-    test = LoadTest(options, SilentView(), Stop())
+    test = LoadTestRun(options, SilentView(), Stop())
     test.prepare()
     return _row(test.run(), seconds)
 

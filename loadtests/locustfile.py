@@ -3,9 +3,9 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8080        users, web UI, shapes: Locust as you know it
     agentao-gov loadtest ...                                              the same sessions under an open-loop plan
 
-In the second way Locust is the house (processes, workers, web UI, statistics as a cross-check) and the plan's own
-conductor sends the turns: Locust starts users in batches of a second and forgets those that were slow, so its numbers
-cannot be a gate. Everything a conductor sees goes, raw, to the command that started it.
+In the second way Locust gives the processes, workers, web UI and statistics as a cross-check, and the plan's own
+generator sends the turns: Locust starts users in batches of a second and forgets those that were slow, so its numbers
+cannot be a gate. Everything the generator sees goes, raw, to the command that started it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from agentao_gov.loadtest.client import TurnClient
-from agentao_gov.loadtest.conductor import Conductor
+from agentao_gov.loadtest.generator import LoadGenerator
 from agentao_gov.loadtest.plan import LoadPlan, Phase
 from agentao_gov.loadtest.record import TurnSample
 
@@ -30,7 +30,7 @@ KEYS = "AGENTAO_GOV_LOADTEST_KEYS"
 
 
 class Planned(User):
-    """Stands for the whole plan in Locust's own views; the conductor does the work."""
+    """Stands for the whole plan in Locust's own views; the generator does the work."""
 
     @task
     def idle(self) -> None:
@@ -92,11 +92,11 @@ def play(environment: Environment, plan: LoadPlan, keys: dict[str, str], inbox: 
     """Plays phases as they come until told to end."""
     counted = Counted()
     client = TurnClient(plan.target, keys=keys, api=plan.api)
-    conductor = Conductor(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
+    generator = LoadGenerator(plan, client, sink.emit, worker=worker, on_sample=report_to_locust)
     while (item := inbox.get()) is not None:
         phase = Phase.model_validate(item)
         try:
-            conductor.play(phase)
+            generator.play(phase)
         finally:
             client.renew()
             sink.emit(json.dumps({"t": "locust", "worker": worker, **figures_of(environment, counted)}))

@@ -122,7 +122,7 @@ def test_only_the_command_line_knows_typer_and_only_it_and_the_reports_know_rich
 
 
 #: What runs inside the load generator's own process, and is imported by `loadtests/` alone.
-IN_THE_GENERATOR = {"agentao_gov.loadtest.client", "agentao_gov.loadtest.conductor"}
+IN_THE_GENERATOR = {"agentao_gov.loadtest.client", "agentao_gov.loadtest.generator"}
 
 
 def test_locust_never_shares_a_process_with_agentao() -> None:

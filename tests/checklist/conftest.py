@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from agentao_gov.checklist.facts import Facts, Machine, gather
+from agentao_gov.checklist.facts import Facts, gather
 from agentao_gov.checklist.items import ItemId, select
 from agentao_gov.checklist.probe import ProbedService
 from agentao_gov.checklist.report import ChecklistReport
@@ -61,7 +61,7 @@ class House:
     def facts(self, profile: str = "qa", *, memory_bytes: int = 16 * 2**30) -> Facts:
         """What the static checks look at, on a machine of this size."""
         facts, _ = gather(load_deployment(self.write()), str(self.root / "profiles" / f"{profile}.toml"))
-        return replace(facts, machine=Machine(memory_bytes))
+        return replace(facts, memory_bytes=memory_bytes)
 
     def walk(
         self,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.options import Options
-from agentao_gov.loadtest.run import LoadTest
+from agentao_gov.loadtest.options import LoadOptions
+from agentao_gov.loadtest.run import LoadTestRun
 from agentao_gov.loadtest.view import SilentView, Stop
 
 ROOT = Path(__file__).parents[2]
@@ -65,8 +65,8 @@ def load() -> Callable[..., LoadTestReport]:
     """Runs a load test in this process (the generator is a child) and returns its report."""
 
     def run(url: str, *, stop: Stop | None = None, **changes: Any) -> LoadTestReport:
-        options = Options(**{"target": url, "checklist": False, "think_scale": 0.0, "mix": {"qa": 1.0}, **changes})
-        test = LoadTest(options, SilentView(), stop or Stop())
+        options = LoadOptions(**{"target": url, "checklist": False, "think_scale": 0.0, "mix": {"qa": 1.0}, **changes})
+        test = LoadTestRun(options, SilentView(), stop or Stop())
         test.prepare()
         return test.run()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentao_gov.loadtest.driver import LoadDriver
 from agentao_gov.loadtest.execution import Execution, Played
-from agentao_gov.loadtest.options import Options, build_phase, build_plan
+from agentao_gov.loadtest.options import LoadOptions, build_phase, build_plan
 from agentao_gov.loadtest.record import Beat, TurnSample
 from agentao_gov.loadtest.server_series import ServerRow, ServerSeries
 from agentao_gov.loadtest.target import Target
@@ -21,7 +21,7 @@ OUTCOMES = ["answered"] * 16 + ["queue_full", "client_timeout", "model_error", "
 def played(*, tenants: tuple[str, ...], profiles: tuple[str, ...], turns: int, seed: int = 1) -> Execution:
     """An execution with one phase of 60 s, turns of every status, and a service that was watched."""
     rng = random.Random(seed)
-    options = Options()
+    options = LoadOptions()
     plan = build_plan(options, target="http://127.0.0.1:1", profiles={}, queue_timeout_s=10, simulated=True)
     phase = build_phase(options, plan, tenants)
     driver = LoadDriver(plan, Path(tempfile.gettempdir()) / "never-written")

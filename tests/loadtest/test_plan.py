@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, draw, estimate, turns_of
+from agentao_gov.loadtest.plan import LoadPlan, LoadStream, Phase, draw, estimate, turns_of
 from agentao_gov.loadtest.schedule import segments
 from agentao_gov.simulator.script import read_directive
 
@@ -18,7 +18,7 @@ def make_plan(**changes: Any) -> LoadPlan:
 
 def make_phase(**changes: Any) -> Phase:
     stream = {"loop": "open", "segments": segments("constant", 20, 60), "mix": {"qa": 8, "code": 1, "research": 1}}
-    return Phase(duration_s=60, drain_s=5, streams=(Stream(**{**stream, **changes}),))
+    return Phase(duration_s=60, drain_s=5, streams=(LoadStream(**{**stream, **changes}),))
 
 
 def test_a_plan_survives_json() -> None:

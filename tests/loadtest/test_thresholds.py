@@ -7,8 +7,8 @@ import pytest
 from agentao_gov.errors import ConfigError
 from agentao_gov.loadtest.thresholds import (
     DEFAULTS,
-    Distribution,
     Observation,
+    SortedSample,
     evaluate,
     parse_threshold,
     samples_needed,
@@ -74,7 +74,7 @@ def test_samples_needed_for_95_percent_confidence(percentile: float, count: int)
 
 
 def seen(values: list[float], **others: float | None) -> Observation:
-    return Observation({"turn": Distribution(tuple(sorted(values)))}, others)
+    return Observation({"turn": SortedSample(tuple(sorted(values)))}, others)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from agentao_gov.loadtest.compare import Comparison
-from agentao_gov.loadtest.record import Tally
+from agentao_gov.loadtest.record import TurnTally
 from agentao_gov.loadtest.thresholds import ThresholdResult, parse_threshold
 from agentao_gov.loadtest.verdict import Ending, judge
 
 
-def books(**outcomes: int) -> Tally:
-    tally = Tally(started=sum(outcomes.values()))
+def books(**outcomes: int) -> TurnTally:
+    tally = TurnTally(started=sum(outcomes.values()))
     tally.by_outcome.update(outcomes)
     for outcome, count in outcomes.items():
         status = outcome if outcome in ("answered", "unfinished", "cancelled") else "failed"
@@ -59,7 +59,7 @@ PASS = {"tally": ANSWERED, "thresholds": [result("pass")]}
         ({**PASS, "comparisons": [Comparison("unanswered", 0, 0.3, None, None, None, "fail", "9 of 30")]}, 1),
         ({**PASS, "capacity_failed": "not even one"}, 1),
         ({**PASS, "capacity_unclear": "time ran out"}, 11),
-        ({"tally": Tally(started=5), "thresholds": [result("pass")]}, 11),
+        ({"tally": TurnTally(started=5), "thresholds": [result("pass")]}, 11),
     ],
 )
 def test_an_ending_has_one_code_and_its_reasons(ending: dict[str, Any], code: int) -> None:
@@ -72,4 +72,4 @@ def test_an_ending_has_one_code_and_its_reasons(ending: dict[str, Any], code: in
 
 def test_an_empty_ending_is_never_green() -> None:
     """The least one can know is not enough."""
-    assert judge(Ending(Tally())).exit_code == 11
+    assert judge(Ending(TurnTally())).exit_code == 11

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from agentao_gov.commands._loadtest_view import TerminalView
-from agentao_gov.loadtest.view import Live
+from agentao_gov.loadtest.view import LiveFigures
 from agentao_gov.report.gate import GateCase, GateReport
 from agentao_gov.report.gate_terminal import GateScreen, print_gate
 
@@ -19,17 +19,17 @@ class _Terminal(io.StringIO):
         return True
 
 
-def look(status: str = "pass", **changes: object) -> Live:
+def look(status: str = "pass", **changes: object) -> LiveFigures:
     values: dict[str, object] = {
         "label": "load", "at_s": 15.0, "duration_s": 60.0, "started": 90, "answered": 80, "failed": 3, "refused": 2,
         "in_flight": 5, "level": 6.0, "level_unit": "turns/s", "answered_per_s": 5.5,
         "latency_ms": (812.0, 2310.0, 420.0), "thresholds": (("turn_p95<2s", 2310.0, "ms", status),),
         "memory_bytes": 132 * 2**20, "processes": 7, "cpu": 0.6, "sessions": 31, "lateness_p99_ms": 1.5,
     }  # fmt: skip
-    return Live(**{**values, **changes})  # type: ignore[arg-type]
+    return LiveFigures(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def shown(live: Live, stream: io.StringIO) -> str:
+def shown(live: LiveFigures, stream: io.StringIO) -> str:
     screen = GateScreen(stream)
     TerminalView(screen).live(live)
     screen.close()

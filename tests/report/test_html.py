@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.options import LoadOptions
 from agentao_gov.loadtest.render import page, render
 from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
 from agentao_gov.report.gate import GateReport
-from agentao_gov.report.html import Chart, Line, Mark, Page, Section, Tile, html_page, svg
+from agentao_gov.report.html import Chart, ChartLine, ChartMark, Page, Section, Tile, html_page, svg
 from tests.loadtest.made import played
 
 NASTY = "</td><script>alert(1)</script><img src=x onerror=alert(1)> \x1b[31m\u202e\u2028{{ 7*7 }}"
@@ -31,7 +31,7 @@ def report(turns: int, *, tenants: tuple[str, ...] = ("acme", "globex"), faults:
     thresholds = [parse_threshold(text) for text in ("turn_p95<2s", "turn_p99<1ms", "memory_peak<1GiB")]
     findings = Findings(started_at=1_790_000_000.0)
     findings.faults = [{**FAULT, "at_s": 5.0 + 6 * n} for n in range(faults)]
-    return assemble(Options(), execution.plan, thresholds, execution, findings)
+    return assemble(LoadOptions(), execution.plan, thresholds, execution, findings)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 60])
@@ -68,8 +68,8 @@ def test_many_tenants_stay_a_page() -> None:
 def test_whatever_a_name_holds_stays_text() -> None:
     """In tiles, charts, marks, tables and headlines."""
     gate = GateReport("loadtest", NASTY, "fail", (), facts=((NASTY, NASTY),), notes=(NASTY,))
-    chart = Chart(NASTY, NASTY, NASTY, (Line(NASTY, ((0.0, 1.0), (1.0, 2.0))),), (Mark(0.2, 0.4, NASTY),))
-    many = Chart(NASTY, "x", "y", (), tuple(Mark(float(n), float(n), NASTY) for n in range(5)), x_names=(NASTY,))
+    chart = Chart(NASTY, NASTY, NASTY, (ChartLine(NASTY, ((0.0, 1.0), (1.0, 2.0))),), (ChartMark(0.2, 0.4, NASTY),))
+    many = Chart(NASTY, "x", "y", (), tuple(ChartMark(float(n), float(n), NASTY) for n in range(5)), x_names=(NASTY,))
 
     text = html_page(Page(NASTY, gate, NASTY, (Tile(NASTY, NASTY, NASTY),), (Section(chart), Section(many))))
 
@@ -90,7 +90,7 @@ def test_many_marks_are_numbered_and_named_below() -> None:
 
 def test_a_single_point_is_seen() -> None:
     """A line of one point has no length."""
-    assert "<circle" in svg(Chart("t", "x", "y", (Line("one", ((1.0, 1.0),)),)))
+    assert "<circle" in svg(Chart("t", "x", "y", (ChartLine("one", ((1.0, 1.0),)),)))
 
 
 @pytest.fixture

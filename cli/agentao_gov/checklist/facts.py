@@ -1,4 +1,4 @@
-"""What the static checks look at: the configuration, the profiles it offers, and the machine."""
+"""What the checklist looks at: the deployment, the profiles that tenants may use, the one it probes, the machine."""
 
 from __future__ import annotations
 
@@ -12,28 +12,11 @@ from agentao_gov.config.deployment import Deployment, Tenant
 from agentao_gov.config.profile import Profile
 from agentao_gov.errors import ConfigError
 
-__all__ = ["Facts", "Machine", "config_name", "gather"]
-
+__all__ = ["Facts", "config_name", "gather", "shown_path"]
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What there is to share."""
-
-    memory_bytes: int
-
-    @classmethod
-    def here(cls) -> Machine:
-        """This machine, within its cgroup's limit where it has one."""
-        total = psutil.virtual_memory().total
-        try:
-            limit = int(_CGROUP_LIMIT.read_text())
-        except (OSError, ValueError):
-            # No cgroup v2 here, or "max".
-            return cls(total)
-        return cls(min(total, limit))
+#: The probed profile where nobody names one.
+DEFAULT_PROFILE = "qa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +25,8 @@ class Facts:
 
     deployment: Deployment
     profiles: tuple[ResolvedProfile, ...]
-    machine: Machine
+    #: What the machine has to share, within its control group's limit.
+    memory_bytes: int
     #: Where the service would keep its ledger; None where nobody said.
     state_dir: Path | None = None
     #: The deployment file; None where defaults hold.
@@ -67,18 +51,17 @@ class Facts:
         return named
 
 
-# Gathers what the checklist looks at: the deployment, the profiles its tenants may use, and the one that is probed.
-
-#: The probed profile where nobody names one.
-DEFAULT_PROFILE = "qa"
-
-
 def gather(
     deployment: ResolvedDeployment, profile: str | None, overrides: Overrides | None = None
 ) -> tuple[Facts, ResolvedProfile]:
     """The facts, and the profile whose turns are probed.
 
-    With a named profile only that one is looked at; without, all that some tenant may use. Raises ConfigError.
+    Args:
+        deployment: the user's.
+        profile: the one profile to look at, by name or path; None: all that some tenant may use.
+        overrides: of the command line, for profiles.
+
+    Raises ConfigError, also where no tenant may use any profile.
     """
     if profile is not None:
         one = load_profile(profile, deployment=deployment, overrides=overrides)
@@ -92,7 +75,16 @@ def gather(
 
 
 def _facts(deployment: ResolvedDeployment, profiles: tuple[ResolvedProfile, ...]) -> Facts:
-    return Facts(deployment.deployment, profiles, Machine.here(), deployment.state_dir, deployment.path)
+    return Facts(deployment.deployment, profiles, _memory_bytes(), deployment.state_dir, deployment.path)
+
+
+def _memory_bytes() -> int:
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):
+        # No cgroup v2 here, or "max".
+        return total
 
 
 def _offered(deployment: ResolvedDeployment) -> list[str]:

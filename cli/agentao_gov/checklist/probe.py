@@ -19,14 +19,14 @@ from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, Scaled
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.simulator import Simulator
-from agentao_gov.testrig.client import Answer, Door, ServiceClient, in_background
+from agentao_gov.testrig.client import Door, HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.service import PrivateService, patiently
 
 __all__ = [
     "Context",
     "Endable",
     "HeldTurns",
-    "Probe",
+    "ProbeFunction",
     "ProbedService",
     "Running",
     "ServiceFactory",
@@ -145,10 +145,8 @@ class Context:
         return ok
 
 
-class Probe(Protocol):
-    """An experiment that tries to break one limit. Adds checks to the context."""
-
-    def __call__(self, context: Context, /) -> None: ...
+#: An experiment that tries to break one limit. It adds checks to the context.
+ProbeFunction = Callable[[Context], None]
 
 
 def verdict(
@@ -176,7 +174,7 @@ class HeldTurns:
         self._simulator = simulator
         self._client = client
         self._profile = profile
-        self._futures: dict[str, Future[Answer]] = {}
+        self._futures: dict[str, Future[HttpAnswer]] = {}
         #: The gate each session waits at.
         self._gates: dict[str, str] = {}
 
@@ -190,7 +188,7 @@ class HeldTurns:
         """Those whose turns have not been let go."""
         return list(self._futures)
 
-    def open(self, session: str, user: str, *, door: Door = "turns", gate: str = GATE) -> Answer | None:
+    def open(self, session: str, user: str, *, door: Door = "turns", gate: str = GATE) -> HttpAnswer | None:
         """Starts a turn; None when it is held at the model, its answer when it was refused."""
         before = self.held
         message = directive("hold", hold=gate, text="held and answered")
@@ -202,9 +200,9 @@ class HeldTurns:
                 self._futures[session], self._gates[session] = future, gate
                 return None
         self._futures[session], self._gates[session] = future, gate
-        return Answer(0, error=f"neither served nor refused within {DECIDED_S_MAX:.0f} s")
+        return HttpAnswer(0, error=f"neither served nor refused within {DECIDED_S_MAX:.0f} s")
 
-    def release(self, gate: str = GATE) -> dict[str, Answer]:
+    def release(self, gate: str = GATE) -> dict[str, HttpAnswer]:
         """Lets all turns at a gate go and returns their answers."""
         self._simulator.release(gate, stay_open=True)
         freed = [session for session, at in self._gates.items() if at == gate]
@@ -213,8 +211,8 @@ class HeldTurns:
         return {session: _result(self._futures.pop(session)) for session in freed}
 
 
-def _result(future: Future[Answer]) -> Answer:
+def _result(future: Future[HttpAnswer]) -> HttpAnswer:
     try:
         return future.result(DECIDED_S_MAX)
     except FutureTimeoutError:
-        return Answer(0, error="no answer after the model had answered")
+        return HttpAnswer(0, error="no answer after the model had answered")

@@ -54,11 +54,11 @@ class Check:
     remedy: Remedy | None = None
 
 
-class _Record(BaseModel):
+class _ChecklistPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Scaled(_Record):
+class Scaled(_ChecklistPart):
     """A value that the probe ran with instead of the configured one: the same code path, sooner."""
 
     key: str
@@ -66,14 +66,14 @@ class Scaled(_Record):
     probed: str
 
 
-class Place(_Record):
+class Place(_ChecklistPart):
     """Where a person has to look."""
 
     file: str
     line: int | None = None
 
 
-class ItemReport(_Record):
+class ItemReport(_ChecklistPart):
     """One item of the report (`contract.md`, "Checklist report")."""
 
     id: ItemId
@@ -91,7 +91,7 @@ class ItemReport(_Record):
     place: Place | None = None
 
 
-class ChecklistReport(_Record):
+class ChecklistReport(_ChecklistPart):
     """The whole report."""
 
     schema_: Literal["agentao-gov/checklist/1"] = Field(default=CHECKLIST_SCHEMA, alias="schema")

@@ -18,7 +18,7 @@ from functools import partial
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.items import Item, ItemId
-from agentao_gov.checklist.probe import Context, Probe, ProbedService, Running, ServiceFactory, WalkOverError
+from agentao_gov.checklist.probe import Context, ProbedService, ProbeFunction, Running, ServiceFactory, WalkOverError
 from agentao_gov.checklist.probes import PROBES
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check, ChecklistReport, ItemReport, assemble, judge, place_of, skipped
@@ -55,7 +55,7 @@ class _Walk:
     facts: Facts
     profile: ResolvedProfile
     open_service: ServiceFactory
-    probes: Mapping[ItemId, Probe]
+    probes: Mapping[ItemId, ProbeFunction]
     settle_s: float
     #: Items that nobody has begun. A deque's ends are thread-safe.
     waiting: deque[Item]
@@ -147,7 +147,7 @@ def walk(
     strict: bool = False,
     listener: Listener | None = None,
     open_service: ServiceFactory = ProbedService,
-    probes: Mapping[ItemId, Probe] = PROBES,
+    probes: Mapping[ItemId, ProbeFunction] = PROBES,
     settle_s: float = 20.0,
 ) -> ChecklistReport:
     """Tries each chosen item against a real service of this configuration, started for it and ended after it.

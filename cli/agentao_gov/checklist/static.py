@@ -232,14 +232,14 @@ def _pool(facts: Facts) -> Iterator[Check]:
         Remedy((("pool.hibernate", True),)),
     )
     needed = _memory_bytes_needed(facts)
-    fits = facts.machine.memory_bytes // max(1, needed // pool.max_sessions)
+    fits = facts.memory_bytes // max(1, needed // pool.max_sessions)
     yield _check(
-        needed <= facts.machine.memory_bytes,
+        needed <= facts.memory_bytes,
         "max_sessions fits this machine's memory",
         f"{pool.max_sessions:,} sessions of mode {pool.mode} need about {needed / MIB:,.0f} MiB of "
-        f"{facts.machine.memory_bytes / MIB:,.0f} MiB",
+        f"{facts.memory_bytes / MIB:,.0f} MiB",
         Remedy((("pool.max_sessions", max(1, int(fits * 0.8))),)),
-        bad="fail" if needed > ABSURD_FACTOR * facts.machine.memory_bytes else "warn",
+        bad="fail" if needed > ABSURD_FACTOR * facts.memory_bytes else "warn",
     )
     if pool.max_busy > pool.max_sessions:
         yield Check(
@@ -314,10 +314,10 @@ def _monitoring(facts: Facts) -> Iterator[Check]:
         )
     if plan.memory_bytes is not None:
         yield _check(
-            plan.memory_bytes <= facts.machine.memory_bytes,
+            plan.memory_bytes <= facts.memory_bytes,
             "the planned memory exists",
-            f"{plan.memory_bytes / MIB:,.0f} MiB of this machine's {facts.machine.memory_bytes / MIB:,.0f} MiB",
-            Remedy((("capacity.memory", f"{int(facts.machine.memory_bytes * 0.8 / MIB)}MiB"),)),
+            f"{plan.memory_bytes / MIB:,.0f} MiB of this machine's {facts.memory_bytes / MIB:,.0f} MiB",
+            Remedy((("capacity.memory", f"{int(facts.memory_bytes * 0.8 / MIB)}MiB"),)),
         )
     yield _check(
         0.5 <= plan.alert_at <= 0.95,

@@ -30,7 +30,7 @@ from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.config.units import format_duration
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.governor.report import redact
-from agentao_gov.testrig.client import Answer, ServiceClient, in_background
+from agentao_gov.testrig.client import HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.service import patiently
 
 __all__ = ["PROBES", "Foreign", "check_target", "walk_target"]
@@ -65,7 +65,7 @@ class Foreign:
     #: Whose key is used, where the configuration knows it.
     tenant: str | None = None
     #: What the first plain turn got.
-    first: Answer = field(default_factory=lambda: Answer(0))
+    first: HttpAnswer = field(default_factory=lambda: HttpAnswer(0))
     #: Whether its model obeys scripts, so that it can be made to hang.
     scripted: bool = False
     opened: list[str] = field(default_factory=list)
@@ -80,12 +80,12 @@ class Foreign:
         """The configuration's profile of the same name."""
         return next((profile for profile in self.facts.offered if profile.name == self.profile), None)
 
-    def ask(self, session: str, text: str, *, user: str = "checklist", timeout_s: float = TURN_S_MAX) -> Answer:
+    def ask(self, session: str, text: str, *, user: str = "checklist", timeout_s: float = TURN_S_MAX) -> HttpAnswer:
         """One turn through the OpenAI-compatible interface, which foreign services have as well."""
         self.opened.append(session)
         return self.client.turn(session, text, profile=self.profile, user=user, timeout_s=timeout_s, door="chat")
 
-    def ask_many(self, turns: Sequence[tuple[str, str]], text: str) -> list[Answer]:
+    def ask_many(self, turns: Sequence[tuple[str, str]], text: str) -> list[HttpAnswer]:
         """Turns at once, as (session, user)."""
         futures = [in_background(self.ask, session, text, user=user) for session, user in turns]
         return [future.result(TURN_S_MAX + 10) for future in futures]
@@ -156,7 +156,7 @@ def _daily_token_budget(target: Foreign, item: Item) -> list[Check] | str:
         )
     tag = secrets.token_hex(4)
     text = directive("Count.", answer_tokens=2000) if target.scripted else "Count from 1 to 300, one number a line."
-    answers: list[Answer] = []
+    answers: list[HttpAnswer] = []
     served = 0
     for turn in range(SPENT_TURNS_MAX // SPEND_AT_ONCE):
         target.listener.doing(item, f"{(turn + 1) * SPEND_AT_ONCE} of {SPENT_TURNS_MAX} turns")
@@ -168,7 +168,7 @@ def _daily_token_budget(target: Foreign, item: Item) -> list[Check] | str:
     return _judge_budget(answers, served)
 
 
-def _judge_budget(answers: Sequence[Answer], served: int) -> list[Check]:
+def _judge_budget(answers: Sequence[HttpAnswer], served: int) -> list[Check]:
     spent = [answer for answer in answers if _exhausted(answer)]
     remedy = Remedy((("budget.session_daily_tokens", 300_000), ("budget.tenant_daily_tokens", 5_000_000)))
     checks = [
@@ -186,7 +186,7 @@ def _judge_budget(answers: Sequence[Answer], served: int) -> list[Check]:
     return checks
 
 
-def _exhausted(answer: Answer) -> bool:
+def _exhausted(answer: HttpAnswer) -> bool:
     error = answer.body.get("error") if isinstance(answer.body, dict) else None
     typed = isinstance(error, dict) and error.get("type") == "insufficient_quota"
     return answer.status == 429 and (answer.code == "budget_exhausted" or typed)
@@ -391,13 +391,13 @@ def _tenant(facts: Facts, key: str | None) -> str | None:
     return next((name for name, tenant in facts.tenants.items() if digest in tenant.api_key_sha256), None)
 
 
-def _not_html(answer: Answer, url: str) -> None:
+def _not_html(answer: HttpAnswer, url: str) -> None:
     if answer.is_html:
         hint = "Give the base address of the service, as a client of OpenAI's interface would use it."
         raise ConfigError(f"{url} answers HTML ({answer.status}): this is no OpenAI-compatible service.", hint=hint)
 
 
-def _text(answer: Answer) -> str:
+def _text(answer: HttpAnswer) -> str:
     try:
         return str(answer.body["choices"][0]["message"]["content"]).strip()
     except (KeyError, IndexError, TypeError):

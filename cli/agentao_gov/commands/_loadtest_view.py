@@ -8,10 +8,10 @@ from typing import Any
 
 from agentao_gov.loadtest.capacity import GENERATOR_CPU, NOT_THE_SERVICE
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.options import LoadOptions
 from agentao_gov.loadtest.render import show_ms, show_value
 from agentao_gov.loadtest.run import DryRun
-from agentao_gov.loadtest.view import Live
+from agentao_gov.loadtest.view import LiveFigures
 from agentao_gov.report.gate_terminal import GateScreen
 from agentao_gov.report.terminal import console, print_table
 
@@ -31,7 +31,7 @@ class TerminalView:
         """A step."""
         self._screen.note(text)
 
-    def live(self, look: Live) -> None:
+    def live(self, look: LiveFigures) -> None:
         """The load, latencies, the service, each threshold as it stands, and the verdict so far."""
         p50, p95, first = (show_ms(value) for value in look.latency_ms)
         memory = "-" if look.memory_bytes is None else show_value(float(look.memory_bytes), "bytes")
@@ -63,7 +63,7 @@ def _stands(value: float | None, unit: str, status: str) -> str:
     return show_value(value, unit) + (", too few turns to tell" if status == "inconclusive" else "")
 
 
-def _verdict_now(look: Live) -> tuple[str, str]:
+def _verdict_now(look: LiveFigures) -> tuple[str, str]:
     standing = {status: [e for e, *_, s in look.thresholds if s == status] for status in _STYLES}
     if standing["fail"]:
         return f"fails {', '.join(standing['fail'])}", "bad"
@@ -110,7 +110,7 @@ def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
     print_table(console(sys.stdout), ("", "measure", "ratio", "95 % interval", ""), rows)
 
 
-def next_command(report: LoadTestReport, options: Options) -> str:
+def next_command(report: LoadTestReport, options: LoadOptions) -> str:
     """The command that makes most sense now."""
     if report.conclusion == "pass" and options.shape != "capacity":
         return "agentao-gov loadtest --shape capacity"

@@ -17,7 +17,7 @@ from agentao_gov.commands._options import BaseUrl, Config, Model
 
 if TYPE_CHECKING:
     from agentao_gov.loadtest.document import LoadTestReport
-    from agentao_gov.loadtest.options import Options
+    from agentao_gov.loadtest.options import LoadOptions
 
 __all__ = ["app"]
 
@@ -83,7 +83,7 @@ def loadtest(
         return None
     from agentao_gov.commands import _loadtest_options as flags
     from agentao_gov.loadtest.driver import run_worker, split_address
-    from agentao_gov.loadtest.options import DEFAULT_MIX, Options, parse_mix
+    from agentao_gov.loadtest.options import DEFAULT_MIX, LoadOptions, parse_mix
 
     flags.check_together(context)
     if worker_of is not None:
@@ -92,7 +92,7 @@ def loadtest(
     flags.one_of("--format", form, option.FORMATS)
     split_address(bind)
     at_target = target is not None
-    options = Options(
+    options = LoadOptions(
         config=config,
         target=target,
         api=flags.one_of("--api", api, ("native", "openai")),
@@ -163,17 +163,17 @@ def compare(
     return 1 if "fail" in statuses else 11 if "inconclusive" in statuses else 0
 
 
-def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
+def _run(options: LoadOptions, *, form: str, quiet: bool, dry_run: bool) -> int:
     from agentao_gov.commands._loadtest_view import TerminalView, print_dry_run
     from agentao_gov.errors import GovError, StoreError, UsageError
     from agentao_gov.loadtest.render import make_place, write_reports
-    from agentao_gov.loadtest.run import LoadTest
+    from agentao_gov.loadtest.run import LoadTestRun
     from agentao_gov.loadtest.view import Stop
     from agentao_gov.report.gate_terminal import GateScreen
 
     screen = GateScreen(quiet=quiet)
     stop = Stop()
-    test = LoadTest(options, TerminalView(screen), stop)
+    test = LoadTestRun(options, TerminalView(screen), stop)
     try:
         test.prepare()
         if dry_run:
@@ -198,7 +198,7 @@ def _run(options: Options, *, form: str, quiet: bool, dry_run: bool) -> int:
     return report.exit_code
 
 
-def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
+def _deliver(report: LoadTestReport, options: LoadOptions, form: str) -> None:
     """Files first, then the terminal: a full pipe must not lose a report."""
     from agentao_gov.commands._loadtest_view import next_command
     from agentao_gov.loadtest.render import gate_report, render, write_reports
@@ -214,7 +214,7 @@ def _deliver(report: LoadTestReport, options: Options, form: str) -> None:
         sys.stdout.write(render(report, form))
 
 
-def _write_capacity(report: LoadTestReport, options: Options) -> None:
+def _write_capacity(report: LoadTestReport, options: LoadOptions) -> None:
     from agentao_gov.config import find_deployment
     from agentao_gov.config.edit import write_capacity
     from agentao_gov.errors import ConfigError

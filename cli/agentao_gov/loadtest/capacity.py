@@ -96,7 +96,7 @@ class ProbeResult:
     """One constant load of `load` busy sessions, measured."""
 
     load: int
-    #: Turns that were answered, and all that ended.
+    #: TurnsPart that were answered, and all that ended.
     good: int
     total: int
     #: Answered turns per second.
@@ -119,7 +119,7 @@ class ProbeResult:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Turns that failed, neither refused for want of room nor ended by a limit of time."""
+        """TurnsPart that failed, neither refused for want of room nor ended by a limit of time."""
         return {name: count for name, count in self.refusals.items() if name not in _NO_ERRORS}
 
     @property
@@ -466,7 +466,7 @@ class CapacitySearch:
         ]
 
     def _efficiency(self, probe: ProbeResult) -> float:
-        """Turns per second against what as many sessions would get if none waited for another."""
+        """TurnsPart per second against what as many sessions would get if none waited for another."""
         alone_s = self._alone_s()
         return 1.0 if alone_s is None else probe.turns_per_s * alone_s / probe.load
 

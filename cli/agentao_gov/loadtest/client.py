@@ -19,7 +19,7 @@ from geventhttpclient._parser import HTTPParseError
 
 from agentao_gov.loadtest.record import UNSENT
 
-__all__ = ["StreamReader", "TurnClient", "TurnResult"]
+__all__ = ["ClientResult", "StreamReader", "TurnClient"]
 
 
 # Reads an event stream line by line and notes when text came: the first token, the gaps, and how it ended.
@@ -141,7 +141,7 @@ _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, err
 
 
 @dataclass(slots=True)
-class TurnResult:
+class ClientResult:
     """What the client saw of one turn. Durations are microseconds since the send."""
 
     outcome: str
@@ -175,12 +175,14 @@ class TurnClient:
             self._target,
             concurrency=_CONNECTIONS_MAX,
             connection_timeout=_CONNECT_TIMEOUT_S,
-            # Turns have their own time limit around everything; a limit per read would cut quiet tools short.
+            # TurnsPart have their own time limit around everything; a limit per read would cut quiet tools short.
             network_timeout=None,
             block_size=_BLOCK_BYTES,
         )
 
-    def turn(self, *, session: str, tenant: str, user: str, profile: str, message: str, timeout_s: float) -> TurnResult:
+    def turn(
+        self, *, session: str, tenant: str, user: str, profile: str, message: str, timeout_s: float
+    ) -> ClientResult:
         """Sends one turn and reads its stream to the end. Never raises but for the greenlet's own death."""
         path, body = self._request(session, user, profile, message)
         headers = self._headers(tenant, session) | {"Accept": "text/event-stream"}
@@ -191,13 +193,13 @@ class TurnClient:
                 response = self._http.request("POST", path, body, headers)
                 result = self._read(response, start)
         except gevent.Timeout:
-            result = TurnResult("client_timeout", error=f"no end within {timeout_s:g} s")
+            result = ClientResult("client_timeout", error=f"no end within {timeout_s:g} s")
         except (HTTPParseError, OSError) as error:
             outcome = UNSENT if getattr(error, "errno", None) in _OWN_SHORTAGES else "connection_error"
-            result = TurnResult(outcome, error=f"{type(error).__name__}: {error}"[:200])
+            result = ClientResult(outcome, error=f"{type(error).__name__}: {error}"[:200])
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # Not what the contract says an answer is; a service may send anything, and the load goes on.
-            result = TurnResult("malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
+            result = ClientResult("malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
         finally:
             # An unread connection must not go back to the pool; closing it also tells the service we are gone.
             if response is not None:
@@ -246,7 +248,7 @@ class TurnClient:
             headers["Authorization"] = f"Bearer {key}"
         return headers
 
-    def _read(self, response: Any, start: int) -> TurnResult:
+    def _read(self, response: Any, start: int) -> ClientResult:
         status = int(response.status_code)
         if status != 200:
             return _refusal(response, status)
@@ -265,7 +267,7 @@ class TurnClient:
         return result
 
 
-def _refusal(response: Any, status: int) -> TurnResult:
+def _refusal(response: Any, status: int) -> ClientResult:
     raw = response.read(_ERROR_BODY_BYTES) if response.content_length is None else response.read()
     try:
         body = json.loads(raw)
@@ -288,11 +290,11 @@ def _refusal(response: Any, status: int) -> TurnResult:
     return result
 
 
-def _report_result(report: dict[str, Any], status: int, *, usage: dict[str, Any] | None = None) -> TurnResult:
+def _report_result(report: dict[str, Any], status: int, *, usage: dict[str, Any] | None = None) -> ClientResult:
     timing = report.get("timing_ms") or {}
     used = report.get("usage") or usage or {}
     queued, model = timing.get("queued"), timing.get("model")
-    return TurnResult(
+    return ClientResult(
         outcome=str(report.get("outcome", "incomplete")),
         http_status=status,
         queue_us=None if queued is None else int(queued * 1000),

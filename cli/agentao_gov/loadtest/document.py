@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["SCHEMA", "CapacityPart", "LoadTestReport", "Percentiles", "ServerPart", "ThresholdPart", "Turns", "schema"]
+__all__ = [
+    "SCHEMA",
+    "CapacityPart",
+    "GroupPart",
+    "LoadTestReport",
+    "Percentiles",
+    "ServerPart",
+    "ThresholdPart",
+    "TurnsPart",
+    "schema",
+]
 
 SCHEMA: Literal["agentao-gov/loadtest/1"] = "agentao-gov/loadtest/1"
 
@@ -38,7 +48,7 @@ class ThresholdPart(_Part):
     reason: str = ""
 
 
-class Turns(_Part):
+class TurnsPart(_Part):
     """The books: attempted = answered + failed + timed_out + cancelled + unfinished."""
 
     attempted: int
@@ -54,10 +64,10 @@ class Turns(_Part):
     rejection_rate: float | None = None
 
 
-class Group(_Part):
+class GroupPart(_Part):
     """The same for one profile or tenant."""
 
-    turns: Turns
+    turns: TurnsPart
     latency_ms: dict[str, Percentiles]
     tokens: dict[str, float | int | None]
 
@@ -98,13 +108,13 @@ class LoadTestReport(_Part):
     plan: dict[str, Any]
     checklist: dict[str, Any]
     thresholds: list[ThresholdPart]
-    turns: Turns
+    turns: TurnsPart
     #: Where starts and ends do not agree, by profile and tenant; such a run is never a pass.
     imbalances: list[str] = []
     latency_ms: dict[str, Percentiles]
     tokens: dict[str, float | int | None]
-    by_profile: dict[str, Group]
-    by_tenant: dict[str, Group]
+    by_profile: dict[str, GroupPart]
+    by_tenant: dict[str, GroupPart]
     server: ServerPart
     capacity: CapacityPart
     #: How honest the generator was: lateness, lag, planned against offered.

@@ -74,7 +74,7 @@ _SILENCE_S_MAX = 15.0
 _LEAD_S = 0.4
 _LEAD_DISTRIBUTED_S = 1.5
 _POLL_S = 0.1
-#: Deleting sessions at the end of a phase is bounded at 15 s in the conductor.
+#: Deleting sessions at the end of a phase is bounded at 15 s in the generator.
 _TAIL_S_MAX = 25.0
 _STOP_S = 3.0
 
@@ -155,7 +155,7 @@ class LoadDriver:
         try:
             while len(record.ended) < self._plan.workers and not should_stop():
                 self._check_alive()
-                self._check_pulse(record, began, latest)
+                self._check_heard(record, began, latest)
                 time.sleep(_POLL_S)
                 self.file.poll()
                 on_tick(record, time.time() - start_epoch)
@@ -204,7 +204,7 @@ class LoadDriver:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_pulse(self, record: PhaseRecord, began: float, latest: float) -> None:
+    def _check_heard(self, record: PhaseRecord, began: float, latest: float) -> None:
         """Every worker that has not finished the phase beats; also one on another machine, whose process is not seen.
 
         Raises GeneratorDied.

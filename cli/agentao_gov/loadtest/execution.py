@@ -13,25 +13,25 @@ from agentao_gov.loadtest.measure import generator_figures, measure, steady_rate
 from agentao_gov.loadtest.options import (
     CEILING,
     PROBE_RAMP_SHARE,
-    Options,
+    LoadOptions,
     build_phase,
     drain_s,
     probe_label,
     probe_phase,
     probe_s,
 )
-from agentao_gov.loadtest.plan import LoadPlan, Phase, Stream, estimate
+from agentao_gov.loadtest.plan import LoadPlan, LoadStream, Phase, estimate
 from agentao_gov.loadtest.record import PhaseRecord, Status, TurnSample
 from agentao_gov.loadtest.schedule import segments
 from agentao_gov.loadtest.server_series import ServerRow, ServerSeries
-from agentao_gov.loadtest.target import Limits, Target, oom_kills
+from agentao_gov.loadtest.target import ServiceLimits, Target, oom_kills
 from agentao_gov.loadtest.thresholds import Observation, Threshold, evaluate, samples_needed
-from agentao_gov.loadtest.view import Stop, View, live_look
+from agentao_gov.loadtest.view import Stop, View, live_figures
 
 __all__ = ["Execution", "Played", "Probing"]
 
 
-# Turns a probe of a capacity search that was played into what the search looks at.
+# TurnsPart a probe of a capacity search that was played into what the search looks at.
 
 #: The start of a probe is left out of what was at hand: its sessions are still coming.
 _STEADY_SHARE = 0.3
@@ -44,7 +44,7 @@ class Probing:
     mix: Mapping[str, float]
     api: str
     thresholds: Sequence[Threshold]
-    limits: Limits
+    limits: ServiceLimits
 
     def result(
         self,
@@ -182,7 +182,7 @@ class Played:
 class Execution:
     """What was played and how it ended. One thread."""
 
-    options: Options
+    options: LoadOptions
     plan: LoadPlan
     thresholds: Sequence[Threshold]
     target: Target
@@ -190,7 +190,7 @@ class Execution:
     series: ServerSeries
     view: View
     stop: Stop
-    limits: Limits = field(default_factory=Limits)
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
     played: list[Played] = field(default_factory=list)
     capacity: CapacityResult | None = None
     generator_died: str | None = None
@@ -238,7 +238,7 @@ class Execution:
         self.played.append(placed)
 
         def tick(record: PhaseRecord, at_s: float) -> None:
-            self.view.live(live_look(phase, record, at_s, self.thresholds, self.series.rows))
+            self.view.live(live_figures(phase, record, at_s, self.thresholds, self.series.rows))
 
         try:
             self.driver.run_phase(phase, on_tick=tick, should_stop=self._should_stop)
@@ -261,7 +261,7 @@ class Execution:
         options = self.options
         others = tuple(name for name in self.target.tenants if name != victim)
         alone_s = max(15.0, options.duration_s / 3)
-        calm = Stream(
+        calm = LoadStream(
             name="victim",
             loop="open",
             segments=segments("constant", options.victim_rate, alone_s),

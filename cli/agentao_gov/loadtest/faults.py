@@ -31,7 +31,7 @@ from agentao_gov.loadtest.server_series import ServerRow, listening_process, ses
 from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.view import Stop
 
-__all__ = ["Fault", "FaultPlayer", "load_faults"]
+__all__ = ["FaultPlayer", "PlannedFault", "load_faults"]
 
 Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
 Kind = Literal[
@@ -54,10 +54,10 @@ _NOT_PLAYED = "not played: "
 _LEFTOVER_S = 5.0
 #: An idle session's process dies unnoticed; one with a turn in flight is worth waiting for.
 _AT_WORK_S_MAX = 5.0
-_REMAINS = ("fds", "children", "threads", "threads_abandoned")
+_LEFT_BEHIND = ("fds", "children", "threads", "threads_abandoned")
 
 
-class Fault(BaseModel):
+class PlannedFault(BaseModel):
     """One fault."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,10 +70,10 @@ class Fault(BaseModel):
 class _Script(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    fault: list[Fault] = Field(min_length=1)
+    fault: list[PlannedFault] = Field(min_length=1)
 
 
-def load_faults(path: Path) -> tuple[Fault, ...]:
+def load_faults(path: Path) -> tuple[PlannedFault, ...]:
     """Reads a script. Raises ConfigError with the file and what is wrong."""
     try:
         script = _Script.model_validate(tomllib.loads(path.read_text()))
@@ -91,14 +91,14 @@ def load_faults(path: Path) -> tuple[Fault, ...]:
 class FaultPlayer:
     """Plays the script in a thread of its own, from the moment the load has begun."""
 
-    def __init__(self, faults: Sequence[Fault], target: Target, stop: Stop) -> None:
+    def __init__(self, faults: Sequence[PlannedFault], target: Target, stop: Stop) -> None:
         self._faults = faults
         self._target = target
         self._stop = stop
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         #: Wall times at which each fault began and ended, and what was done; appended by the thread only.
-        self._played: list[tuple[Fault, float, float, str]] = []
+        self._played: list[tuple[PlannedFault, float, float, str]] = []
         self._origin = 0.0
 
     def start(self, origin: Callable[[], float | None]) -> None:
@@ -130,7 +130,7 @@ class FaultPlayer:
     def _wait_until(self, at: float) -> bool:
         return self._done.wait(max(0.0, at - time.time())) or self._stop()
 
-    def _begin(self, fault: Fault) -> str:
+    def _begin(self, fault: PlannedFault) -> str:
         if fault.kind in _KILLS:
             return self._kill(fault.kind)
         if self._target.simulator is None:
@@ -138,7 +138,7 @@ class FaultPlayer:
         self._target.simulator.configure({"default": _BEHAVIOURS[fault.kind], "directives": False})
         return f"the model: {fault.kind}"
 
-    def _end(self, fault: Fault) -> None:
+    def _end(self, fault: PlannedFault) -> None:
         if fault.kind in _BEHAVIOURS and self._target.simulator is not None and self._target.simulator.alive:
             self._target.simulator.configure({"directives": True})
 
@@ -176,7 +176,7 @@ class FaultPlayer:
 
     def _finding(
         self,
-        fault: Fault,
+        fault: PlannedFault,
         began: float,
         ended: float,
         what: str,
@@ -200,11 +200,11 @@ class FaultPlayer:
             "turns_met": len(met),
             "outcomes": dict(sorted(Counter(s.outcome for s in met).items())),
             "recovery_s": round(min(healed) - over_s, 3) if healed else None,
-            "left_behind": {name: _growth(before, after, name) for name in _REMAINS},
+            "left_behind": {name: _growth(before, after, name) for name in _LEFT_BEHIND},
         }
 
 
-def _never_played(fault: Fault) -> dict[str, Any]:
+def _never_played(fault: PlannedFault) -> dict[str, Any]:
     return {
         "kind": fault.kind,
         "at_s": fault.at_s,
@@ -214,7 +214,7 @@ def _never_played(fault: Fault) -> dict[str, Any]:
         "turns_met": 0,
         "outcomes": {},
         "recovery_s": None,
-        "left_behind": dict.fromkeys(_REMAINS),
+        "left_behind": dict.fromkeys(_LEFT_BEHIND),
     }
 
 

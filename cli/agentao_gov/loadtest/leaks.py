@@ -15,12 +15,12 @@ from typing import Any
 
 __all__ = [
     "WARM_UP_BYTES",
-    "Look",
     "Rest",
+    "ServiceSample",
     "Slope",
     "WaveLeak",
+    "leak_findings",
     "memory_slope",
-    "remains_of",
     "theil_sen",
     "wave_floors",
     "wave_leak",
@@ -186,11 +186,11 @@ _KEPT = {"threads": 64}
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ServiceSample:
     """The service at one moment. None: it could not be seen."""
 
     at_s: float
-    #: Turns ended so far.
+    #: TurnsPart ended so far.
     turns: int
     rss_bytes: int | None = None
     fds: int | None = None
@@ -202,12 +202,18 @@ class Look:
     resident: int | None = None
 
 
-def remains_of(
-    looks: Sequence[Look], rests: Sequence[Rest], *, sessions: int, load_end_s: float, ttl_s: float | None = None
+def leak_findings(
+    looks: Sequence[ServiceSample],
+    rests: Sequence[Rest],
+    *,
+    sessions: int,
+    load_end_s: float,
+    ttl_s: float | None = None,
 ) -> dict[str, Any]:
-    """The finding.
+    """What a load left behind: memory a turn, descriptors, children and threads from rest to rest, time to idle.
 
     Args:
+        looks: the service over time, in order.
         rests: stretches without load: before it, between a soak's waves, after it.
         sessions: how many were played.
         load_end_s: when the last turn had ended.
@@ -232,7 +238,7 @@ def remains_of(
     return found
 
 
-def _idle(looks: Sequence[Look], load_end_s: float, ttl_s: float | None) -> dict[str, Any]:
+def _idle(looks: Sequence[ServiceSample], load_end_s: float, ttl_s: float | None) -> dict[str, Any]:
     """How long after the last turn nothing was at work any more; infinite when it never was, None when unseen."""
     after = [look for look in looks if look.at_s >= load_end_s and look.busy is not None]
     still = [look for look in after if look.busy or look.queue or (ttl_s is not None and look.resident)]

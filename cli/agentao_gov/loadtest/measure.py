@@ -16,8 +16,8 @@ from typing import Any, Self
 
 from hdrh.histogram import HdrHistogram
 
-from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, UNSENT, Beat, Status, Tally, TurnSample, tally_of
-from agentao_gov.loadtest.thresholds import CONFIDENCE, Distribution, Threshold, chance_of, samples_needed
+from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, UNSENT, Beat, Status, TurnSample, TurnTally, tally_of
+from agentao_gov.loadtest.thresholds import CONFIDENCE, SortedSample, Threshold, chance_of, samples_needed
 
 __all__ = [
     "LATENCY_PERCENTILES",
@@ -123,9 +123,9 @@ _COUNTED_MIN = 25
 class Figures:
     """What a set of turns comes to."""
 
-    tally: Tally
+    tally: TurnTally
     #: Sorted, milliseconds.
-    distributions: dict[str, Distribution]
+    distributions: dict[str, SortedSample]
     histograms: dict[str, Histogram]
     duration_s: float
     prompt_tokens: int = 0
@@ -176,7 +176,7 @@ def measure(samples: Sequence[TurnSample], duration_s: float, objectives: Iterab
     censored = sum(sample.status in (Status.TIMED_OUT, Status.UNFINISHED) for sample in samples)
     for name, values in columns.items():
         values.sort()
-        figures.distributions[name] = Distribution(
+        figures.distributions[name] = SortedSample(
             tuple(value / 1000 for value in values), censored if name == "turn" else 0
         )
         figures.histograms[name] = Histogram.of(values)
@@ -236,7 +236,7 @@ class GeneratorFigures:
     offered: int
     #: Why its numbers must not be trusted; None: they may.
     bound: str | None = None
-    #: Turns that it could not send: their failure is none of the service's.
+    #: TurnsPart that it could not send: their failure is none of the service's.
     unsent: int = 0
     limits_ms: dict[str, float] = field(default_factory=dict)
 
@@ -334,7 +334,7 @@ def timeline(samples: Sequence[TurnSample], duration_s: float) -> list[dict[str,
     rows = []
     for index in range(max(max(buckets), max(answered, default=0)) + 1):
         inside = buckets.get(index, [])
-        slow = Distribution(tuple(sorted(s.latency_us / 1000 for s in inside if s.status in _SLOW)))
+        slow = SortedSample(tuple(sorted(s.latency_us / 1000 for s in inside if s.status in _SLOW)))
         rows.append(
             {
                 "at_s": round(index * width_s, 3),

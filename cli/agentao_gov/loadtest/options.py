@@ -13,7 +13,7 @@ from typing import Any, Literal
 from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_profile
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.loadtest.capacity import GROWTH, PROBES_MAX
-from agentao_gov.loadtest.plan import Estimate, LoadPlan, Phase, Stream
+from agentao_gov.loadtest.plan import Estimate, LoadPlan, LoadStream, Phase
 from agentao_gov.loadtest.schedule import Process, RecordedTurn, Shape, expected_count, mix_of, segments, span_s
 from agentao_gov.loadtest.thresholds import DEFAULTS, Threshold, parse_threshold, samples_needed
 
@@ -21,7 +21,7 @@ __all__ = [
     "CEILING",
     "DEFAULT_MIX",
     "PROBE_RAMP_SHARE",
-    "Options",
+    "LoadOptions",
     "api_key",
     "bounded",
     "build_phase",
@@ -61,7 +61,7 @@ PROBE_RAMP_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """The command's flags. `None` where the user said nothing."""
 
     config: Path | None = None
@@ -117,7 +117,7 @@ class Options:
 
     @property
     def level(self) -> float:
-        """Turns per second, or sessions."""
+        """TurnsPart per second, or sessions."""
         if self.open_loop:
             return self.rate if self.rate is not None else _RATE_DEFAULT
         return float(self.users or 1)
@@ -208,7 +208,7 @@ def choose_thresholds(
 
 
 def build_plan(
-    options: Options,
+    options: LoadOptions,
     *,
     target: str,
     profiles: Mapping[str, ResolvedProfile],
@@ -257,7 +257,7 @@ def _tool_of(resolved: ResolvedProfile) -> str | None:
     )
 
 
-def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **changes: Any) -> Phase:
+def build_phase(options: LoadOptions, plan: LoadPlan, tenants: tuple[str, ...], **changes: Any) -> Phase:
     """The one phase of a run that is no search."""
     rise_s = options.level / options.spawn_rate if options.spawn_rate and options.open_loop else 0.0
     duration_s, parts = options.duration_s, segments(options.shape, options.level, options.duration_s, rise_s=rise_s)
@@ -270,7 +270,7 @@ def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **ch
                 hint="Raise --speed, or give a --duration: what would start later is left out.",
             )
         parts = segments("constant", len(plan.recording) / duration_s, duration_s)
-    stream = Stream(
+    stream = LoadStream(
         loop="open" if options.open_loop else "closed",
         segments=parts,
         process=options.process,
@@ -283,15 +283,15 @@ def build_phase(options: Options, plan: LoadPlan, tenants: tuple[str, ...], **ch
     return phase.model_copy(update=changes)
 
 
-def probe_s(options: Options) -> float:
+def probe_s(options: LoadOptions) -> float:
     """Seconds of load of one probe of a capacity search."""
     return max(_PROBE_S_MIN, _PROBE_SHARE * options.duration_s / PROBES_MAX)
 
 
-def probe_phase(options: Options, load: int, tenants: tuple[str, ...], *, duration_s: float | None = None) -> Phase:
+def probe_phase(options: LoadOptions, load: int, tenants: tuple[str, ...], *, duration_s: float | None = None) -> Phase:
     """One probe of a capacity search: a constant number of busy sessions. Default length: that of its probes."""
     duration_s = duration_s or probe_s(options)
-    stream = Stream(
+    stream = LoadStream(
         loop="closed",
         segments=segments("constant", load, duration_s),
         tenants=tenants,
@@ -306,7 +306,7 @@ def probe_label(load: int) -> str:
     return f"{load} sessions"
 
 
-def planned_phases(options: Options, plan: LoadPlan, tenants: tuple[str, ...]) -> list[Phase]:
+def planned_phases(options: LoadOptions, plan: LoadPlan, tenants: tuple[str, ...]) -> list[Phase]:
     """What will be played; of a search the probes that it makes where nothing gives way."""
     if options.shape != "capacity":
         return [build_phase(options, plan, tenants)]
@@ -315,7 +315,7 @@ def planned_phases(options: Options, plan: LoadPlan, tenants: tuple[str, ...]) -
     return [probe_phase(options, load, tenants) for load in (*loads, ceiling)][:PROBES_MAX]
 
 
-def drain_s(options: Options, plan: LoadPlan) -> float:
+def drain_s(options: LoadOptions, plan: LoadPlan) -> float:
     """How long turns in flight get at the end: their own limit, but no longer than the run deserves."""
     if options.drain_s is not None:
         return options.drain_s
@@ -323,7 +323,7 @@ def drain_s(options: Options, plan: LoadPlan) -> float:
     return min(longest, max(10.0, options.duration_s / 2))
 
 
-def api_key(options: Options) -> str | None:
+def api_key(options: LoadOptions) -> str | None:
     """The key for `--target`. Raises ConfigError when the variable is not set."""
     if options.api_key_env is None:
         return None
@@ -347,7 +347,7 @@ _TOKENS_FACTOR = 5
 _OF_PROCESSES = ("memory_peak", "memory_slope", "fds_leaked", "processes_leaked", "threads_leaked")
 
 
-def loaded_tenants(options: Options, deployment: ResolvedDeployment) -> tuple[str, ...]:
+def loaded_tenants(options: LoadOptions, deployment: ResolvedDeployment) -> tuple[str, ...]:
     """The deployment's tenants that this run will load. Raises ConfigError for one that is not there."""
     named = tuple(name for name in deployment.deployment.tenants if name != "default")
     there = f"There are: {', '.join(named)}." if named else "It names none; leave --tenant and --victim out."
@@ -364,8 +364,8 @@ def loaded_tenants(options: Options, deployment: ResolvedDeployment) -> tuple[st
 
 
 def settle_mix(
-    options: Options, deployment: ResolvedDeployment | None, recording: Sequence[RecordedTurn] | None
-) -> tuple[Options, list[str]]:
+    options: LoadOptions, deployment: ResolvedDeployment | None, recording: Sequence[RecordedTurn] | None
+) -> tuple[LoadOptions, list[str]]:
     """The options with the mix that will be played, and what to say about it.
 
     A mix that nobody chose follows the recording, and leaves out what a tenant may not use. Raises ConfigError for a
@@ -395,7 +395,7 @@ def settle_mix(
     return replace(options, mix=kept), notes
 
 
-def _barred(options: Options, deployment: ResolvedDeployment) -> list[tuple[str, str]]:
+def _barred(options: LoadOptions, deployment: ResolvedDeployment) -> list[tuple[str, str]]:
     """Profile and tenant, where the tenant may not use the profile."""
     settings = deployment.deployment.tenants
     return [
@@ -407,7 +407,7 @@ def _barred(options: Options, deployment: ResolvedDeployment) -> list[tuple[str,
     ]
 
 
-def bounded(plan: LoadPlan, options: Options, expected: Estimate) -> LoadPlan:
+def bounded(plan: LoadPlan, options: LoadOptions, expected: Estimate) -> LoadPlan:
     """The plan with its upper bounds: the user's, else a multiple of what it should come to. Every run has them."""
     factor = _BOUND_FACTOR if options.open_loop else _BOUND_FACTOR_CLOSED
     return plan.model_copy(
@@ -419,7 +419,7 @@ def bounded(plan: LoadPlan, options: Options, expected: Estimate) -> LoadPlan:
 
 
 def undecidable(
-    thresholds: Iterable[Threshold], options: Options, *, planned: int | None, processes: bool
+    thresholds: Iterable[Threshold], options: LoadOptions, *, planned: int | None, processes: bool
 ) -> list[str]:
     """Thresholds that this run cannot decide, whatever happens, each with the reason and what would help.
 
@@ -443,7 +443,7 @@ def undecidable(
     return found
 
 
-def _without_measure(threshold: Threshold, options: Options, *, processes: bool) -> str | None:
+def _without_measure(threshold: Threshold, options: LoadOptions, *, processes: bool) -> str | None:
     name = threshold.name
     if name == "isolation_p95" and options.victim is None:
         return "it compares a tenant alone and beside the load: --victim TENANT"

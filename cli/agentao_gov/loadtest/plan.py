@@ -23,10 +23,10 @@ __all__ = [
     "TASKS",
     "Estimate",
     "LoadPlan",
+    "LoadStream",
     "Pace",
     "Phase",
     "SessionDraw",
-    "Stream",
     "TaskShape",
     "TurnPlan",
     "TurnShape",
@@ -192,13 +192,13 @@ class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Stream(_Value):
+class LoadStream(_Value):
     """One kind of load within a phase: who, in which loop, how much."""
 
     name: str = "load"
     #: `open`: turns start when the schedule says. `closed`: sessions that think between turns.
     loop: Literal["open", "closed"]
-    #: Turns per second (open) or sessions (closed) over time.
+    #: TurnsPart per second (open) or sessions (closed) over time.
     segments: tuple[Segment, ...]
     process: Process = "poisson"
     tenants: tuple[str, ...] = ("default",)
@@ -218,7 +218,7 @@ class Phase(_Value):
     duration_s: float
     #: After the last start, how long turns in flight may take before they count as unfinished.
     drain_s: float
-    streams: tuple[Stream, ...]
+    streams: tuple[LoadStream, ...]
     #: Wall time of the phase's second 0; workers align on it.
     start_epoch: float = 0.0
 
@@ -301,7 +301,7 @@ class TurnPlan:
     index: int
 
 
-def draw(plan: LoadPlan, phase: Phase, stream: Stream, number: int) -> SessionDraw:
+def draw(plan: LoadPlan, phase: Phase, stream: LoadStream, number: int) -> SessionDraw:
     """The `number`-th session of a stream: the same for the same seed, whichever worker asks."""
     rng = random.Random(f"session:{plan.seed}:{phase.index}:{stream.name}:{number}")  # noqa: S311
     profile = (
@@ -344,7 +344,7 @@ def _taking_turns(mix: tuple[tuple[str, float], ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]:
+def turns_of(plan: LoadPlan, phase: Phase, stream: LoadStream) -> Iterator[TurnPlan]:
     """An open-loop stream's turns in the order of their intended starts.
 
     Each arrival goes to the session that has waited longest since it became ready (its pause is over); where none is
@@ -370,7 +370,7 @@ def turns_of(plan: LoadPlan, phase: Phase, stream: Stream) -> Iterator[TurnPlan]
             heapq.heappush(ready, (free_s, session.number, session, index + 1))
 
 
-def _replayed(plan: LoadPlan, phase: Phase, stream: Stream, turns: Sequence[RecordedTurn]) -> Iterator[TurnPlan]:
+def _replayed(plan: LoadPlan, phase: Phase, stream: LoadStream, turns: Sequence[RecordedTurn]) -> Iterator[TurnPlan]:
     """Recorded turns at their recorded distances; sessions go to the stream's tenants in turn."""
     sessions: dict[str, list[RecordedTurn]] = {}
     for turn in turns:
@@ -455,7 +455,7 @@ def _count(total: Estimate, turn: TurnPlan) -> None:
     by_profile[turn.session.profile] = by_profile.get(turn.session.profile, 0) + 1
 
 
-def _add_closed(total: Estimate, plan: LoadPlan, phase: Phase, stream: Stream) -> None:
+def _add_closed(total: Estimate, plan: LoadPlan, phase: Phase, stream: LoadStream) -> None:
     """About the turns a closed loop will have: session-seconds filled with nominal turns and pauses.
 
     So many sessions are drawn at most; the rest is taken to be like them.

@@ -23,8 +23,8 @@ __all__ = [
     "PhaseRecord",
     "SampleFile",
     "Status",
-    "Tally",
     "TurnSample",
+    "TurnTally",
     "classify",
     "parse_line",
     "tally_of",
@@ -59,7 +59,7 @@ CAPACITY_OUTCOMES = frozenset(
 #: The generator could not send the turn: it lacked a descriptor, a local port or memory.
 UNSENT = "generator_error"
 # Spelled out, not imported: the governor's package loads agentao, which must never be in a gevent process.
-# `tests/loadtest/test_samples.py` holds these words against the governor's own list.
+# `tests/loadtest/test_record.py` holds these words against the governor's own list.
 _ANSWERED, _CANCELLED = "answered", "cancelled"
 _TIMEOUTS = frozenset({"turn_timeout", "stuck", "client_timeout"})
 
@@ -191,7 +191,7 @@ def parse_line(line: str) -> Begin | TurnSample | Beat | dict[str, Any] | None:
 
 
 @dataclass(slots=True)
-class Tally:
+class TurnTally:
     """How many turns started and how each ended: the books that must balance."""
 
     started: int = 0
@@ -219,9 +219,9 @@ class Tally:
         }
 
 
-def tally_of(samples: Iterable[TurnSample]) -> Tally:
+def tally_of(samples: Iterable[TurnSample]) -> TurnTally:
     """The books of these turns."""
-    tally = Tally()
+    tally = TurnTally()
     for sample in samples:
         tally.count(sample)
     return tally
@@ -236,23 +236,23 @@ class PhaseRecord:
 
     index: int
     samples: list[TurnSample] = field(default_factory=list)
-    #: Turns that began and have not ended yet, by id.
+    #: TurnsPart that began and have not ended yet, by id.
     open: dict[str, Begin] = field(default_factory=dict)
     beats: list[Beat] = field(default_factory=list)
     #: Workers that said they have finished the phase.
     ended: set[int] = field(default_factory=set)
-    #: Turns that began, by profile and tenant: the other side of the books.
+    #: TurnsPart that began, by profile and tenant: the other side of the books.
     begun: Counter[tuple[str, str]] = field(default_factory=Counter)
     #: Ends without a beginning, or a second end of the same turn.
-    strays: int = 0
-    #: Turns without an end although every worker said it had finished.
+    unmatched_ends: int = 0
+    #: TurnsPart without an end although every worker said it had finished.
     lost: int = 0
     #: Set once the books are closed: what comes later (a generator that is ended says its last) is not booked again.
     closed: bool = False
 
     @property
     def started(self) -> int:
-        """Turns that began."""
+        """TurnsPart that began."""
         return self.begun.total()
 
     def close(self, at_s: float, *, complete: bool = False) -> None:
@@ -328,7 +328,7 @@ class SampleFile:
         if isinstance(record, TurnSample):
             phase = self.phase(record.phase)
             if phase.open.pop(record.id, None) is None:
-                phase.strays += 1
+                phase.unmatched_ends += 1
             phase.samples.append(record)
             self.heard[record.worker] = time.monotonic()
         elif isinstance(record, Begin):

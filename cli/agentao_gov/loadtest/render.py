@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from agentao_gov.errors import StoreError
-from agentao_gov.loadtest.document import Group, LoadTestReport, Percentiles, ThresholdPart
+from agentao_gov.loadtest.document import GroupPart, LoadTestReport, Percentiles, ThresholdPart
 from agentao_gov.report.gate import CaseStatus, GateCase, GateReport, GateTable
 from agentao_gov.report.gate_formats import github_annotations, junit_xml, markdown
-from agentao_gov.report.html import Chart, Line, Mark, Page, Section, Tile, html_page
+from agentao_gov.report.html import Chart, ChartLine, ChartMark, Page, Section, Tile, html_page
 
 __all__ = [
     "LATENCY_NAMES",
@@ -131,7 +131,7 @@ def tables(report: LoadTestReport) -> list[GateTable]:
             ("busy sessions", "turns/s", "mean", "answered", "missed"),
             tuple(_probe_row(probe) for probe in report.capacity.probes),
         ),
-        _remains_table(report),
+        _leaks_table(report),
     ]
     return [table for table in out if table.rows]
 
@@ -169,7 +169,7 @@ def _fault_table(report: LoadTestReport) -> GateTable:
     return GateTable("Faults", columns, tuple(rows))
 
 
-def _remains_table(report: LoadTestReport) -> GateTable:
+def _leaks_table(report: LoadTestReport) -> GateTable:
     """The quiet level of each count at every rest: before the load, between waves, after it."""
     rows = []
     for name, title in (("fds", "descriptors"), ("children", "processes"), ("threads", "threads")):
@@ -194,7 +194,7 @@ def _latency_row(name: str, p: Percentiles) -> tuple[str, ...]:
     return (name, *(show_ms(value) for value in (p.p50, p.p90, p.p95, p.p99, p.max)), str(p.count))
 
 
-def _group_table(title: str, groups: Mapping[str, Group]) -> GateTable:
+def _group_table(title: str, groups: Mapping[str, GroupPart]) -> GateTable:
     columns = (title.lower()[:-1], "attempted", "answered", "failed", "timed out", "cancelled", "unfinished", "p95")
     rows = []
     for name, group in groups.items():
@@ -210,7 +210,7 @@ def _probe_row(probe: Mapping[str, Any]) -> tuple[str, ...]:
     return (str(probe["load"]), f"{probe['turns_per_s']:.2f}", mean, f"{probe['good']} of {probe['total']}", missed)
 
 
-# Turns a load-test report into a gate: its cases, and what stands below them. Pure.
+# TurnsPart a load-test report into a gate: its cases, and what stands below them. Pure.
 #
 # Every format is made from the same `LoadTestReport`, so that JSON, JUnit, Markdown and HTML tell the same numbers.
 
@@ -401,9 +401,9 @@ def _tiles(report: LoadTestReport) -> list[Tile]:
     return tiles
 
 
-def _marks(report: LoadTestReport) -> tuple[Mark, ...]:
+def _marks(report: LoadTestReport) -> tuple[ChartMark, ...]:
     return tuple(
-        Mark(fault["at_s"], fault["at_s"] + fault["for_s"], str(fault["kind"]))
+        ChartMark(fault["at_s"], fault["at_s"] + fault["for_s"], str(fault["kind"]))
         for fault in report.faults
         if fault["played"]
     )
@@ -414,9 +414,9 @@ def _latency_chart(report: LoadTestReport) -> Chart | None:
     if not rows:
         return None
     lines = (
-        Line("p50", _column(rows, "p50_ms")),
-        Line("p95", _column(rows, "p95_ms")),
-        Line("slowest", _column(rows, "max_ms")),
+        ChartLine("p50", _column(rows, "p50_ms")),
+        ChartLine("p95", _column(rows, "p95_ms")),
+        ChartLine("slowest", _column(rows, "max_ms")),
     )
     return Chart("Latency over time", _SINCE, "ms", lines, marks=_marks(report))
 
@@ -427,7 +427,7 @@ def _percentile_chart(report: LoadTestReport) -> Chart | None:
         values = [getattr(report.latency_ms[name], percentile) for percentile in _PERCENTILES]
         points = tuple((float(at), float(value)) for at, value in enumerate(values) if value is not None)
         if points:
-            lines.append(Line(LATENCY_NAMES[name], points))
+            lines.append(ChartLine(LATENCY_NAMES[name], points))
     # At equal distances: on a linear axis everything worth seeing would stand in its last tenth.
     return Chart("Latency by percentile", "percentile", "ms", tuple(lines), x_names=_PERCENTILES) if lines else None
 
@@ -436,18 +436,20 @@ def _load_charts(report: LoadTestReport) -> list[Chart | None]:
     probes = sorted(report.capacity.probes, key=lambda probe: int(probe["load"]))
     if probes:
         knee = report.capacity.sessions
-        marks = (Mark(float(knee), float(knee), f"knee: {knee}"),) if knee else ()
+        marks = (ChartMark(float(knee), float(knee), f"knee: {knee}"),) if knee else ()
         points = tuple((float(probe["load"]), float(probe["turns_per_s"])) for probe in probes)
         means = tuple((float(p["load"]), float(p["mean_s"]) * 1000) for p in probes if p["mean_s"] is not None)
         return [
-            Chart("Load against goodput", "busy sessions", "turns/s", (Line("answered", points),), marks, dots=True),
-            Chart("Load against latency", "busy sessions", "ms", (Line("mean turn", means),), marks, dots=True),
+            Chart(
+                "Load against goodput", "busy sessions", "turns/s", (ChartLine("answered", points),), marks, dots=True
+            ),
+            Chart("Load against latency", "busy sessions", "ms", (ChartLine("mean turn", means),), marks, dots=True),
         ]
     if not report.timeline:
         return []
     lines = (
-        Line("started", _column(report.timeline, "started_per_s")),
-        Line("answered", _column(report.timeline, "answered_per_s")),
+        ChartLine("started", _column(report.timeline, "started_per_s")),
+        ChartLine("answered", _column(report.timeline, "answered_per_s")),
     )
     return [Chart("Load and answers", _SINCE, "turns/s", lines, marks=_marks(report))]
 
@@ -468,7 +470,7 @@ def _server_charts(report: LoadTestReport) -> list[Chart | None]:
         _server_line(rows, "children", "children", 1, shift),
     )
     sessions = [
-        Line(
+        ChartLine(
             state, tuple((float(r["at_s"]) + shift, float(r["sessions"].get(state, 0))) for r in rows if r["sessions"])
         )
         for state in ("busy", "idle", "hibernated")
@@ -487,13 +489,13 @@ def _server_charts(report: LoadTestReport) -> list[Chart | None]:
     ]
 
 
-def _if_any(title: str, x: str, y: str, lines: tuple[Line, ...], marks: tuple[Mark, ...]) -> Chart | None:
+def _if_any(title: str, x: str, y: str, lines: tuple[ChartLine, ...], marks: tuple[ChartMark, ...]) -> Chart | None:
     kept = tuple(line for line in lines if line.points)
     return Chart(title, x, y, kept, marks=marks) if kept else None
 
 
-def _server_line(rows: list[dict[str, Any]], name: str, key: str, divisor: float, shift: float) -> Line:
-    return Line(
+def _server_line(rows: list[dict[str, Any]], name: str, key: str, divisor: float, shift: float) -> ChartLine:
+    return ChartLine(
         name, tuple((float(r["at_s"]) + shift, float(r[key]) / divisor) for r in rows if r.get(key) is not None)
     )
 

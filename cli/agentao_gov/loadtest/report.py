@@ -17,16 +17,16 @@ from agentao_gov.loadtest.capacity import CapacityResult
 from agentao_gov.loadtest.compare import Comparison
 from agentao_gov.loadtest.document import (
     CapacityPart,
-    Group,
+    GroupPart,
     LoadTestReport,
     Percentiles,
     ServerPart,
     ThresholdPart,
-    Turns,
+    TurnsPart,
 )
 from agentao_gov.loadtest.execution import Execution, Played
 from agentao_gov.loadtest.faults import load_faults
-from agentao_gov.loadtest.leaks import Look, Rest, remains_of
+from agentao_gov.loadtest.leaks import Rest, ServiceSample, leak_findings
 from agentao_gov.loadtest.measure import (
     Figures,
     GeneratorFigures,
@@ -36,7 +36,7 @@ from agentao_gov.loadtest.measure import (
     relieved,
     timeline,
 )
-from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.options import LoadOptions
 from agentao_gov.loadtest.plan import LoadPlan
 from agentao_gov.loadtest.record import PhaseRecord, TurnSample
 from agentao_gov.loadtest.schedule import Segment, span_s
@@ -64,14 +64,14 @@ __all__ = [
 ]
 
 
-# Turns into the report's parts: the books, latencies and tokens, as a whole and by profile and tenant. Pure.
+# TurnsPart into the report's parts: the books, latencies and tokens, as a whole and by profile and tenant. Pure.
 
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
 
 
-def turns_part(figures: Figures) -> Turns:
+def turns_part(figures: Figures) -> TurnsPart:
     rates = {name: rounded(value, 6) for name, value in figures.rates.items()}
-    return Turns(
+    return TurnsPart(
         **figures.tally.to_dict(),
         rate_per_s=rates["turns_per_s"],
         goodput_per_s=rates["goodput_per_s"],
@@ -84,7 +84,7 @@ def latency_part(figures: Figures) -> dict[str, Percentiles]:
     return {name: Percentiles.model_validate(figures.histograms[name].summary_ms()) for name in _SHOWN}
 
 
-def tokens_part(figures: Figures, options: Options) -> dict[str, float | int | None]:
+def tokens_part(figures: Figures, options: LoadOptions) -> dict[str, float | int | None]:
     return {
         "prompt": figures.prompt_tokens,
         "completion": figures.completion_tokens,
@@ -95,7 +95,7 @@ def tokens_part(figures: Figures, options: Options) -> dict[str, float | int | N
     }
 
 
-def cost_of(figures: Figures, options: Options) -> float | None:
+def cost_of(figures: Figures, options: LoadOptions) -> float | None:
     """Prices are per million tokens; None where nobody stated one."""
     if options.price is None:
         return None
@@ -103,12 +103,12 @@ def cost_of(figures: Figures, options: Options) -> float | None:
 
 
 def groups_part(
-    samples: Sequence[TurnSample], duration_s: float, thresholds: Sequence[Threshold], options: Options, key: str
-) -> dict[str, Group]:
+    samples: Sequence[TurnSample], duration_s: float, thresholds: Sequence[Threshold], options: LoadOptions, key: str
+) -> dict[str, GroupPart]:
     groups = {}
     for name, inside in grouped(samples, lambda sample: str(getattr(sample, key))).items():
         figures = measure(inside, duration_s, thresholds)
-        groups[name] = Group(
+        groups[name] = GroupPart(
             turns=turns_part(figures), latency_ms=latency_part(figures), tokens=tokens_part(figures, options)
         )
     return groups
@@ -183,8 +183,8 @@ def imbalances(record: PhaseRecord) -> list[str]:
         for profile, tenant in sorted(record.begun.keys() | ends.keys())
         if record.begun[profile, tenant] != ends[profile, tenant]
     ]
-    if record.strays:
-        found.append(f"{record.strays} turns ended without a start, or twice")
+    if record.unmatched_ends:
+        found.append(f"{record.unmatched_ends} turns ended without a start, or twice")
     if record.lost:
         found.append(f"{record.lost} turns were lost: the generator finished and never said how they ended")
     return found
@@ -242,7 +242,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def plan_part(options: Options, plan: LoadPlan | None, main: Played | None, findings: Findings) -> dict[str, Any]:
+def plan_part(options: LoadOptions, plan: LoadPlan | None, main: Played | None, findings: Findings) -> dict[str, Any]:
     """The report's `plan`: what was asked for, and what makes two runs comparable."""
     recording = plan.recording if plan is not None else None
     return {
@@ -301,8 +301,8 @@ def server_part(
     return ServerPart(
         samples=[row.to_dict(main.start_epoch) for row in rows[::step]],
         peaks=peaks_of(rows),
-        leaks=remains_of(
-            list(_looks(rows, main, samples)),
+        leaks=leak_findings(
+            list(_service_samples(rows, main, samples)),
             _rests(main),
             sessions=len({sample.session for sample in samples}),
             load_end_s=load_end_s,
@@ -311,14 +311,14 @@ def server_part(
     )
 
 
-def _looks(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample]) -> Iterator[Look]:
+def _service_samples(rows: Sequence[ServerRow], main: Played, samples: Sequence[TurnSample]) -> Iterator[ServiceSample]:
     ends = sorted(sample.ended_s for sample in samples)
     done = 0
     for row in rows:
         at_s = row.at - main.start_epoch
         while done < len(ends) and ends[done] <= at_s:
             done += 1
-        yield Look(
+        yield ServiceSample(
             at_s=at_s,
             turns=done,
             # The service's own process: what its children hold goes with them, and their number is looked at itself.
@@ -347,7 +347,7 @@ def _load_segments(main: Played) -> tuple[Segment, ...]:
 
 
 def assemble(
-    options: Options,
+    options: LoadOptions,
     plan: LoadPlan | None,
     thresholds: Sequence[Threshold],
     execution: Execution | None,
@@ -403,7 +403,9 @@ class _Seen:
     imbalances: list[str]
 
 
-def _look(options: Options, thresholds: Sequence[Threshold], execution: Execution | None, findings: Findings) -> _Seen:
+def _look(
+    options: LoadOptions, thresholds: Sequence[Threshold], execution: Execution | None, findings: Findings
+) -> _Seen:
     main = execution.main if execution is not None else None
     samples = main.samples if main is not None else []
     duration_s = _played_s(main) if main is not None else 0.0
@@ -428,7 +430,7 @@ def _look(options: Options, thresholds: Sequence[Threshold], execution: Executio
 
 
 def _ending(
-    options: Options, plan: LoadPlan | None, execution: Execution | None, findings: Findings, seen: _Seen
+    options: LoadOptions, plan: LoadPlan | None, execution: Execution | None, findings: Findings, seen: _Seen
 ) -> Ending:
     return Ending(
         tally=seen.figures.tally,
@@ -460,7 +462,7 @@ def _values(
     server: ServerPart,
     findings: Findings,
     isolation: Mapping[str, Any],
-    options: Options,
+    options: LoadOptions,
 ) -> dict[str, float | None]:
     """Everything a threshold that is no percentile can look at."""
     slope = server.leaks.get("memory_bytes_per_turn")
@@ -487,7 +489,7 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
 
 
-def _isolation(options: Options, execution: Execution | None) -> dict[str, Any]:
+def _isolation(options: LoadOptions, execution: Execution | None) -> dict[str, Any]:
     """The victim's latency beside the load against alone."""
     if execution is None or options.victim is None or len(execution.played) < 2:
         return {}
@@ -533,7 +535,7 @@ def _generator(
     return {**figures.to_dict(), "upper_bounds_reached": bounds, "workers": execution.plan.workers}, figures
 
 
-def _own_bounds(options: Options, plan: LoadPlan | None, reached: Sequence[str]) -> list[str]:
+def _own_bounds(options: LoadOptions, plan: LoadPlan | None, reached: Sequence[str]) -> list[str]:
     """Bounds that ended the load and that nobody had asked for: the rest of the load was never seen."""
     if plan is None:
         return []

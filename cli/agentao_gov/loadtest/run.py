@@ -23,7 +23,7 @@ from agentao_gov.loadtest.driver import LoadDriver, check_port
 from agentao_gov.loadtest.execution import Execution
 from agentao_gov.loadtest.faults import FaultPlayer, load_faults
 from agentao_gov.loadtest.options import (
-    Options,
+    LoadOptions,
     api_key,
     bounded,
     build_plan,
@@ -39,7 +39,7 @@ from agentao_gov.loadtest.report import Findings, assemble, environment, plan_pa
 from agentao_gov.loadtest.schedule import RecordedTurn, load_replay, until
 from agentao_gov.loadtest.server_series import ServerSeries
 from agentao_gov.loadtest.target import (
-    Limits,
+    ServiceLimits,
     Target,
     check_ownership,
     existing_target,
@@ -53,7 +53,7 @@ from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_thre
 from agentao_gov.loadtest.view import Stop, View
 from agentao_gov.testrig.guarded import Guarded, private_folder
 
-__all__ = ["DryRun", "LoadTest", "schedule_of"]
+__all__ = ["DryRun", "LoadTestRun", "schedule_of"]
 
 
 # What a load test would do: its schedule, and what it should come to. Nothing is started for it.
@@ -130,10 +130,10 @@ _NOWHERE = "http://127.0.0.1"
 
 
 @dataclass(slots=True)
-class LoadTest:
+class LoadTestRun:
     """A load test. `prepare` reads the configuration, `run` does it; both raise GovError for what a user got wrong."""
 
-    options: Options
+    options: LoadOptions
     view: View
     stop: Stop
     deployment: ResolvedDeployment | None = None
@@ -370,7 +370,7 @@ class LoadTest:
             if time.monotonic() > start + _SETTLE_S_MIN and same and not at_work and not waits:
                 return
 
-    def _limits(self, target: Target) -> Limits:
+    def _limits(self, target: Target) -> ServiceLimits:
         if self.deployment is not None and self.options.target is None:
             return limits_of(target, promised(self.deployment.deployment))
         return limits_of(target, promised_by(target.url, next(iter(target.keys.values()), None)))
@@ -397,7 +397,7 @@ class LoadTest:
             shutil.copyfile(raw, self.options.report_dir / "samples.jsonl")
 
 
-def run_checklist(options: Options, stop: Stop) -> tuple[int, dict[str, Any]]:
+def run_checklist(options: LoadOptions, stop: Stop) -> tuple[int, dict[str, Any]]:
     """Runs `agentao-gov checklist` as a process of its own; its exit code and report.
 
     Args:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from agentao_gov.process import procfs
-from agentao_gov.testrig.client import Metrics, ServiceClient
+from agentao_gov.testrig.client import Scrape, ServiceClient
 
 __all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
 
@@ -269,7 +269,7 @@ def peaks_of(rows: Iterable[ServerRow]) -> dict[str, Any]:
     return peaks
 
 
-def _values(metrics: Metrics) -> dict[str, Any]:
+def _values(metrics: Scrape) -> dict[str, Any]:
     """A row's part of a scrape; empty for an empty one."""
     if not metrics.samples:
         return {}
@@ -285,7 +285,7 @@ def _values(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _by_label(metrics: Metrics, name: str, label: str) -> dict[str, int]:
+def _by_label(metrics: Scrape, name: str, label: str) -> dict[str, int]:
     return {labels.get(label, ""): int(value) for labels, value in metrics.labelled(_PREFIX + name)}
 
 

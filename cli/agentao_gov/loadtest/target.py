@@ -27,7 +27,7 @@ from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.service import PrivateService, ServiceStartError
 
 __all__ = [
-    "Limits",
+    "ServiceLimits",
     "Target",
     "check_ownership",
     "existing_target",
@@ -218,7 +218,7 @@ _LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.e
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServiceLimits:
     """Each None where there is none, or where it cannot be known."""
 
     max_sessions: int | None = None
@@ -251,9 +251,9 @@ def promised_by(url: str, key: str | None) -> dict[str, int | None]:
     return {name: value for name, value in said.items() if isinstance(value, int)}
 
 
-def limits_of(target: Target, said: Mapping[str, int | None]) -> Limits:
+def limits_of(target: Target, said: Mapping[str, int | None]) -> ServiceLimits:
     """The limits that hold for the service, by its process and by what was `said` of it."""
-    limits = Limits(max_sessions=said.get("max_sessions"), max_busy=said.get("max_busy"))
+    limits = ServiceLimits(max_sessions=said.get("max_sessions"), max_busy=said.get("max_busy"))
     candidates = [(said.get("memory_bytes"), "[capacity] memory")]
     main = _serving(target)
     if main is not None:

@@ -20,8 +20,8 @@ __all__ = [
     "CONFIDENCE",
     "DEFAULTS",
     "SOAK_DEFAULTS",
-    "Distribution",
     "Observation",
+    "SortedSample",
     "Threshold",
     "ThresholdResult",
     "Unit",
@@ -181,7 +181,7 @@ def samples_needed(percentile: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
+class SortedSample:
     """A sorted sample in milliseconds. The last `censored` ones are lower bounds: those turns never ended."""
 
     values_ms: tuple[float, ...]
@@ -199,7 +199,7 @@ class Observation:
     """All that thresholds can look at."""
 
     #: `turn`, `first_token`, `queue`.
-    distributions: Mapping[str, Distribution]
+    distributions: Mapping[str, SortedSample]
     #: Other measures by name; None where there was nothing to measure.
     values: Mapping[str, float | None]
 
@@ -220,14 +220,14 @@ class ThresholdResult:
 def evaluate(threshold: Threshold, seen: Observation) -> ThresholdResult:
     """Met, failed, or inconclusive with the reason."""
     if threshold.series is not None:
-        return _evaluate_percentile(threshold, seen.distributions.get(threshold.series, Distribution(())))
+        return _evaluate_percentile(threshold, seen.distributions.get(threshold.series, SortedSample(())))
     value = seen.values.get(threshold.name)
     if value is None or math.isnan(value):
         return ThresholdResult(threshold, None, "inconclusive", 0, "nothing was measured")
     return ThresholdResult(threshold, value, "pass" if threshold.holds(value) else "fail", 1)
 
 
-def _evaluate_percentile(threshold: Threshold, distribution: Distribution) -> ThresholdResult:
+def _evaluate_percentile(threshold: Threshold, distribution: SortedSample) -> ThresholdResult:
     assert threshold.percentile is not None
     count = len(distribution.values_ms)
     observed = distribution.percentile(threshold.percentile)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agentao_gov.loadtest.compare import Comparison
-from agentao_gov.loadtest.record import Tally
+from agentao_gov.loadtest.record import TurnTally
 from agentao_gov.loadtest.thresholds import ThresholdResult
 
-__all__ = ["Conclusion", "Ending", "Verdict", "judge"]
+__all__ = ["Conclusion", "Ending", "RunVerdict", "judge"]
 
 Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
 _PASS, _FAILED, _INCONCLUSIVE = 0, 1, 11
@@ -25,7 +25,7 @@ _PASS, _FAILED, _INCONCLUSIVE = 0, 1, 11
 class Ending:
     """All that decides how a run is judged."""
 
-    tally: Tally
+    tally: TurnTally
     #: What does not add up in the books.
     imbalances: Sequence[str] = ()
     #: Upper bounds that ended the load early and were not the user's own.
@@ -36,7 +36,7 @@ class Ending:
     comparisons: Sequence[Comparison] = ()
     #: Why the generator was the bottleneck; None: it was not.
     generator_bound: str | None = None
-    #: Turns that it could not send: they count as failed, and the service has no part in it.
+    #: TurnsPart that it could not send: they count as failed, and the service has no part in it.
     unsent: int = 0
     #: Why the generator's process is gone; None: it ended in order.
     generator_died: str | None = None
@@ -51,7 +51,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     """The end. `reasons` is empty for a pass."""
 
     conclusion: Conclusion
@@ -64,13 +64,13 @@ class Verdict:
         return "pass" if self.conclusion == "pass" else "fail"
 
 
-def judge(ending: Ending) -> Verdict:
+def judge(ending: Ending) -> RunVerdict:
     """The conclusion. What speaks against trusting the numbers comes before what the numbers say."""
     if ending.refused is not None:
-        return Verdict("fail", ending.refused[1], (ending.refused[0],))
+        return RunVerdict("fail", ending.refused[1], (ending.refused[0],))
     if ending.signal is not None:
         name = signal.Signals(ending.signal).name
-        return Verdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
+        return RunVerdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
     failed = _failures(ending)
     doubts = _doubts(ending)
     # A generator that is gone or could not send, and books that do not balance, spoil every figure; one that was late
@@ -79,10 +79,10 @@ def judge(ending: Ending) -> Verdict:
     spoilt = generator_failed or bool(ending.imbalances) or not ending.tally.balanced
     late = ending.generator_bound is not None and all(reason.latency for reason in failed)
     if failed and not spoilt and not late:
-        return Verdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))
+        return RunVerdict("fail", _FAILED, tuple(reason.text for reason in failed) + tuple(doubts))
     if doubts:
-        return Verdict("inconclusive", _INCONCLUSIVE, tuple(doubts) + tuple(reason.text for reason in failed))
-    return Verdict("pass", _PASS)
+        return RunVerdict("inconclusive", _INCONCLUSIVE, tuple(doubts) + tuple(reason.text for reason in failed))
+    return RunVerdict("pass", _PASS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from agentao_gov.loadtest.plan import Phase
 from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, PhaseRecord, Status, TurnSample
 from agentao_gov.loadtest.schedule import level_at
 from agentao_gov.loadtest.server_series import ServerRow
-from agentao_gov.loadtest.thresholds import Distribution, Observation, Threshold, evaluate
+from agentao_gov.loadtest.thresholds import Observation, SortedSample, Threshold, evaluate
 
-__all__ = ["Live", "SilentView", "Stop", "View", "live_look"]
+__all__ = ["LiveFigures", "SilentView", "Stop", "View", "live_figures"]
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveFigures:
     """A look at the run, several times a second."""
 
     label: str
@@ -54,7 +54,7 @@ class View(Protocol):
         """One line about a step."""
         ...
 
-    def live(self, look: Live) -> None:
+    def live(self, look: LiveFigures) -> None:
         """The state of the load."""
         ...
 
@@ -65,7 +65,7 @@ class SilentView:
     def note(self, text: str) -> None:
         """Nothing."""
 
-    def live(self, look: Live) -> None:
+    def live(self, look: LiveFigures) -> None:
         """Nothing."""
 
 
@@ -113,9 +113,9 @@ _RECENT = 2000
 _RATE_S = 5.0
 
 
-def live_look(
+def live_figures(
     phase: Phase, record: PhaseRecord, at_s: float, thresholds: Sequence[Threshold], rows: Sequence[ServerRow]
-) -> Live:
+) -> LiveFigures:
     """A look at the phase, its latencies over the last 2,000 turns, and the service as last seen."""
     recent = record.samples[-_RECENT:]
     answered = sum(s.status is Status.ANSWERED for s in recent)
@@ -127,7 +127,7 @@ def live_look(
     row = rows[-1] if rows else None
     told = next((row for row in reversed(rows) if row.sessions), None)
     answered_now = sum(s.ended_s > at_s - _RATE_S and s.status is Status.ANSWERED for s in recent)
-    return Live(
+    return LiveFigures(
         label=phase.label,
         at_s=max(0.0, at_s),
         duration_s=phase.duration_s,
@@ -159,7 +159,7 @@ def _observe(recent: Sequence[TurnSample], answered: int, refused: int, rows: Se
         "answered_rate": answered / ended if ended else None,
         "memory_peak": max((row.memory_bytes for row in rows if row.memory_bytes is not None), default=None),
     }
-    return Observation({"turn": Distribution(tuple(slow)), "first_token": Distribution(tuple(first))}, values)
+    return Observation({"turn": SortedSample(tuple(slow)), "first_token": SortedSample(tuple(first))}, values)
 
 
 def _can_be_seen(threshold: Threshold, seen: Observation) -> bool:

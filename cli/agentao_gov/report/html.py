@@ -11,10 +11,10 @@ from markupsafe import Markup, escape
 
 from agentao_gov.report.gate import GateReport, clean
 
-__all__ = ["Chart", "Line", "Mark", "Page", "Section", "Tile", "html_page", "key", "svg"]
+__all__ = ["Chart", "ChartLine", "ChartMark", "Page", "Section", "Tile", "html_page", "key", "svg"]
 
 
-# Line charts as inline SVG, drawn by hand: a few kilobytes each, no script, readable in print and in the dark.
+# ChartLine charts as inline SVG, drawn by hand: a few kilobytes each, no script, readable in print and in the dark.
 
 _WIDTH, _HEIGHT = 620, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 44
@@ -26,7 +26,7 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """A named series of points, in the order of x."""
 
     name: str
@@ -34,7 +34,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ChartMark:
     """A stretch of x worth knowing: a fault, a knee. `end` equal to `start` is a vertical line."""
 
     start: float
@@ -49,8 +49,8 @@ class Chart:
     title: str
     x_label: str
     y_label: str
-    lines: tuple[Line, ...]
-    marks: tuple[Mark, ...] = ()
+    lines: tuple[ChartLine, ...]
+    marks: tuple[ChartMark, ...] = ()
     #: Names for x = 0, 1, 2, ... instead of numbers.
     x_names: tuple[str, ...] = ()
     #: Whether to show each point: where there are few of them, measured one by one.
@@ -78,7 +78,7 @@ class _Scale:
 
 def svg(chart: Chart) -> Markup:
     """The chart as an SVG element. Every text in it is escaped."""
-    chart = replace(chart, lines=tuple(Line(line.name, _finite(line.points)) for line in chart.lines))
+    chart = replace(chart, lines=tuple(ChartLine(line.name, _finite(line.points)) for line in chart.lines))
     points = [point for line in chart.lines for point in line.points]
     xs = [x for x, _ in points] + [edge for mark in chart.marks for edge in (mark.start, mark.end)]
     ys = [y for _, y in points]
@@ -164,13 +164,13 @@ def key(index: int) -> Markup:
     )
 
 
-def _dots(chart: Chart, line: Line, index: int, x: _Scale, y: _Scale) -> list[str]:
+def _dots(chart: Chart, line: ChartLine, index: int, x: _Scale, y: _Scale) -> list[str]:
     if not (chart.dots or chart.x_names or len(line.points) == 1):
         return []
     return [f'<circle class="dot d{index % 5}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="3"/>' for a, b in line.points]
 
 
-def _polyline(line: Line, index: int, x: _Scale, y: _Scale) -> str:
+def _polyline(line: ChartLine, index: int, x: _Scale, y: _Scale) -> str:
     points = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in line.points)
     dash = _DASHES[index % len(_DASHES)]
     return (

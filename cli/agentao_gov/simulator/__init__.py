@@ -2,14 +2,14 @@
 
 from agentao_gov.simulator.handle import Simulator, start_simulator
 from agentao_gov.simulator.script import Behaviour, Script, load_script
-from agentao_gov.simulator.truth import RequestRecord, Tally, Truth, key_id
+from agentao_gov.simulator.truth import CallTally, RequestRecord, Truth, key_id
 
 __all__ = [
     "Behaviour",
+    "CallTally",
     "RequestRecord",
     "Script",
     "Simulator",
-    "Tally",
     "Truth",
     "key_id",
     "load_script",

@@ -14,7 +14,7 @@ from agentao_gov.simulator.request import ChatRequest, calls_for, default_answer
 from agentao_gov.simulator.script import Behaviour, Distribution, Fault, Match, Script, read_directive
 from agentao_gov.simulator.tokens import CALL_FRAME_TOKENS, completion_tokens, count, pieces
 
-__all__ = ["Plan", "Planner", "Step", "broken_directive"]
+__all__ = ["Plan", "Planner", "WriteStep", "broken_directive"]
 
 #: Events of one stream are at least this far apart: 500 streams of 100 tokens/s would else be 50,000 writes/s.
 EVENT_GAP_S = 0.010
@@ -30,7 +30,7 @@ _ERRORS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class WriteStep:
     """Wait, then write; `tokens` of the completion are on the wire afterwards."""
 
     delay_s: float
@@ -45,7 +45,7 @@ class Plan:
     status: int = 200
     content_type: str = "application/json"
     extra_headers: tuple[tuple[str, str], ...] = ()
-    steps: list[Step] = field(default_factory=list)
+    steps: list[WriteStep] = field(default_factory=list)
     #: `silence` and `drip` last until the client goes; `drop` resets the connection.
     end: Literal["end", "drop", "silence", "drip"] = "end"
     #: Nothing is written, not even the head, until this has passed. Infinite: never.
@@ -277,7 +277,7 @@ def _whole(plan: Plan, request: ChatRequest, answer: _Answer, timing: _Timing, a
         message["tool_calls"] = [_call(answer_id, i, name, args) for i, (name, args) in enumerate(answer.calls)]
     body = completion_body(answer_id, request.model, message, answer.finish_reason, plan.reported_usage)
     tokens = answer.completion_tokens
-    plan.steps = [Step(timing.first_s + timing.for_tokens(tokens), body, tokens)]
+    plan.steps = [WriteStep(timing.first_s + timing.for_tokens(tokens), body, tokens)]
 
 
 def _stream(
@@ -294,24 +294,24 @@ def _stream(
         opening = {"role": "assistant"} if "role_only" in quirks else {"role": "assistant", "content": ""}
         first.append(stream.delta(opening))
     delay = timing.first_s
-    steps.append(Step(delay, b"".join(first)))
+    steps.append(WriteStep(delay, b"".join(first)))
     for index, (text, tokens) in enumerate(text_chunks(answer.tokens, timing.chunk_tokens())):
         delay = timing.for_tokens(tokens) if index else 0.0
-        steps.append(Step(delay, stream.text(text, every), tokens))
+        steps.append(WriteStep(delay, stream.text(text, every), tokens))
         if "comments" in quirks:
-            steps.append(Step(0.0, stream.comment()))
+            steps.append(WriteStep(0.0, stream.comment()))
     for index, (name, arguments) in enumerate(answer.calls):
         cost = completion_tokens("", [(name, arguments)])
         opening_call = {"index": index, **_call(answer_id, index, name, "")}
         rest = {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
         data = stream.delta({"tool_calls": [opening_call]}) + stream.delta(rest)
-        steps.append(Step(timing.for_tokens(cost), data, cost))
+        steps.append(WriteStep(timing.for_tokens(cost), data, cost))
     last = [stream.delta({}, answer.finish_reason, every)]
     if plan.reported_usage is not None and request.include_usage:
         last.append(stream.usage(plan.reported_usage))
     else:
         plan.reported_usage = every
-    steps.append(Step(0.0, b"".join([*last, stream.done()])))
+    steps.append(WriteStep(0.0, b"".join([*last, stream.done()])))
     if "split_utf8" in quirks:
         plan.steps = [part for step in steps for part in _split(step)]
 
@@ -321,22 +321,22 @@ def _call(answer_id: str, index: int, name: str, arguments: str) -> dict[str, An
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _split(step: Step) -> list[Step]:
+def _split(step: WriteStep) -> list[WriteStep]:
     """Two writes with the cut inside a character, or in the middle where every character is one byte."""
     cut = next((i + 1 for i, byte in enumerate(step.data) if byte >= 0xC0), len(step.data) // 2)
-    return [Step(step.delay_s, step.data[:cut]), Step(0.003, step.data[cut:], step.tokens)]
+    return [WriteStep(step.delay_s, step.data[:cut]), WriteStep(0.003, step.data[cut:], step.tokens)]
 
 
 def _refuse(plan: Plan, fault: Fault) -> None:
     plan.billed = False
     if fault.kind == "html":
         plan.content_type = "text/html; charset=utf-8"
-        plan.steps = [Step(0.0, HTML_PAGE)]
+        plan.steps = [WriteStep(0.0, HTML_PAGE)]
         return
     kind, code = _ERRORS.get(fault.status, ("server_error", None))
     message = f"The simulated model answers {fault.status}, as scripted."
     plan.status = fault.status
-    plan.steps = [Step(0.0, error_body(message, kind, fault.code or code))]
+    plan.steps = [WriteStep(0.0, error_body(message, kind, fault.code or code))]
     if fault.retry_after is not None:
         plan.extra_headers = (("Retry-After", f"{fault.retry_after:g}"),)
 
@@ -355,14 +355,14 @@ def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
     if fault.kind == "stall" and fault.seconds is not None:
         if at < len(steps):
             late = steps[at]
-            steps[at] = Step(late.delay_s + fault.seconds, late.data, late.tokens)
+            steps[at] = WriteStep(late.delay_s + fault.seconds, late.data, late.tokens)
         return
     stream = Stream("chatcmpl-sim", request.model)
     whole = steps[0] if not plan.chunked else None
     del steps[at:]
     if whole is not None:
         # An answer in one piece breaks in its middle; what is not complete was not produced.
-        steps.append(Step(whole.delay_s, whole.data[: len(whole.data) // 2]))
+        steps.append(WriteStep(whole.delay_s, whole.data[: len(whole.data) // 2]))
     match fault.kind:
         case "stall":
             plan.end = "silence"
@@ -371,15 +371,15 @@ def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
             if fault.after == 0:
                 plan.steps = []
         case "malformed":
-            steps.append(Step(0.0, stream.raw('{"id": "chatcmpl-sim", "choices": [{"delta": {"con')))
+            steps.append(WriteStep(0.0, stream.raw('{"id": "chatcmpl-sim", "choices": [{"delta": {"con')))
         case "error_event":
             error = error_body("The simulated model fails in mid-stream, as scripted.", "server_error", "server_error")
-            steps.append(Step(0.0, stream.raw(error.decode())))
+            steps.append(WriteStep(0.0, stream.raw(error.decode())))
     plan.reported_usage = None
     plan.finish_reason = None
 
 
-def _index_after(steps: list[Step], tokens: int) -> int:
+def _index_after(steps: list[WriteStep], tokens: int) -> int:
     """Index of the first step after so many tokens, never the last: that one ends the answer properly."""
     sent = 0
     for index, step in enumerate(steps[:-1]):
@@ -392,4 +392,4 @@ def _index_after(steps: list[Step], tokens: int) -> int:
 def broken_directive(error: ConfigError) -> Plan:
     """The 400 that a misspelt directive gets."""
     body = error_body(error.message, "invalid_request_error", "invalid_directive")
-    return Plan(status=400, steps=[Step(0.0, body)], billed=False, fault="invalid_directive")
+    return Plan(status=400, steps=[WriteStep(0.0, body)], billed=False, fault="invalid_directive")

@@ -22,11 +22,11 @@ from agentao_gov.errors import ConfigError
 __all__ = [
     "DIRECTIVE",
     "Behaviour",
-    "Capacity",
     "Distribution",
     "Fault",
     "FaultKind",
     "Match",
+    "ProviderCapacity",
     "Rule",
     "Script",
     "ToolPlan",
@@ -229,7 +229,7 @@ class Rule(_Strict):
     times: Annotated[int, Field(ge=1)] | None = None
 
 
-class Capacity(_Strict):
+class ProviderCapacity(_Strict):
     """What the simulated provider can serve: `concurrency` requests at once, the rest queue or get 429."""
 
     concurrency: Annotated[int, Field(ge=1)] | None = None
@@ -245,7 +245,7 @@ class Script(_Strict):
     seed: int = 0
     rules: tuple[Rule, ...] = ()
     default: Behaviour = Behaviour()
-    capacity: Capacity = Capacity()
+    capacity: ProviderCapacity = ProviderCapacity()
     #: Directives in prompts are obeyed. A load test turns them off where prompts are not its own.
     directives: bool = True
     #: Names that `/v1/models` lists; any name is served.

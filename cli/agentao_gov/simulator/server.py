@@ -15,7 +15,7 @@ from agentao_gov.simulator.plan import Plan, Planner, broken_directive
 from agentao_gov.simulator.playback import Gate, Playback
 from agentao_gov.simulator.protocol import Exchange, HttpProtocol
 from agentao_gov.simulator.request import ChatRequest, read_request
-from agentao_gov.simulator.script import Capacity, Script, load_script
+from agentao_gov.simulator.script import ProviderCapacity, Script, load_script
 from agentao_gov.simulator.truth import GroundTruth
 
 __all__ = ["SimulatorServer"]
@@ -29,7 +29,7 @@ class SimulatorServer:
 
     def __init__(self, script: Script) -> None:
         self._initial = script
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[_OpenWait] = []
         self._playing: set[Playback] = set()
         self._held: dict[str, list[Playback]] = {}
         #: Names released before a request came to hold: they pass at once.
@@ -148,7 +148,7 @@ class SimulatorServer:
 
     def _wait_route(self, exchange: Exchange, query: dict[str, str]) -> None:
         wanted = {name: int(query[name]) for name in _AWAITABLE if name in query}
-        waiter = _Waiter(exchange, wanted, idle=query.get("idle") == "1")
+        waiter = _OpenWait(exchange, wanted, idle=query.get("idle") == "1")
         self._waiters.append(waiter)
         exchange.on_gone = lambda: self._drop_waiter(waiter)
         timeout_s = float(query.get("timeout", "10"))
@@ -168,7 +168,7 @@ class SimulatorServer:
             if self._met(waiter):
                 self._wake(waiter, 200)
 
-    def _met(self, waiter: _Waiter) -> bool:
+    def _met(self, waiter: _OpenWait) -> bool:
         if waiter.idle and self.truth.total.in_flight:
             return False
         extra = {"queued": self._gate.queued, "held": self._held_count()}
@@ -177,19 +177,19 @@ class SimulatorServer:
             for name, least in waiter.wanted.items()
         )
 
-    def _wake(self, waiter: _Waiter, status: int) -> None:
+    def _wake(self, waiter: _OpenWait, status: int) -> None:
         self._drop_waiter(waiter)
         if not waiter.exchange.ended:
             waiter.exchange.reply(status, json.dumps(self._snapshot(requests=False)).encode())
 
-    def _drop_waiter(self, waiter: _Waiter) -> None:
+    def _drop_waiter(self, waiter: _OpenWait) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
         if waiter.timer is not None:
             waiter.timer.cancel()
 
 
-class _Waiter:
+class _OpenWait:
     """One open `/sim/wait`."""
 
     def __init__(self, exchange: Exchange, wanted: dict[str, int], *, idle: bool) -> None:
@@ -209,9 +209,9 @@ def _json(body: bytes) -> dict[str, Any]:
     return data
 
 
-def _over_capacity(capacity: Capacity) -> Plan:
-    from agentao_gov.simulator.plan import Step
+def _over_capacity(capacity: ProviderCapacity) -> Plan:
+    from agentao_gov.simulator.plan import WriteStep
 
     body = error_body("The simulated provider is at its capacity.", "rate_limit_error", "rate_limit_exceeded")
     headers = (("Retry-After", f"{capacity.retry_after:g}"),)
-    return Plan(status=429, extra_headers=headers, steps=[Step(0.0, body)], billed=False, fault="capacity")
+    return Plan(status=429, extra_headers=headers, steps=[WriteStep(0.0, body)], billed=False, fault="capacity")

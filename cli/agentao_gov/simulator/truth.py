@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from agentao_gov.simulator.plan import Plan
 from agentao_gov.simulator.request import ChatRequest
 
-__all__ = ["GroundTruth", "RequestRecord", "Tally", "Truth", "key_id"]
+__all__ = ["CallTally", "GroundTruth", "RequestRecord", "Truth", "key_id"]
 
 #: Requests kept one by one; the tallies go on for ever. 20,000 records are about 15 MB.
 RECORDS_MAX = 20_000
@@ -29,7 +29,7 @@ def key_id(api_key: str) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class CallTally:
     """Sums over requests. `prompt_tokens` + `completion_tokens` is what the provider would bill."""
 
     calls: int = 0
@@ -85,20 +85,20 @@ class RequestRecord:
 class Truth(BaseModel):
     """A snapshot of everything."""
 
-    total: Tally = Tally()
-    by_api_key: dict[str, Tally] = {}
-    by_user: dict[str, Tally] = {}
-    by_session: dict[str, Tally] = {}
-    by_model: dict[str, Tally] = {}
-    by_tag: dict[str, Tally] = {}
+    total: CallTally = CallTally()
+    by_api_key: dict[str, CallTally] = {}
+    by_user: dict[str, CallTally] = {}
+    by_session: dict[str, CallTally] = {}
+    by_model: dict[str, CallTally] = {}
+    by_tag: dict[str, CallTally] = {}
     #: Requests waiting for a place of the simulated capacity, and those on hold.
     queued: int = 0
     held: int = 0
     requests: tuple[RequestRecord, ...] = ()
 
-    def for_key(self, api_key: str) -> Tally:
+    def for_key(self, api_key: str) -> CallTally:
         """The tally of one API key."""
-        return self.by_api_key.get(key_id(api_key), Tally())
+        return self.by_api_key.get(key_id(api_key), CallTally())
 
 
 class GroundTruth:
@@ -106,8 +106,10 @@ class GroundTruth:
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self.total = Tally()
-        self._by: dict[str, dict[str, Tally]] = {name: {} for name in ("api_key", "user", "session", "model", "tag")}
+        self.total = CallTally()
+        self._by: dict[str, dict[str, CallTally]] = {
+            name: {} for name in ("api_key", "user", "session", "model", "tag")
+        }
         self._records: deque[RequestRecord] = deque(maxlen=RECORDS_MAX)
 
     def begin(self, request: ChatRequest, plan: Plan, now: float) -> RequestRecord:
@@ -178,7 +180,7 @@ class GroundTruth:
             "requests": [asdict(record) for record in self._records] if requests else [],
         }
 
-    def _tallies(self, record: RequestRecord) -> Iterable[Tally]:
+    def _tallies(self, record: RequestRecord) -> Iterable[CallTally]:
         yield self.total
         for name, group in self._by.items():
             key = getattr(record, name)
@@ -187,5 +189,5 @@ class GroundTruth:
                     key = OVERFLOW_KEY
                 tally = group.get(key)
                 if tally is None:
-                    tally = group[key] = Tally()
+                    tally = group[key] = CallTally()
                 yield tally

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["DOORS", "Answer", "Door", "Metrics", "ServiceClient", "exchange", "in_background"]
+__all__ = ["DOORS", "Door", "HttpAnswer", "Scrape", "ServiceClient", "exchange", "in_background"]
 
 _P = ParamSpec("_P")
 #: A service's longest document is far smaller; whoever listens elsewhere may never end his answer.
@@ -30,7 +30,7 @@ DOORS: tuple[Door, ...] = ("turns", "chat", "turns stream", "chat stream")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """One HTTP answer, and how long it took. `status` 0: the connection failed, `error` says how."""
 
     status: int
@@ -88,7 +88,7 @@ class Answer:
         return f"{self.status} {self.code}{wait} after {self.elapsed_s:.2f} s"
 
 
-class Metrics:
+class Scrape:
     """One scrape of `/metrics`. Raises ValueError for a text that is none."""
 
     def __init__(self, text: str) -> None:
@@ -117,7 +117,7 @@ def exchange(
     key: str | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
-) -> Answer:
+) -> HttpAnswer:
     """Sends one request and reads the whole answer. Never raises: a connection that fails is an observation too.
 
     Args:
@@ -140,11 +140,11 @@ def exchange(
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Answer(0, elapsed_s=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
+        return HttpAnswer(0, elapsed_s=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
     known = {name.lower(): value for name, value in response.getheaders()}
     streamed = known.get("content-type", "").startswith("text/event-stream")
     found = _last_event(raw) if streamed else _parse(raw)
-    return Answer(response.status, known, found, time.monotonic() - began)
+    return HttpAnswer(response.status, known, found, time.monotonic() - began)
 
 
 class ServiceClient:
@@ -163,7 +163,7 @@ class ServiceClient:
         *,
         timeout_s: float = 30.0,
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Sends one request to a path from the service's root, as `exchange` does."""
         return exchange(self._root, method, path, body, key=self._api_key, headers=headers, timeout_s=timeout_s)
 
@@ -176,7 +176,7 @@ class ServiceClient:
         user: str = "u",
         timeout_s: float = 60.0,
         door: Door = "turns",
-    ) -> Answer:
+    ) -> HttpAnswer:
         """One turn of a session. A streamed answer is read to its end; its last event is the body.
 
         Args:
@@ -198,7 +198,7 @@ class ServiceClient:
             body = {"model": profile, "user": user, "messages": messages, "stream": door == "chat stream"}
         return self.request("POST", path, body, timeout_s=timeout_s, headers=headers)
 
-    def delete(self, session: str) -> Answer:
+    def delete(self, session: str) -> HttpAnswer:
         """Removes a session."""
         return self.request("DELETE", f"/v1/sessions/{session}")
 
@@ -211,19 +211,19 @@ class ServiceClient:
         answer = self.request("GET", "/v1/status", timeout_s=timeout_s)
         return answer.body if answer.status == 200 and isinstance(answer.body, dict) else {}
 
-    def metrics(self, *, timeout_s: float = 30.0) -> Metrics:
+    def metrics(self, *, timeout_s: float = 30.0) -> Scrape:
         """A scrape; empty when it cannot be had."""
         answer = self.request("GET", "/metrics", timeout_s=timeout_s)
         text = answer.body if answer.status == 200 and isinstance(answer.body, str) else ""
         try:
-            return Metrics(text)
+            return Scrape(text)
         except ValueError:
-            return Metrics("")
+            return Scrape("")
 
 
-def in_background(ask: Callable[_P, Answer], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[Answer]:
+def in_background(ask: Callable[_P, HttpAnswer], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[HttpAnswer]:
     """The same request on a thread of its own: `in_background(client.turn, "s-1", "Hello.", profile="qa")`."""
-    future: Future[Answer] = Future()
+    future: Future[HttpAnswer] = Future()
 
     def run() -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agentao_gov.checklist.items import ItemId
-from agentao_gov.checklist.probe import Probe
+from agentao_gov.checklist.probe import ProbeFunction
 from agentao_gov.checklist.probes.daily_token_budget import probe_daily_token_budget
 from agentao_gov.checklist.probes.graceful_shutdown import probe_graceful_shutdown
 from agentao_gov.checklist.probes.max_iterations import probe_max_iterations
@@ -16,7 +16,7 @@ from agentao_gov.checklist.probes.turn_timeout import probe_turn_timeout
 
 __all__ = ["PROBES"]
 
-PROBES: Mapping[ItemId, Probe] = {
+PROBES: Mapping[ItemId, ProbeFunction] = {
     "session_caps": probe_session_caps,
     "daily_token_budget": probe_daily_token_budget,
     "turn_timeout": probe_turn_timeout,

@@ -17,7 +17,7 @@ import psutil
 from agentao_gov.checklist.probe import Context, ProbedService, directive
 from agentao_gov.checklist.probe_config import STUB_SERVER, ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.testrig.client import Answer, in_background
+from agentao_gov.testrig.client import HttpAnswer, in_background
 from agentao_gov.testrig.guarded import tree_bytes
 from agentao_gov.testrig.service import patiently
 
@@ -160,10 +160,10 @@ class _Alerts:
         return False, value
 
 
-def _open(service: ProbedService, sessions: Iterable[str], profile: str | None = None) -> list[Answer]:
+def _open(service: ProbedService, sessions: Iterable[str], profile: str | None = None) -> list[HttpAnswer]:
     """One turn each, all at once."""
     client, name = service.client(), profile or service.config.profile_name
-    futures: list[Future[Answer]] = [
+    futures: list[Future[HttpAnswer]] = [
         in_background(client.turn, session, "Hello.", profile=name) for session in sessions
     ]
     return [future.result() for future in futures]

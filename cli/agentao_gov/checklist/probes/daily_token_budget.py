@@ -12,8 +12,8 @@ from agentao_gov.budget import tenant_timezone
 from agentao_gov.checklist.probe import Context, ProbedService, directive
 from agentao_gov.checklist.probe_config import PLENTY_TOKENS, ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.simulator import Tally
-from agentao_gov.testrig.client import DOORS, Answer, in_background
+from agentao_gov.simulator import CallTally
+from agentao_gov.testrig.client import DOORS, HttpAnswer, in_background
 
 __all__ = ["probe_daily_token_budget"]
 
@@ -80,9 +80,9 @@ def _spend(
     context.say(f"spending the {scope}'s budget in {len(turns)} parallel turns")
     client, profile = service.client(), service.config.profile_name
     question = directive("Spend.", tag=scope, answer_tokens=ANSWER_TOKENS, first_token=FIRST_TOKEN)
-    answers: list[Answer] = []
+    answers: list[HttpAnswer] = []
     for _ in range(ROUNDS_UNLIMITED if limit is None else ROUNDS_MAX):
-        futures: list[Future[Answer]] = [
+        futures: list[Future[HttpAnswer]] = [
             in_background(client.turn, session, question, profile=profile, user=user, timeout_s=TURN_S_MAX, door=door)
             for (session, user), door in zip(turns, cycle(DOORS), strict=False)
         ]
@@ -93,7 +93,7 @@ def _spend(
     refusals = [answer for answer in answers if answer.status in (400, 429)]
     truth = context.simulator.truth(requests=False)
     # All phases are one tenant's: its tally is everything.
-    tally = truth.total if scope == "tenant" else truth.by_tag.get(scope, Tally())
+    tally = truth.total if scope == "tenant" else truth.by_tag.get(scope, CallTally())
     if limit is None:
         text = f"unlimited: {tally.total_tokens:,} tokens in {tally.calls} calls, {len(refusals)} refusals"
         context.note(False, f"the {scope}'s daily budget refuses", text, (), remedy)
@@ -113,7 +113,11 @@ def _spend(
 
 
 def _refusals(
-    context: Context, service: ProbedService, scope: str, answers: Sequence[Answer], turns: Sequence[tuple[str, str]]
+    context: Context,
+    service: ProbedService,
+    scope: str,
+    answers: Sequence[HttpAnswer],
+    turns: Sequence[tuple[str, str]],
 ) -> None:
     codes = sorted({f"{answer.status} {answer.code}" for answer in answers})
     exhausted = [answer for answer in answers if answer.status == 429 and answer.code == "budget_exhausted"]

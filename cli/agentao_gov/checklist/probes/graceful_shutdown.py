@@ -16,7 +16,7 @@ from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.checklist.probes.servers import offered_servers, warn_of_missing
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.config.units import format_duration, parse_duration_s
-from agentao_gov.testrig.client import Answer, ServiceClient, in_background
+from agentao_gov.testrig.client import HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.guarded import children_of
 from agentao_gov.testrig.service import POLL_S, patiently
 
@@ -45,7 +45,7 @@ class _Watch:
     profile: str
     rungs: list[str] = field(default_factory=list)
     readiness: list[int] = field(default_factory=list)
-    refusals: list[Answer] = field(default_factory=list)
+    refusals: list[HttpAnswer] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -117,9 +117,9 @@ def _one_signal(context: Context) -> None:
 class _Turns:
     """What is under way at SIGTERM."""
 
-    flying: Future[Answer]
-    streaming: Future[Answer]
-    hung: Future[Answer]
+    flying: Future[HttpAnswer]
+    streaming: Future[HttpAnswer]
+    hung: Future[HttpAnswer]
 
 
 def _turns_in_flight(context: Context, service: ProbedService) -> _Turns:
@@ -127,7 +127,7 @@ def _turns_in_flight(context: Context, service: ProbedService) -> _Turns:
     resting = client.turn("resting", "Rest.", profile=profile)
     warn_of_missing(context, resting)
     # Held until some time after SIGTERM, however long the others took to get to the model.
-    late = directive("Answer soon.", hold=LATE, text="delivered")
+    late = directive("HttpAnswer soon.", hold=LATE, text="delivered")
     flying = in_background(client.turn, "flying", late, profile=profile)
     streaming = in_background(client.turn, "streaming", late, profile=profile, door="chat stream")
     hung = in_background(client.turn, "hung", directive("Hang.", fault="hang"), profile=profile)

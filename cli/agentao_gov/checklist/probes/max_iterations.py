@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentao_gov.checklist.probe import Context, directive
 from agentao_gov.checklist.probe_config import STUB_SERVER
 from agentao_gov.simulator import RequestRecord
-from agentao_gov.testrig.client import Answer, Door, in_background
+from agentao_gov.testrig.client import Door, HttpAnswer, in_background
 
 __all__ = ["probe_max_iterations"]
 
@@ -44,7 +44,7 @@ def probe_max_iterations(context: Context) -> None:
     _fallback(context, answers, [record for record in records if not record.tools and not record.is_summary], fallback)
 
 
-def _judge(context: Context, door: Door, answer: Answer, records: list[RequestRecord], cap: int) -> None:
+def _judge(context: Context, door: Door, answer: HttpAnswer, records: list[RequestRecord], cap: int) -> None:
     looped = sum(1 for record in records if record.tool_calls)
     context.note(
         looped == cap,
@@ -56,7 +56,7 @@ def _judge(context: Context, door: Door, answer: Answer, records: list[RequestRe
     context.note(said == "max_iterations", f"the turn says that the cap ended it (by {door})", f"outcome {said}")
 
 
-def _fallback(context: Context, answers: list[Answer], wrapped: list[RequestRecord], fallback: str) -> None:
+def _fallback(context: Context, answers: list[HttpAnswer], wrapped: list[RequestRecord], fallback: str) -> None:
     given = sum(bool(answer.report.get("answer")) for answer in answers)
     if fallback == "wrap_up":
         text = f"{len(wrapped)} calls without tools after {len(answers)} loops, {given} answers given"

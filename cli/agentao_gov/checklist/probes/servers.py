@@ -19,7 +19,7 @@ from agentao_gov.checklist.probe import Context
 from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.config.profile import McpServer
 from agentao_gov.governor.report import redact
-from agentao_gov.testrig.client import Answer
+from agentao_gov.testrig.client import HttpAnswer
 from agentao_gov.testrig.guarded import Guarded
 
 __all__ = ["offered_servers", "warn_of_missing"]
@@ -60,7 +60,7 @@ def offered_servers(facts: Facts) -> dict[str, Any]:
     }
 
 
-def warn_of_missing(context: Context, answer: Answer) -> None:
+def warn_of_missing(context: Context, answer: HttpAnswer) -> None:
     """A warning for each server that the answering session had to do without."""
     known = _servers(context.facts)
     for warning in answer.report.get("warnings") or ():

@@ -7,7 +7,7 @@ from itertools import cycle
 from agentao_gov.checklist.probe import Context, HeldTurns, ProbedService
 from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.remedy import Remedy
-from agentao_gov.testrig.client import DOORS, Answer
+from agentao_gov.testrig.client import DOORS, HttpAnswer
 from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_session_caps"]
@@ -83,7 +83,7 @@ def _judge(
     context: Context,
     whose: str,
     cap: int | None,
-    tried: tuple[int, list[Answer | None], list[Answer | None]],
+    tried: tuple[int, list[HttpAnswer | None], list[HttpAnswer | None]],
     code: str,
     remedy: Remedy,
 ) -> None:
@@ -118,7 +118,7 @@ def _freed(context: Context, service: ProbedService, holding: HeldTurns) -> None
     context.say("closing a session and asking again")
     holding.release(FIRST)
     closed = service.client().delete("first")
-    last: Answer | None = Answer(0)
+    last: HttpAnswer | None = HttpAnswer(0)
     for n, _ in enumerate(patiently(FREED_S_MAX)):
         last = holding.open(f"next-{n}", "next")
         if last is None or last.status != 429:

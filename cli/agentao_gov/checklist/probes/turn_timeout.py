@@ -14,7 +14,7 @@ import psutil
 from agentao_gov.checklist.probe import Context, ProbedService, directive
 from agentao_gov.checklist.probe_config import STUB_SERVER, ProbeConfig
 from agentao_gov.config.units import format_duration, parse_duration_s
-from agentao_gov.testrig.client import Answer, Door, in_background
+from agentao_gov.testrig.client import Door, HttpAnswer, in_background
 from agentao_gov.testrig.service import patiently
 
 __all__ = ["probe_turn_timeout"]
@@ -97,7 +97,7 @@ def _scale_tools(config: ProbeConfig, seconds: float) -> None:
             config.scale(f"limits.tool_timeouts.{name}", format_duration(seconds), profile=True)
 
 
-def _ask_all(service: ProbedService, question: str, *sessions: str) -> list[Answer]:
+def _ask_all(service: ProbedService, question: str, *sessions: str) -> list[HttpAnswer]:
     client, profile = service.client(), service.config.profile_name
     futures = [in_background(client.turn, name, question, profile=profile) for name in sessions]
     return [future.result() for future in futures]
@@ -111,16 +111,16 @@ def _bound_s(config: ProbeConfig) -> float:
     return sum(_limits_s(config)) + SLACK_S
 
 
-def _begin(service: ProbedService, fault: _Fault) -> list[Future[Answer]]:
+def _begin(service: ProbedService, fault: _Fault) -> list[Future[HttpAnswer]]:
     client, profile = service.client(), service.config.profile_name
-    question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(service.config) + 10
+    question, patience_s = directive("HttpAnswer.", **fault.behaviour), _bound_s(service.config) + 10
     return [
         in_background(client.turn, session, question, profile=profile, timeout_s=patience_s, door=fault.door)
         for session in fault.sessions
     ]
 
 
-def _judge(context: Context, service: ProbedService, fault: _Fault, futures: list[Future[Answer]]) -> None:
+def _judge(context: Context, service: ProbedService, fault: _Fault, futures: list[Future[HttpAnswer]]) -> None:
     turn_s, grace_s = _limits_s(service.config)
     answers = [future.result() for future in futures]
     if not _in_time(service, answers):
@@ -136,11 +136,11 @@ def _judge(context: Context, service: ProbedService, fault: _Fault, futures: lis
     )
 
 
-def _total_s(answer: Answer) -> float:
+def _total_s(answer: HttpAnswer) -> float:
     return float((answer.report.get("timing_ms") or {}).get("total", 0)) / 1000
 
 
-def _in_time(service: ProbedService, answers: list[Answer]) -> bool:
+def _in_time(service: ProbedService, answers: list[HttpAnswer]) -> bool:
     limit_s = sum(_limits_s(service.config))
     return all(
         answer.status in (504, 200)
@@ -167,13 +167,13 @@ def _next_turns(context: Context, service: ProbedService) -> None:
     context.note(good == len(answers), "each session's next turn works", f"{good} of {len(answers)} answered", lines)
 
 
-def _begin_tool(service: ProbedService) -> Future[Answer]:
+def _begin_tool(service: ProbedService) -> Future[HttpAnswer]:
     call = {"name": f"mcp_{STUB_SERVER}_sleep", "args": {"seconds": 600}, "rounds": 1}
     question = directive("Sleep.", tool=call, text="The tool was stopped.")
     return in_background(service.client().turn, "sleeper", question, profile=service.config.profile_name, timeout_s=60)
 
 
-def _tool(context: Context, service: ProbedService, future: Future[Answer]) -> None:
+def _tool(context: Context, service: ProbedService, future: Future[HttpAnswer]) -> None:
     """A tool that sleeps past its time-out; the model is told and the turn goes on."""
     answer = future.result()
     calls = answer.report.get("tool_calls") or []

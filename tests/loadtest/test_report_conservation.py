@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.options import LoadOptions
 from agentao_gov.loadtest.record import Begin, SampleFile, TurnSample
 from agentao_gov.loadtest.render import gate_report
 from agentao_gov.loadtest.report import Findings, assemble, imbalances
@@ -47,7 +47,7 @@ def judged(tmp_path: Path) -> Judged:
         execution = played(tenants=("acme",), profiles=("qa",), turns=0)
         execution.played[0].record = record
         thresholds = [parse_threshold("error_rate<1%")]
-        return assemble(Options(), execution.plan, thresholds, execution, Findings(started_at=0.0))
+        return assemble(LoadOptions(), execution.plan, thresholds, execution, Findings(started_at=0.0))
 
     return judge
 

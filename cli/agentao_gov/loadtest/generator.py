@@ -19,12 +19,12 @@ from pathlib import Path
 import gevent
 from gevent.pool import Pool
 
-from agentao_gov.loadtest.client import TurnClient, TurnResult
-from agentao_gov.loadtest.plan import LoadPlan, Phase, SessionDraw, Stream, TurnPlan, draw, turns_of
+from agentao_gov.loadtest.client import ClientResult, TurnClient
+from agentao_gov.loadtest.plan import LoadPlan, LoadStream, Phase, SessionDraw, TurnPlan, draw, turns_of
 from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, Beat, Begin, TurnSample
 from agentao_gov.loadtest.schedule import level_at
 
-__all__ = ["Conductor", "Pulse"]
+__all__ = ["CpuShare", "LoadGenerator"]
 
 
 # How much of a core the generator's process uses, and how much more it would use if other programs let it.
@@ -32,7 +32,7 @@ __all__ = ["Conductor", "Pulse"]
 _SCHEDSTAT = Path("/proc/self/schedstat")
 
 
-class Pulse:
+class CpuShare:
     """Shares of one core since the last look. Only for a process of one thread, such as gevent's."""
 
     def __init__(
@@ -85,11 +85,11 @@ class _Lane:
     busy: bool = False
     #: When the last turn ended, seconds since the phase's start.
     free_s: float = 0.0
-    #: Turns that are due but wait for the session.
+    #: TurnsPart that are due but wait for the session.
     waiting: collections.deque[TurnPlan] = field(default_factory=collections.deque)
 
 
-class Conductor:
+class LoadGenerator:
     """One worker's share of the load, over all phases of a run: upper bounds count the whole run.
 
     Session `n` belongs to worker `n mod workers`, whatever the worker count does.
@@ -113,7 +113,7 @@ class Conductor:
         self._origin = 0.0
         self._greenlets: set[gevent.Greenlet] = set()
         self._started = 0
-        #: Turns booked against the bounds, and tokens: used by those that ended, expected of those in flight.
+        #: TurnsPart booked against the bounds, and tokens: used by those that ended, expected of those in flight.
         self._taken = 0
         self._tokens = 0
         self._in_flight = 0
@@ -144,7 +144,7 @@ class Conductor:
 
     # -- open loop -----------------------------------------------------------------------------------------------
 
-    def _play_open(self, stream: Stream) -> None:
+    def _play_open(self, stream: LoadStream) -> None:
         assert self._phase is not None
         lanes: dict[str, _Lane] = {}
         for turn in turns_of(self._plan, self._phase, stream):
@@ -179,11 +179,11 @@ class Conductor:
     def _never_sent(self, turn: TurnPlan) -> None:
         now = self._now_s()
         begin = self._begin(turn, now)
-        self._end(turn, begin, now, TurnResult("unfinished", error="its session was busy to the end"), late_s=0.0)
+        self._end(turn, begin, now, ClientResult("unfinished", error="its session was busy to the end"), late_s=0.0)
 
     # -- closed loop ---------------------------------------------------------------------------------------------
 
-    def _play_closed(self, stream: Stream) -> None:
+    def _play_closed(self, stream: LoadStream) -> None:
         assert self._phase is not None
         slots = max(1, int(max(max(part.level_start, part.level_end) for part in stream.segments)))
         rate = stream.spawn_rate or slots / max(0.001, min(10.0, self._phase.duration_s / 10))
@@ -200,7 +200,7 @@ class Conductor:
         self._sleep_until(self._phase.duration_s)
         # The slots stop by themselves at the end; the drain waits for their last turns.
 
-    def _run_slot(self, stream: Stream, slot: int, births: Iterator[int], start_s: float) -> None:
+    def _run_slot(self, stream: LoadStream, slot: int, births: Iterator[int], start_s: float) -> None:
         assert self._phase is not None
         end_s = self._phase.duration_s
         due_s = start_s
@@ -219,7 +219,7 @@ class Conductor:
                 result = self._run_turn(turn, 0.0)
                 due_s = self._now_s() + session.turns[index].think_s + _backoff_s(result, self._plan.backoff_s_max)
 
-    def _next_active(self, stream: Stream, slot: int, at_s: float) -> float:
+    def _next_active(self, stream: LoadStream, slot: int, at_s: float) -> float:
         """The first time from `at_s` on at which the shape wants this slot."""
         assert self._phase is not None
         while at_s < self._phase.duration_s and level_at(stream.segments, at_s) <= slot:
@@ -228,7 +228,7 @@ class Conductor:
 
     # -- one turn ------------------------------------------------------------------------------------------------
 
-    def _run_turn(self, turn: TurnPlan, free_s: float) -> TurnResult:
+    def _run_turn(self, turn: TurnPlan, free_s: float) -> ClientResult:
         sent_s = self._now_s()
         begin = self._begin(turn, sent_s)
         session = turn.session
@@ -245,7 +245,7 @@ class Conductor:
                 timeout_s=self._plan.timeout_s(session.profile),
             )
         except gevent.GreenletExit:
-            cut = TurnResult("unfinished", service_us=int((time.monotonic() - started) * 1e6))
+            cut = ClientResult("unfinished", service_us=int((time.monotonic() - started) * 1e6))
             self._end(turn, begin, sent_s, cut, late_s=sent_s - max(turn.intended_s, free_s))
             raise
         finally:
@@ -278,7 +278,7 @@ class Conductor:
         self._emit(begin.to_line())
         return begin
 
-    def _end(self, turn: TurnPlan, begin: Begin, sent_s: float, result: TurnResult, *, late_s: float) -> None:
+    def _end(self, turn: TurnPlan, begin: Begin, sent_s: float, result: ClientResult, *, late_s: float) -> None:
         waited_us = max(0, int((sent_s - turn.intended_s) * 1e6))
         sample = TurnSample(
             id=begin.id,
@@ -368,7 +368,7 @@ class Conductor:
 
     def _beat(self) -> None:
         lags: list[int] = []
-        pulse, last_beat = Pulse(), time.monotonic()
+        pulse, last_beat = CpuShare(), time.monotonic()
         while True:
             before = time.monotonic()
             gevent.sleep(_LAG_PROBE_S)
@@ -398,7 +398,7 @@ def _expected_tokens(turn: TurnPlan) -> int:
     return sum(turn.session.turns[turn.index].expected_tokens(turn.index))
 
 
-def _backoff_s(result: TurnResult, longest_s: float) -> float:
+def _backoff_s(result: ClientResult, longest_s: float) -> float:
     """A refused client waits as it was told, within reason; one that cannot connect waits too."""
     if result.outcome in CAPACITY_OUTCOMES or result.outcome in ("connection_error", "model_error"):
         return min(longest_s, max(_BACKOFF_S, result.retry_after_s or 0.0))

@@ -15,12 +15,12 @@ import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport, schema
 from agentao_gov.loadtest.execution import Execution
-from agentao_gov.loadtest.options import Options
+from agentao_gov.loadtest.options import LoadOptions
 from agentao_gov.loadtest.render import gate_report, page, render, write_reports
 from agentao_gov.loadtest.report import Findings, assemble
 from agentao_gov.loadtest.thresholds import parse_threshold
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
-from agentao_gov.report.html import Chart, Line, Mark, Page, html_page, svg, ticks
+from agentao_gov.report.html import Chart, ChartLine, ChartMark, Page, html_page, svg, ticks
 from tests.loadtest.made import played
 
 NASTY = "</td><script>alert(1)</script> \x1b[31m|`x`\u2028::error::[bold] %0A @everyone"
@@ -33,7 +33,7 @@ def report() -> LoadTestReport:
     thresholds = [
         parse_threshold(text) for text in ("turn_p95<2s", "turn_p99<1ms", "memory_peak<1GiB", "error_rate<50%")
     ]
-    return assemble(Options(), execution.plan, thresholds, execution, Findings(started_at=1_790_000_000.0))
+    return assemble(LoadOptions(), execution.plan, thresholds, execution, Findings(started_at=1_790_000_000.0))
 
 
 def test_the_json_follows_its_published_schema(report: LoadTestReport) -> None:
@@ -121,12 +121,12 @@ def test_the_page_needs_nothing_from_elsewhere(report: LoadTestReport) -> None:
 
 @pytest.mark.parametrize(
     "lines",
-    [(), (Line("empty", ()),), (Line("one", ((1.0, 1.0),)),), (Line("flat", ((0.0, 0.0), (1.0, 0.0))),),
-     (Line("odd", ((0.0, float("inf")), (1.0, float("nan")), (2.0, 1.0))),)],
+    [(), (ChartLine("empty", ()),), (ChartLine("one", ((1.0, 1.0),)),), (ChartLine("flat", ((0.0, 0.0), (1.0, 0.0))),),
+     (ChartLine("odd", ((0.0, float("inf")), (1.0, float("nan")), (2.0, 1.0))),)],
 )  # fmt: skip
-def test_charts_of_little_are_still_charts(lines: tuple[Line, ...]) -> None:
+def test_charts_of_little_are_still_charts(lines: tuple[ChartLine, ...]) -> None:
     """Nothing divides by a span of zero, and what is not a number is not drawn."""
-    drawn = svg(Chart("t", "x", "y", lines, (Mark(0.5, 0.5, NASTY),)))
+    drawn = svg(Chart("t", "x", "y", lines, (ChartMark(0.5, 0.5, NASTY),)))
 
     ET.fromstring(drawn)
     assert "nan" not in drawn

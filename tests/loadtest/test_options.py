@@ -11,7 +11,7 @@ import pytest
 from agentao_gov.config import ResolvedDeployment, load_deployment
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.loadtest.options import (
-    Options,
+    LoadOptions,
     bounded,
     build_plan,
     loaded_tenants,
@@ -57,7 +57,7 @@ def test_a_threshold_that_can_have_no_samples_is_announced(
     changes: dict[str, Any], planned: int, threshold: str, reason: str
 ) -> None:
     """With what would help; the run itself ends inconclusive, never green."""
-    options = replace(Options(), **changes)
+    options = replace(LoadOptions(), **changes)
 
     (said,) = undecidable([parse_threshold(threshold)], options, planned=planned, processes=options.target is None)
 
@@ -68,7 +68,7 @@ def test_a_threshold_that_can_have_no_samples_is_announced(
 @pytest.mark.parametrize("threshold", ["turn_p99<2s", "error_rate<1%", "fds_leaked<=0", "orphans<=0"])
 def test_a_threshold_that_can_be_decided_is_not_announced(threshold: str) -> None:
     """299 turns are enough for p99."""
-    assert undecidable([parse_threshold(threshold)], Options(), planned=299, processes=True) == []
+    assert undecidable([parse_threshold(threshold)], LoadOptions(), planned=299, processes=True) == []
 
 
 @pytest.mark.parametrize(("tenant", "loaded"), [(None, ("acme", "globex")), ("globex", ("globex",))])
@@ -76,7 +76,7 @@ def test_a_tenant_is_loaded_alone_when_it_is_named(
     tenant: str | None, loaded: tuple[str, ...], deployment: ResolvedDeployment
 ) -> None:
     """Else all of them."""
-    assert loaded_tenants(Options(tenant=tenant), deployment) == loaded
+    assert loaded_tenants(LoadOptions(tenant=tenant), deployment) == loaded
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_an_unknown_tenant_is_refused_with_those_there_are(
 ) -> None:
     """Before anything starts."""
     with pytest.raises(ConfigError) as caught:
-        loaded_tenants(Options(**changes), deployment)  # type: ignore[arg-type]
+        loaded_tenants(LoadOptions(**changes), deployment)  # type: ignore[arg-type]
 
     assert "acme, globex" in str(caught.value) or "--victim is measured beside" in str(caught.value)
 
 
 def test_a_mix_nobody_chose_leaves_out_what_a_tenant_may_not_use(deployment: ResolvedDeployment) -> None:
     """A refusal of the default mix would look like a failure of the service."""
-    options, notes = settle_mix(Options(), deployment, None)
+    options, notes = settle_mix(LoadOptions(), deployment, None)
 
     assert options.mix == {"qa": 8.0, "code": 1.0}
     assert notes == ["mix: without research, which not every tenant may use"]
@@ -103,20 +103,20 @@ def test_a_mix_nobody_chose_leaves_out_what_a_tenant_may_not_use(deployment: Res
 def test_a_chosen_mix_that_a_tenant_may_not_use_is_refused(deployment: ResolvedDeployment) -> None:
     """With what it may."""
     with pytest.raises(ConfigError, match=r"acme may not use profile research.*\n?.*qa=1,code=1"):
-        settle_mix(Options(mix={"research": 1.0}, mix_given=True), deployment, None)
+        settle_mix(LoadOptions(mix={"research": 1.0}, mix_given=True), deployment, None)
 
 
 def test_a_recording_brings_its_mix() -> None:
     """Unless one was chosen; then it is said what becomes of the others."""
     recording = [recorded("code"), recorded("code"), recorded("qa")]
 
-    followed, _ = settle_mix(Options(), None, recording)
-    chosen, notes = settle_mix(Options(mix={"qa": 1.0}, mix_given=True), None, recording)
-    unknown, _ = settle_mix(Options(), None, [recorded(None)])
+    followed, _ = settle_mix(LoadOptions(), None, recording)
+    chosen, notes = settle_mix(LoadOptions(mix={"qa": 1.0}, mix_given=True), None, recording)
+    unknown, _ = settle_mix(LoadOptions(), None, [recorded(None)])
 
     assert followed.mix == {"code": 2.0, "qa": 1.0}
     assert (chosen.mix, notes) == ({"qa": 1.0}, ["recorded turns of code are played as qa"])
-    assert unknown.mix == Options().mix
+    assert unknown.mix == LoadOptions().mix
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_recording_brings_its_mix() -> None:
 )
 def test_every_run_has_upper_bounds(changes: dict[str, Any], turns: int, tokens: int) -> None:
     """The user's, else a multiple of the plan: twice a schedule, ten times a closed loop."""
-    options = Options(**changes)
+    options = LoadOptions(**changes)
     plan = build_plan(options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True)
 
     limited = bounded(plan, options, Estimate(turns=1_000, prompt_tokens=10_000_000))
@@ -156,12 +156,12 @@ def test_every_run_has_upper_bounds(changes: dict[str, Any], turns: int, tokens:
 def test_what_nobody_can_mean_is_refused(changes: dict[str, Any], message: str) -> None:
     """At once: a schedule of sixty thousand million turns must not be unfolded first."""
     with pytest.raises(UsageError, match=message):
-        Options(**changes).check()
+        LoadOptions(**changes).check()
 
 
 def test_a_search_is_planned_up_to_its_ceiling() -> None:
     """A dry run shows the probes that are made where nothing gives way."""
-    options = Options(shape="capacity", users=50, duration_s=100.0)
+    options = LoadOptions(shape="capacity", users=50, duration_s=100.0)
     plan = build_plan(options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True)
 
     phases = planned_phases(options, plan, ("default",))

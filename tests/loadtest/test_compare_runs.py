@@ -75,12 +75,12 @@ def test_a_slower_model_is_a_regression_and_the_same_one_is_not(tmp_path: Path) 
 @pytest.fixture
 def report_file(tmp_path: Path) -> Callable[..., Path]:
     """Writes a report of made-up turns, changed as asked."""
-    from agentao_gov.loadtest.options import Options
+    from agentao_gov.loadtest.options import LoadOptions
     from agentao_gov.loadtest.report import Findings, assemble
     from tests.loadtest.made import played
 
     execution = played(tenants=("acme",), profiles=("qa",), turns=300)
-    report = assemble(Options(), execution.plan, (), execution, Findings(started_at=1_790_000_000.0))
+    report = assemble(LoadOptions(), execution.plan, (), execution, Findings(started_at=1_790_000_000.0))
     data = json.loads(render(report, "json"))
 
     def write(name: str, change: Callable[[dict[str, Any]], object] = lambda _data: None) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.leaks import Look, remains_of
+from agentao_gov.loadtest.leaks import ServiceSample, leak_findings
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Observation, evaluate, parse_threshold
 
 RECORDED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "clean_soaks.json").read_text())
@@ -25,17 +25,17 @@ LEAK = 50 * 1024
 BLOCK = 10
 
 
-def looks_of(run: dict[str, Any]) -> list[Look]:
+def looks_of(run: dict[str, Any]) -> list[ServiceSample]:
     return [
-        Look(at_s, turns, None if kib is None else kib * 1024, fds, children, threads)
+        ServiceSample(at_s, turns, None if kib is None else kib * 1024, fds, children, threads)
         for at_s, turns, kib, fds, children, threads in run["looks"]
     ]
 
 
-def failed(run: dict[str, Any], looks: list[Look]) -> set[str]:
+def failed(run: dict[str, Any], looks: list[ServiceSample]) -> set[str]:
     """Which of a soak's thresholds this run fails."""
     rests = [(start, end) for start, end in run["rests"]]
-    found = remains_of(looks, rests, sessions=run["sessions"], load_end_s=run["load_end_s"])
+    found = leak_findings(looks, rests, sessions=run["sessions"], load_end_s=run["load_end_s"])
     slope = found["memory_bytes_per_turn"]
     values = {
         "memory_slope": None if slope is None else slope["beyond_warm_up"],
@@ -49,12 +49,12 @@ def failed(run: dict[str, Any], looks: list[Look]) -> set[str]:
     return {threshold.name for threshold in thresholds if evaluate(threshold, seen).status == "fail"}
 
 
-def made(run: dict[str, Any], rng: random.Random) -> list[Look]:
+def made(run: dict[str, Any], rng: random.Random) -> list[ServiceSample]:
     """Another run of the same kind: the recorded growth in another order, a saw-tooth of garbage, a step."""
     return noisy([look for look in looks_of(run) if look.rss_bytes is not None], rng)
 
 
-def longer(run: dict[str, Any], until_s: float) -> list[Look]:
+def longer(run: dict[str, Any], until_s: float) -> list[ServiceSample]:
     """The run, gone on with as it was once warm."""
     looks = [look for look in looks_of(run) if look.rss_bytes is not None and look.at_s < run["load_end_s"]]
     again = looks[int(0.4 * len(looks)) :]
@@ -72,7 +72,7 @@ def longer(run: dict[str, Any], until_s: float) -> list[Look]:
     return [look for look in looks if look.at_s < until_s]
 
 
-def noisy(looks: list[Look], rng: random.Random) -> list[Look]:
+def noisy(looks: list[ServiceSample], rng: random.Random) -> list[ServiceSample]:
     """Looks in which what is random is drawn again."""
     growth = [(b.rss_bytes or 0) - (a.rss_bytes or 0) for a, b in itertools.pairwise(looks)]
     warm = next(i for i, look in enumerate(looks) if look.turns >= 0.4 * looks[-1].turns)
@@ -97,7 +97,7 @@ def shuffled(steps: list[int], rng: random.Random) -> list[int]:
     return out[: len(steps)]
 
 
-def leaking(looks: list[Look]) -> list[Look]:
+def leaking(looks: list[ServiceSample]) -> list[ServiceSample]:
     """The same service with a leak of 50 KB a turn."""
     return [replace(look, rss_bytes=(look.rss_bytes or 0) + LEAK * look.turns) for look in looks]
 

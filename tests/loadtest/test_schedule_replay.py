@@ -10,7 +10,7 @@ import pytest
 from agentao.replay.recorder import ReplayRecorder
 
 from agentao_gov.errors import ConfigError, UsageError
-from agentao_gov.loadtest.options import Options, build_phase, build_plan
+from agentao_gov.loadtest.options import LoadOptions, build_phase, build_plan
 from agentao_gov.loadtest.plan import LoadPlan, turns_of
 from agentao_gov.loadtest.schedule import load_replay, until
 
@@ -45,7 +45,7 @@ def test_speed_shortens_the_distances(tmp_path: Path) -> None:
     """Twice as fast: half the time between turns, the same turns."""
     path = tmp_path / "batch.jsonl"
     path.write_text("\n".join([report(0, "a"), report(10, "b")]))
-    options = Options(replay=path, replay_speed=2.0, mix={"qa": 1.0})
+    options = LoadOptions(replay=path, replay_speed=2.0, mix={"qa": 1.0})
     plan = build_plan(
         options,
         target="http://127.0.0.1:1",
@@ -96,7 +96,7 @@ def test_a_plan_takes_its_recording_along(tmp_path: Path) -> None:
     """Workers on other machines have the plan and not the file."""
     path = tmp_path / "batch.jsonl"
     path.write_text("\n".join([report(0, "a"), report(3, "b"), report(4, "a")]))
-    options = Options(replay=path, mix={"qa": 1.0})
+    options = LoadOptions(replay=path, mix={"qa": 1.0})
     plan = build_plan(
         options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True, recording=load_replay(path)
     )
@@ -172,7 +172,7 @@ def test_a_recording_longer_than_a_day_is_not_begun(tmp_path: Path) -> None:
     """Two files months apart, put together, would wait for months."""
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join([report(0, "a"), report(0, "a", started_at="2026-12-22T08:00:00Z")]))
-    options = Options(replay=path)
+    options = LoadOptions(replay=path)
     plan = build_plan(
         options, target="http://h", profiles={}, queue_timeout_s=10, simulated=True, recording=load_replay(path)
     )

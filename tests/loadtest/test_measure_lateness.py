@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.loadtest.conductor import Pulse
+from agentao_gov.loadtest.generator import CpuShare
 from agentao_gov.loadtest.measure import generator_figures, sustained_cpu
 from agentao_gov.loadtest.record import Beat, TurnSample
 from tests.support.clock import FakeClock
@@ -80,7 +80,7 @@ def test_a_process_that_has_to_share_its_core_counts_what_it_waited_for(
     """Shares of the time since the last look, where the kernel counts what a thread stood in its queue (proc(5))."""
     now, cpu, schedstat = FakeClock(), FakeClock(), tmp_path / "schedstat"
     schedstat.write_text("7000000000 3000000000 42\n" if counted else "")
-    pulse = Pulse(clock=now.monotonic, cpu_clock=cpu.monotonic, schedstat=schedstat)
+    pulse = CpuShare(clock=now.monotonic, cpu_clock=cpu.monotonic, schedstat=schedstat)
 
     for nanoseconds in (4_000_000_000, 5_000_000_000):
         now.advance(4.0)
