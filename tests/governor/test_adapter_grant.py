@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
 
 from agentao_gov.governor import Outcome
+from agentao_gov.governor.http import ANSWER_BYTES_MIN
 from tests.governor.harness import Harness
-from tests.governor.provider import Handler, Provide
+from tests.governor.provider import Answer, Handler, Provide
 
 
 @pytest.mark.parametrize("model", ["gpt-4.1", "unknown-tokenizer"])
@@ -134,3 +138,78 @@ def test_a_parameter_the_model_rejects_is_repaired_once(harness: Harness, provid
 
     assert report.answer == "ok"
     assert [body.get("max_completion_tokens") for body in provider.seen] == [None, 99]
+
+
+def endless(kind: str, begin: bytes, again: bytes, sent: list[int], **headers: str) -> Answer:
+    """Writes `again` for as long as anybody reads it; `sent` gets the bytes that were taken."""
+
+    def answer(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        for name, value in {"Content-Type": kind, "Connection": "close", **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(begin)
+        with contextlib.suppress(OSError):
+            while sum(sent) < 2**30:
+                handler.wfile.write(again)
+                sent.append(len(again))
+
+    return answer
+
+
+BLANKS = b" " * 65_536
+
+
+@pytest.mark.parametrize(
+    ("kind", "begin", "again"),
+    [
+        ("application/json", b'{"choices": [{"message": {"content": "', b"a" * 65_536),
+        ("text/event-stream", b"data: ", BLANKS),
+        ("text/event-stream", b"", b"data: 1\n" * 8_192),
+        ("text/event-stream", b": ", BLANKS),
+        ("text/plain", b"", BLANKS),
+    ],
+)
+@pytest.mark.parametrize("model", ["simulated", "gemini-whole"])
+def test_an_answer_that_never_ends_is_ended_before_it_fills_the_memory(
+    harness: Harness, provide: Provide, kind: str, begin: bytes, again: bytes, model: str
+) -> None:
+    """One took 1.15 GB in four seconds; what the grant of tokens could fill is the bound, streamed or whole."""
+    sent: list[int] = []
+    provider = provide(endless(kind, begin, again, sent))
+    session = harness.open(
+        model=model, base_url=provider.base_url, limits={"max_output_tokens": 1_000, "turn_tokens": 40_000}
+    )
+
+    report = harness.ask(session, "hello")
+
+    bound = ANSWER_BYTES_MIN + 1_000 * 256
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert f"more than {bound:,} bytes" in str(report.operator_detail)
+    assert sum(sent) < bound + 16 * 2**20, "kernel buffers apart, no more was read"
+    assert report.usage.completion_tokens == 1_000, "all that it may have produced"
+    assert harness.used(report) == (report.usage.total_tokens, 0)
+    assert len(provider.seen) == 1, "it would not end the second time either"
+
+
+def test_a_packed_answer_counts_unpacked(harness: Harness, provide: Provide) -> None:
+    """A megabyte of zeros has a thousand bytes on the wire."""
+    pack = zlib.compressobj(wbits=31)
+    bomb = b"".join([pack.compress(b'{"choices": "'), *(pack.compress(b"0" * 2**20) for _ in range(200)), pack.flush()])
+
+    def answer(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(bomb)))
+        handler.end_headers()
+        handler.wfile.write(bomb)
+
+    tracemalloc.start()
+    report = harness.run("hello", base_url=provide(answer).base_url, limits={"max_output_tokens": 1_000})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert "bytes instead of a model's answer" in str(report.operator_detail)
+    assert peak < 40 * 2**20

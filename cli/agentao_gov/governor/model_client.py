@@ -22,8 +22,8 @@ from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
-from agentao_gov.governor.classify import describe_failure, status_of
-from agentao_gov.governor.http import AbortScope, HttpClient, abortable, timeout_for
+from agentao_gov.governor.classify import NotAModelError, describe_failure, status_of
+from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
 from agentao_gov.governor.tokens import Anchor, count_tokens, prompt_bound, text_bound, thinks_unseen
@@ -55,6 +55,8 @@ _BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
 _FILTERED = Reason("The provider's content filter cut the answer off.")
 #: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
 _AFTER_DEADLINE_S = 1.0
+#: The longest tokens there are, runs of blanks, have 128 bytes; JSON may need two for one of them.
+_BYTES_A_TOKEN_MAX = 256
 #: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
 #: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
@@ -94,11 +96,14 @@ class Attempt:
         self.spend = spend
         self.meter = meter
         self.accumulator = accumulator
-        self.scope = AbortScope()
+        self.scope = AbortScope(self._answer_bytes_max, by_event=call.stream)
         self.started = time.monotonic()
         self.first_token_s: float | None = None
         self.response: Any = None
         self.failure: BaseException | None = None
+
+    def _answer_bytes_max(self) -> int:
+        return ANSWER_BYTES_MIN + self.spend.granted_tokens * _BYTES_A_TOKEN_MAX
 
     @property
     def whole(self) -> bool:
@@ -454,6 +459,10 @@ class GovernedModel(LLMClient):
                     attempt.response = call.send(attempt)
         except BaseException as error:
             attempt.failure = error
+            if isinstance(error.__cause__, NotAModelError):
+                # The SDK wraps what our transport raises while it reads a body.
+                attempt.failure = error.__cause__
+                raise error.__cause__ from None
             raise
         finally:
             forget()
