@@ -30,7 +30,8 @@ def refresh(file: Path, sections: Mapping[str, str]) -> None:
     text = file.read_text()
     for name, body in sections.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if found is None:
             raise LookupError(f"{file.name} has no section {name!r}")
-        text = pattern.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
+        text = f"{text[: found.start()]}{found[1]}{body}\n{found[2]}{text[found.end() :]}"
     file.write_text(text)

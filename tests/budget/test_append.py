@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.budget import Reservation, SqliteStore, StoreSettings, failpoints, verify_file
-from agentao_gov.budget.store import Refused, Waiting
+from agentao_gov.budget.store import Crossing, Refused, Waiting
 from agentao_gov.errors import StoreError
 from tests.budget.calls import balance, call, idle, scopes
 
@@ -240,7 +240,7 @@ def test_soft_thresholds_and_changed_limits_are_still_seen(open_store: Callable[
     for number in range(3):
         settled(store, f"c-{number}", used=0)
 
-    crossings = []
+    crossings: list[Crossing] = []
     for number in range(10):
         store.reserve(call(f"d-{number}", LIMITS, prompt=99, output=(1, 1)))
         crossings += store.settle(f"d-{number}", 95, 0, 0).crossings

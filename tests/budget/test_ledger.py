@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,9 +144,8 @@ def test_everyone_who_waits_in_vain_is_told_the_figures() -> None:
     ledger, events = open_ledger(store)
     limits = scopes(session=200)
     ledger.reserve(call("c-0", limits), deadline=Deadline.after(GUARD_S))
-    waiting = [
-        in_thread(lambda n=n: ledger.reserve(call(f"c-{n}", limits), deadline=Deadline.never())) for n in range(1, 9)
-    ]
+    calls = [call(f"c-{n}", limits) for n in range(1, 9)]
+    waiting = [in_thread(partial(ledger.reserve, one, deadline=Deadline.never())) for one in calls]
     until_waiting(store, 8)
 
     ledger.settle("c-0", 100, 100)

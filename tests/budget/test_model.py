@@ -302,7 +302,7 @@ class SqliteMachine(LedgerMachine):
 @pytest.mark.timeout(60)
 def test_a_store_in_memory_equals_the_model() -> None:
     """Random reserve, extend, settle, charge, release, withdraw, configuration change and clock."""
-    run_state_machine_as_test(MemoryMachine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(MemoryMachine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
 
 
 @pytest.mark.slow
@@ -314,4 +314,4 @@ def test_a_store_in_a_file_equals_the_model() -> None:
         settings=settings(
             max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
-    )  # type: ignore[no-untyped-call]
+    )

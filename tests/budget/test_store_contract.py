@@ -496,11 +496,13 @@ def test_the_journal_reproduces_every_balance(store: Store, clock: FakeClock) ->
         name = f"c-{number}"
         store.reserve(call(name, limits))
         store.extend(name, 7) if number % 3 == 0 else store.dispatch(name)
-        {
-            0: lambda name=name: store.settle(name, 60, 30, 5),
-            1: lambda name=name: store.charge(name, 100, 100),
-            2: lambda name=name: store.release(name),
-        }[number % 4 if number % 4 < 3 else 0]()
+        match number % 4:
+            case 1:
+                store.charge(name, 100, 100)
+            case 2:
+                store.release(name)
+            case _:
+                store.settle(name, 60, 30, 5)
         clock.advance(3600)
     store.charge("c-0", 1, 1)
     store.settle("c-1", 9, 9, 0)

@@ -253,7 +253,7 @@ def test_two_tenants_with_the_same_session_id_are_strangers(service: Service, si
     """Neither sees, cancels nor deletes the other's, and neither hears the other's words."""
     session = fresh()
     service.turn(session, say("acme-secret", text="ok"))
-    bolt = {"key": "key-of-bolt"}
+    bolt: dict[str, Any] = {"key": "key-of-bolt"}
 
     before = [
         service.send(m, f"/v1/sessions/{session}{p}", **bolt)

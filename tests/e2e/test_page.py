@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,10 @@ def test_the_page_is_readable_in_dark_and_light_and_on_a_telephone(
     ratios, faint_ratios = [], []
     for on in (False, True):
         browser.dark(on)
-        wait_until(lambda on=on: browser.run("matchMedia('(prefers-color-scheme: dark)').matches") is on, "the scheme")
+        wait_until(
+            partial(browser.run, f"matchMedia('(prefers-color-scheme: dark)').matches === {json.dumps(on)}"),
+            "the scheme",
+        )
         ink, card, faint = (
             browser.run(f"getComputedStyle(document.querySelector('{css}')).{name}")
             for css, name in ((".card", "color"), (".card", "backgroundColor"), (".facts dt", "color"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def test_a_shared_server_serves_two_sessions_and_outlives_each(harness: Harness)
     3. it ends with the governor
     """
     governor = harness.governor()
-    open_one = lambda name: governor.open(harness.spec(name, mcp=servers(share="tenant")), None, Deadline.after(30))  # noqa: E731
-    one, two = open_one("one"), open_one("two")
+    spec = partial(harness.spec, mcp=servers(share="tenant"))
+    one, two = (governor.open(spec(name), None, Deadline.after(30)) for name in ("one", "two"))
 
     first, second = harness.ask(one, call("helper")), harness.ask(two, call("helper"))
     told = [str(m["content"]) for s in (one, two) for m in s.snapshot().messages if m["role"] == "tool"]

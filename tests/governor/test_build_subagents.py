@@ -133,7 +133,7 @@ def test_one_that_hangs_ends_with_the_turn(harness: Harness, workdir: Path, faul
 
 def test_they_are_confined_and_their_tools_are_recorded(harness: Harness, workdir: Path) -> None:
     """The same file system, the same guard, the same report."""
-    task = {"text": "sub", "tool": {"name": "read_file", "args": {"file_path": "/etc/hostname"}}}
+    task: dict[str, Any] = {"text": "sub", "tool": {"name": "read_file", "args": {"file_path": "/etc/hostname"}}}
 
     report = harness.run(delegate(**task), tools=TOOLS)
 
@@ -142,7 +142,9 @@ def test_they_are_confined_and_their_tools_are_recorded(harness: Harness, workdi
 
 def test_their_rounds_are_bounded_by_the_profile(harness: Harness, workdir: Path) -> None:
     """agentao's own bound is the definition's, 15 by default."""
-    endless = {"tool": {"name": "glob", "args": {"pattern": "{round}*"}, "vary": True, "rounds": "endless"}}
+    endless: dict[str, Any] = {
+        "tool": {"name": "glob", "args": {"pattern": "{round}*"}, "vary": True, "rounds": "endless"}
+    }
 
     report = harness.run(delegate(**endless), tools=TOOLS, limits={"max_iterations": 3})
 

@@ -97,8 +97,8 @@ def test_an_answer_cut_by_the_budget_is_a_matter_of_the_budget() -> None:
 
 def test_an_exception_is_an_internal_error_unless_the_turn_was_stopped() -> None:
     """What breaks while a turn is being torn down is not why it ended."""
-    crash = TurnFacts(status=None, crash="KeyError: 'x'")
-    torn = TurnFacts(status=None, crash="KeyError: 'x'", stop=StopCause.SHUTDOWN)
+    crash = TurnFacts(status=None, crash=Reason("KeyError: 'x'"))
+    torn = TurnFacts(status=None, crash=Reason("KeyError: 'x'"), stop=StopCause.SHUTDOWN)
 
     assert classify(crash).outcome == Outcome.INTERNAL_ERROR
     assert classify(torn).outcome == Outcome.SHUTDOWN

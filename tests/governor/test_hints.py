@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+from typing import Any
 
 import pytest
 from agentao.prompts.helpers import extract_context_hints
@@ -22,7 +23,8 @@ from tests.governor.harness import Harness
 )
 def test_the_names_are_those_that_agentao_finds(text: str) -> None:
     """In texts, in typed parts, and in the first twenty of the last ten messages only."""
-    messages = [{"content": "early.py"}] * 3 + [{"content": [{"type": "text", "text": text}]}, {"content": None}] * 5
+    messages: list[dict[str, Any]] = [{"content": "early.py"}] * 3
+    messages += [{"content": [{"type": "text", "text": text}]}, {"content": None}] * 5
     messages += [{"content": text}]
 
     assert path_hints(messages) == extract_context_hints(messages)

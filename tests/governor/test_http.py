@@ -30,7 +30,7 @@ MANY = 1_100
 class Peer:
     """A TCP peer that does what the test says, and says when a client is there."""
 
-    def __init__(self, behave: Callable[[socket.socket], None]) -> None:
+    def __init__(self, behave: Callable[[socket.socket], object]) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.met = threading.Event()
@@ -57,7 +57,7 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer(behave: Callable[[socket.socket], None]) -> Iterator[Peer]:
+def peer(behave: Callable[[socket.socket], object]) -> Iterator[Peer]:
     running = Peer(behave)
     try:
         yield running
@@ -89,7 +89,7 @@ def request_aborted(http: HttpClient, url: str, ready: threading.Event) -> tuple
 
 def test_a_call_without_a_first_byte_is_woken(http: HttpClient) -> None:
     """agentao's own cancel is only looked at between chunks."""
-    with peer(lambda connection: connection.recv(65536) and None) as silent:
+    with peer(lambda connection: connection.recv(65536)) as silent:
         error, scope = request_aborted(http, f"http://127.0.0.1:{silent.port}/", silent.met)
 
         assert error is not None
@@ -112,7 +112,7 @@ def test_a_stream_that_stalls_is_woken(http: HttpClient) -> None:
 
 def test_a_tls_handshake_that_is_never_answered_is_woken(http: HttpClient) -> None:
     """The socket is registered before the handshake, and nothing counts as sent."""
-    with peer(lambda connection: connection.recv(1, socket.MSG_PEEK) and None) as mute:
+    with peer(lambda connection: connection.recv(1, socket.MSG_PEEK)) as mute:
         error, scope = request_aborted(http, f"https://127.0.0.1:{mute.port}/", mute.met)
 
         assert error is not None
@@ -201,7 +201,7 @@ def test_aborting_one_call_leaves_the_others_alone(http: HttpClient) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     release = threading.Event()
-    with peer(answer) as healthy, peer(lambda connection: connection.recv(65536) and None) as silent:
+    with peer(answer) as healthy, peer(lambda connection: connection.recv(65536)) as silent:
         answers: list[str] = []
         other = threading.Thread(
             target=lambda: answers.append(http._client.get(f"http://127.0.0.1:{healthy.port}/").text), daemon=True

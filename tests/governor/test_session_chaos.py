@@ -32,13 +32,14 @@ def behaviours(rng: random.Random) -> dict[str, Any]:
     kind = rng.randrange(8)
     if kind < 3:
         return {"text": "a b c d e f g h", "fault": rng.choice(faults), "usage": rng.choice(["exact", "missing"])}
-    return [
+    others: list[dict[str, Any]] = [
         {"text": "fine"},
         {"text": "fine", "tool": shell},
         {"text": "fine", "tool": background},
         {"tool": rng.choice([endless, same])},
         {"answer_tokens": 500, "per_token": rng.choice([0.0, 0.02])},
-    ][kind - 3]
+    ]
+    return others[kind - 3]
 
 
 @pytest.mark.parametrize("seed", [1, 2])

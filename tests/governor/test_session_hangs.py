@@ -177,7 +177,7 @@ class Sleeper(Tool):
     parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {}}
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.begun = threading.Event()
         self.release = threading.Event()
 
@@ -196,7 +196,7 @@ class AsyncSleeper(AsyncToolBase):
     parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {}}
 
     def __init__(self, *, stubborn: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.cleaned = threading.Event()
         self._stubborn = stubborn
         self.release = threading.Event()

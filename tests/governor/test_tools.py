@@ -185,6 +185,9 @@ class Failing(Tool):
     description = "fails"
     is_read_only = True
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     @property
     def parameters(self) -> dict[str, Any]:
         return {"type": "object", "properties": {}}

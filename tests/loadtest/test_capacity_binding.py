@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from agentao_gov.config.units import parse_bytes
-from agentao_gov.loadtest.driver import free_port
-from agentao_gov.loadtest.target import Target
 from agentao_gov.simulator import start_simulator
+from agentao_gov.testrig.client import ServiceClient
+from agentao_gov.testrig.service import free_port
 from tests.loadtest.conftest import Stub
 from tests.loadtest.own import start_run
 
@@ -148,9 +148,9 @@ def test_a_foreign_service_tells_its_limits_itself(tmp_path: Path) -> None:
         with (tmp_path / "serve.log").open("wb") as log:
             service = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log)
         try:
-            target = Target(f"http://127.0.0.1:{port}", {}, ("default",), process=service)
+            url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 60
-            while not target.answers("/readyz"):
+            while ServiceClient(url).request("GET", "/readyz").status != 200:
                 assert service.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -159,7 +159,7 @@ def test_a_foreign_service_tells_its_limits_itself(tmp_path: Path) -> None:
                 "--users",
                 "8",
                 "--target",
-                target.url,
+                url,
                 "--mix",
                 "qa=1",
                 "--threshold",

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from agentao_gov.loadtest.document import LoadTestReport
-from agentao_gov.loadtest.driver import free_port
 from agentao_gov.loadtest.measure import Histogram
 from agentao_gov.loadtest.record import TurnSample, parse_line
+from agentao_gov.testrig.service import free_port
 from tests.loadtest.conftest import Stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.loadtest.driver import free_port
+from agentao_gov.testrig.service import free_port
 from tests.loadtest.conftest import ROOT, Stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, int]
     codes = {}
     for name, run in runs.items():
         if (signum := ENDINGS[name][1]) is not None:
-            wait_until(lambda run=run: playing(run), run.own_processes)
+            wait_until(partial(playing, run), run.own_processes)
             run.process.send_signal(signum)
         run.process.communicate(timeout=120)
         codes[name] = run.process.returncode

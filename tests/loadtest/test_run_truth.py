@@ -96,7 +96,12 @@ def test_first_tokens_of_100_streams_are_true(load: Load, tmp_path: Path) -> Non
 
     own_about_late_sends(report)
     epoch = float(report.plan["start_epoch"])
-    written = {re.search(r"session (\d+) turn", r.question)[1]: r.first_byte_at for r in truth.requests}  # type: ignore[index]
+    written: dict[str, float] = {}
+    for request in truth.requests:
+        asked = re.search(r"session (\d+) turn", request.question)
+        assert asked is not None
+        assert request.first_byte_at is not None
+        written[asked[1]] = request.first_byte_at
     read_late_ms = [
         (epoch + s.sent_s + s.first_token_us / 1e6 - written[s.session.rsplit("-", 1)[1]]) * 1000
         for s in samples_of(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentao_gov.loadtest.schedule import SHAPES, Segment, expected_count, level_at, schedule, segments
+from agentao_gov.loadtest.schedule import SHAPES, Process, Segment, Shape, expected_count, level_at, schedule, segments
 
 shapes = st.sampled_from(SHAPES)
 rates = st.floats(0.1, 200)
@@ -18,7 +18,9 @@ durations = st.floats(1, 100)
 
 @settings(max_examples=60, deadline=None)
 @given(shapes, rates, durations, st.integers(0, 2**32), st.sampled_from(["poisson", "constant"]))
-def test_a_schedule_is_ascending_and_within_its_duration(shape, rate, duration, seed, process) -> None:
+def test_a_schedule_is_ascending_and_within_its_duration(
+    shape: Shape, rate: float, duration: float, seed: int, process: Process
+) -> None:
     """Whatever the shape, arrivals come in order and none lies outside."""
     parts = segments(shape, rate, duration)
 
@@ -30,7 +32,7 @@ def test_a_schedule_is_ascending_and_within_its_duration(shape, rate, duration, 
 
 @settings(max_examples=40, deadline=None)
 @given(shapes, rates, durations)
-def test_a_constant_process_offers_its_integral(shape, rate, duration) -> None:
+def test_a_constant_process_offers_its_integral(shape: Shape, rate: float, duration: float) -> None:
     """Equal steps of the cumulative rate: the count is the integral, give or take one."""
     parts = segments(shape, rate, duration)
 
@@ -41,7 +43,7 @@ def test_a_constant_process_offers_its_integral(shape, rate, duration) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(shapes, st.integers(0, 1000))
-def test_a_poisson_process_offers_its_integral_within_chance(shape, seed) -> None:
+def test_a_poisson_process_offers_its_integral_within_chance(shape: Shape, seed: int) -> None:
     """Counts of a Poisson process lie within five standard deviations of the integral."""
     parts = segments(shape, 50, 40)
 
@@ -98,7 +100,7 @@ def test_a_soak_rests_between_its_waves() -> None:
 
 
 @pytest.mark.parametrize(("level", "duration"), [(0, 10), (-1, 10), (1, 0), (math.inf, 1), (math.nan, 1)])
-def test_a_load_of_nothing_is_refused(level, duration) -> None:
+def test_a_load_of_nothing_is_refused(level: float, duration: float) -> None:
     """An impossible load is an error, not an empty and therefore green run."""
     with pytest.raises(ValueError, match="positive"):
         segments("constant", level, duration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ dir = "precious"
 """
 
 
-def derive(tmp_path: Path, *, room: int | None, only: tuple[str, ...] = ()) -> tuple[dict, Target]:
+def derive(tmp_path: Path, *, room: int | None, only: tuple[str, ...] = ()) -> tuple[dict[str, Any], Target]:
     path = tmp_path / "agentao-gov.toml"
     path.write_text(DEPLOYMENT)
     target = Target("", {}, ())

@@ -73,8 +73,12 @@ def test_a_new_day_is_a_new_file_and_very_old_ones_go(tmp_path: Path, clock: Fak
 def test_many_threads_do_not_tear_lines(tmp_path: Path, clock: FakeClock) -> None:
     """Also two files on one directory, as two workers have."""
     audits = [AuditFile(tmp_path, clock) for _ in range(2)]
-    threads = [threading.Thread(target=lambda a=audit: [play(a) for _ in range(50)]) for audit in audits * 4]
 
+    def play_often(audit: AuditFile) -> None:
+        for _ in range(50):
+            play(audit)
+
+    threads = [threading.Thread(target=play_often, args=(audit,)) for audit in audits * 4]
     for thread in threads:
         thread.start()
     for thread in threads:

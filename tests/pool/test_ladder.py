@@ -77,7 +77,7 @@ def test_each_further_signal_is_one_rung() -> None:
 def test_no_order_of_events_exceeds_the_budget_or_skips_a_rung(seed: int) -> None:
     """Random signals, loads and pauses: rungs come one by one, and all is over when the budget is."""
     pick = random.Random(seed)
-    times = RungTimes(*(pick.uniform(0, 5) for _ in range(5)), budget_s=25)
+    times = RungTimes(*[pick.uniform(0, 5) for _ in range(5)])
     ladder = Ladder(times)
     entered = ladder.signal(100.0)
     now = 100.0

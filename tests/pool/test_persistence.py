@@ -83,6 +83,7 @@ def test_a_session_runs_one_turn_at_a_time_over_all_workers(make_pool: MakePool)
         assert future.result(HANG_S).outcome is Outcome.ANSWERED
     answer = workers[1].ask("s", "recall").answer
 
+    assert answer is not None
     assert sorted(answer.split()) == sorted(" ".join(f"remember {n}" for n in range(16)).split())
 
 

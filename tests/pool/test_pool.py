@@ -23,6 +23,7 @@ from agentao_gov.errors import (
     TurnTimeoutError,
     UserSessionLimitError,
 )
+from agentao_gov.governor import TurnReport
 from agentao_gov.governor.report import Mode, Outcome
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
@@ -406,12 +407,12 @@ def test_a_running_turn_can_be_cancelled(make_pool: MakePool, hosts: ScriptedHos
 def test_a_turn_cancelled_in_the_moment_of_its_grant_gives_its_place_back(make_pool: MakePool) -> None:
     """Two hundred futures cancelled while they are being granted: the pool is whole afterwards."""
     pool = make_pool(max_busy=1, queue_limit=400)
-    cancelled: list[Future[object]] = []
+    cancelled: list[Future[TurnReport]] = []
 
     for n in range(200):
         future = pool.submit(f"s{n % 3}")
         threading.Thread(target=future.cancel, daemon=True).start()
-        cancelled.append(future)  # type: ignore[arg-type]
+        cancelled.append(future)
     for future in cancelled:
         eventually(future.done)
 

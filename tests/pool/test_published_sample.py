@@ -87,7 +87,7 @@ def test_a_slow_close_does_not_stop_the_event_loop(make_pool: MakePool, hosts: S
     async def published() -> float:
         pool = PublishedPool(lambda _: Agent(close_s=0.3), max_sessions=1, ttl_s=60)
         await pool.get("a")
-        return await longest_pause(asyncio.create_task(pool.get("b")))  # type: ignore[arg-type]
+        return await longest_pause(asyncio.create_task(pool.get("b")))
 
     assert asyncio.run(published()) >= 0.3
 

@@ -38,9 +38,9 @@ def open_session(harness: Harness, governor: Governor, tmp_path: Path) -> Iterat
 
     def open_one(tenant: str, name: str, share: str) -> GovernedSession:
         server: dict[str, Any] = {"command": sys.executable, "args": ["-I", "-S", str(ZOO), "polite", str(tmp_path)]}
-        tables = {"mcp": {"servers": {"zoo": {**server, "share": share, "startup_timeout": 20}}}}
+        tables: dict[str, Any] = {"mcp": {"servers": {"zoo": {**server, "share": share, "startup_timeout": 20}}}}
         spec = replace(harness.spec(name, **tables), key=SessionKey(tenant, name))
-        opened.append(governor.open(spec, None, Deadline.after(30)))  # type: ignore[arg-type]
+        opened.append(governor.open(spec, None, Deadline.after(30)))
         return opened[-1]
 
     yield open_one

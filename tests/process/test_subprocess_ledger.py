@@ -190,8 +190,13 @@ def test_a_wait_of_a_dead_process_ends(desk: Desk) -> None:
     holder.reserve("held", prompt=9_000, output=500)
     answers: list[Any] = []
     answered = threading.Event()
+
+    def take(answer: Any) -> None:
+        answers.append(answer)
+        answered.set()
+
     waiting = {"op": "reserve", "id": "w", "prompt_tokens": 5_000, "output_tokens_min": 1, "output_tokens_max": 1}
-    desk.desk.handle({**waiting, "remaining_s": 60}, lambda answer: (answers.append(answer), answered.set()))  # type: ignore[func-returns-value]
+    desk.desk.handle({**waiting, "remaining_s": 60}, take)
 
     # Until the wait is registered there is nothing to call off: called off again and again.
     while not answered.wait(0.01):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import agentao_gov
-from agentao_gov.loadtest.driver import free_port
+from agentao_gov.testrig.service import free_port
 
 #: Modules that are sure to be imported: of the standard library, of agentao's dependencies, of the package itself.
 NAMES = ("tempfile", "json", "socket", "multiprocessing", "openai", "agentao", "agentao_gov", "locust", "uvicorn")

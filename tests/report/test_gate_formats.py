@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import xmlschema
 from markdown_it import MarkdownIt
 
-from agentao_gov.report.gate import GateCase, GateReport, GateTable
+from agentao_gov.report.gate import CaseStatus, GateCase, GateReport, GateTable
 from agentao_gov.report.gate_formats import github_annotations, junit_xml, markdown
 
 SCHEMA = xmlschema.XMLSchema(Path(__file__).with_name("junit.xsd"))
@@ -28,7 +29,7 @@ CASES = tuple(
         file="conf/a,b:c.toml",
         line=12,
     )
-    for n, status in enumerate(("pass", "fail", "warn", "skip", "inconclusive"))
+    for n, status in enumerate(get_args(CaseStatus))
 )
 REPORT = GateReport(
     name="checklist",
@@ -52,7 +53,8 @@ def test_junit_fits_the_schema(report: GateReport) -> None:
 
 def test_junit_says_what_was_skipped_what_failed_and_what_is_unknown() -> None:
     """Unknown is an error: it must not be green."""
-    suite = next(iter(SCHEMA.to_dict(junit_xml(REPORT))["testsuite"]))
+    written: Any = SCHEMA.to_dict(junit_xml(REPORT))
+    (suite,) = written["testsuite"]
 
     assert (suite["@tests"], suite["@failures"], suite["@errors"], suite["@skipped"]) == (5, 1, 1, 1)
     assert suite["testcase"][1]["@classname"] == "agentao-gov.checklist.case_fail"

@@ -50,7 +50,7 @@ OUTCOMES = [
 def test_each_error_has_its_status_and_code(error: errors.GovError, status: int, code: str) -> None:
     """OpenAI's shape, all four fields, and Retry-After exactly where waiting helps."""
     response = failure_of_error(error).response()
-    body = json.loads(response.body)
+    body = json.loads(bytes(response.body))
 
     assert response.status_code == status
     assert body["error"]["code"] == code
@@ -62,7 +62,7 @@ def test_each_error_has_its_status_and_code(error: errors.GovError, status: int,
 def test_each_outcome_without_an_answer_has_its_status_and_code(outcome: Outcome, status: int, code: str) -> None:
     """The report travels beside the error."""
     response = failure_of_report(report(outcome, answer=None), NOW).response()
-    body = json.loads(response.body)
+    body = json.loads(bytes(response.body))
 
     assert response.status_code == status
     assert body["error"]["code"] == code

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def hosts() -> Iterator[ScriptedHosts]:
     made.release(*list(made.held), *list(made.gates))
 
 
+def is_empty(live: Live) -> bool:
+    return live.counts() == (0, 0, 0)
+
+
 @pytest.fixture
 def make_live(tmp_path: Path, hosts: ScriptedHosts) -> Iterator[MakeLive]:
     """Makes services; nothing is left running or counted at the end."""
@@ -44,7 +49,7 @@ def make_live(tmp_path: Path, hosts: ScriptedHosts) -> Iterator[MakeLive]:
     yield make
     hosts.release(*list(hosts.held), *list(hosts.gates))
     for live in made:
-        eventually(lambda live=live: live.counts() == (0, 0, 0), "every place and count back")
+        eventually(partial(is_empty, live), "every place and count back")
         live.close()
 
 

@@ -27,7 +27,12 @@ def test_nothing_is_lost_between_a_busy_thread_and_the_loop() -> None:
     async def scenario() -> str:
         feed = EventFeed(asyncio.get_running_loop())
         words = [f"{n}," for n in range(10_000)]
-        thread = threading.Thread(target=lambda: [feed.push(TextEvent(word)) for word in words])
+
+        def push() -> None:
+            for word in words:
+                feed.push(TextEvent(word))
+
+        thread = threading.Thread(target=push)
         thread.start()
         seen = ""
         async with asyncio.timeout(10):

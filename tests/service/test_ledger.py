@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def calls(simulator: Simulator) -> int:
 # ── a client that leaves ──────────────────────────────────────────────────────────────────────────
 
 
+def is_idle(service: Service, session: str) -> bool:
+    return bool(service.get(f"/v1/sessions/{session}").json["state"] == "idle")
+
+
 def leave(service: Service, path: str, body: Any, headers: dict[str, str]) -> None:
     """Reads a stream until the model's first words are there, and closes the connection."""
     with raw(service) as connection:
@@ -72,7 +77,7 @@ def test_a_client_gone_in_mid_stream_is_charged_what_may_have_been_produced(
     leave(service, "/v1/sessions/native/turns", native, {"Accept": "text/event-stream"})
     truth = simulator.wait_for(client_gone=2, idle=True).total
     for session in ("chat", "native"):
-        wait_until(lambda name=session: service.get(f"/v1/sessions/{name}").json["state"] == "idle", "the idle session")
+        wait_until(partial(is_idle, service, session), "the idle session")
     with closing(SqliteStore(service.state / "ledger.db")) as store:
         (tenant,) = store.balances([ScopeLimit(Scope("tenant", "default"), None)])
         books = [balance for balance in store.all_balances() if balance.used]

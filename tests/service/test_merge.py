@@ -7,6 +7,7 @@ import socket
 import stat
 from pathlib import Path
 
+from agentao_gov.service.answers import Session
 from agentao_gov.service.peers import listen_for_peers, merge_metrics, merge_sessions
 
 FIRST = b"""# HELP agentao_gov_turns_total Turns.
@@ -44,11 +45,18 @@ def test_one_workers_text_is_left_as_it_is() -> None:
     assert merge_metrics([FIRST]) == FIRST
 
 
+def a_session(name: str, state: str) -> Session:
+    return {
+        "id": name, "object": "session", "state": state, "user": "ann", "profile": "qa", "mode": "in-process",
+        "model": "simulated", "created_at": 0.0, "last_turn_at": None, "idle_s": None, "turn_id": None, "waiting": 0,
+        "memory_bytes": None, "processes": None,
+        "usage": {"turns": 0, "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "llm_calls": 0},
+    }  # fmt: skip
+
+
 def test_a_session_is_told_by_the_worker_that_has_it_in_memory() -> None:
     """The others only see its archive."""
-    asleep = {"id": "a", "state": "hibernated"}
-    busy = {"id": "a", "state": "busy"}
-    other = {"id": "b", "state": "idle"}
+    asleep, busy, other = a_session("a", "hibernated"), a_session("a", "busy"), a_session("b", "idle")
 
     assert merge_sessions([[asleep], [busy, other]]) == [busy, other]
     assert merge_sessions([[busy], [asleep, other]]) == [busy, other]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from agentao import Agentao
 from agentao.host import CancellationToken
@@ -42,7 +43,7 @@ def test_it_dies_with_a_parent_that_was_killed() -> None:
     assert ended
 
 
-def _agent(simulator: Simulator, directory: Path, **options: object) -> Agentao:
+def _agent(simulator: Simulator, directory: Path, **options: Any) -> Agentao:
     return Agentao(
         working_directory=directory,
         api_key="k",
