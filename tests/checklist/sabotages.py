@@ -54,7 +54,7 @@ def cap_for_each_worker() -> None:
     """Every worker allows what the file allows for all of them."""
     from agentao_gov.service import build
 
-    build.share_of = lambda deployment, workers: deployment
+    build.limits_per_worker = lambda deployment, workers: deployment
 
 
 def refusal_without_hint() -> None:
@@ -219,15 +219,15 @@ def idle_from_the_start() -> None:
 
 def second_signal_ignored() -> None:
     """Whoever asks twice waits all the same."""
-    from agentao_gov.service.shutdown import Shutdown
+    from agentao_gov.service.shutdown import ShutdownWalk
 
-    inner = Shutdown.signalled
+    inner = ShutdownWalk.signalled
 
     def signalled(self: Any, signum: int) -> None:
         if self._first_signal is None:
             inner(self, signum)
 
-    Shutdown.signalled = signalled  # type: ignore[method-assign]
+    ShutdownWalk.signalled = signalled  # type: ignore[method-assign]
 
 
 def alert_sticks() -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentao_gov.monitor.alerts import AlertBook, AlertRule, plan_rules
+from agentao_gov.monitor.alerts import AlertRule, AlertStates, plan_rules
 
 
-def book(*, sessions: int | None = 10, mcp: int | None = 3, memory: int | None = 1000) -> AlertBook:
+def book(*, sessions: int | None = 10, mcp: int | None = 3, memory: int | None = 1000) -> AlertStates:
     rules = plan_rules(sessions=sessions, mcp_processes=mcp, memory_bytes=memory, alert_at=0.85, stuck_max=4)
-    return AlertBook(rules)
+    return AlertStates(rules)
 
 
-def standing(alerts: AlertBook) -> set[str]:
+def standing(alerts: AlertStates) -> set[str]:
     return {alert.rule.name for alert in alerts.alerts() if alert.active}
 
 
@@ -72,7 +72,7 @@ def test_a_plan_of_zero_alerts_on_the_first_and_not_on_none() -> None:
 def test_an_alert_never_stands_below_its_clear_line_nor_is_silent_past_its_line(values: list[float]) -> None:
     """After every reading, for any series."""
     rule = AlertRule("x", "", 100, 85)
-    alerts = AlertBook([rule])
+    alerts = AlertStates([rule])
 
     for n, value in enumerate(values):
         alerts.update({"x": value}, float(n))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentao_gov.monitor.capacity import Machine, McpMeasured, Measured, make_plan, rule_of_thumb_bytes
+from agentao_gov.monitor.capacity import MachineLimits, McpMeasured, Measured, make_plan, rule_of_thumb_bytes
 
 GIB = 2**30
 MIB = 2**20
-MACHINE = Machine(memory_bytes=4 * GIB, cores=2, fds_max=20_000, processes_max=1_000)
+MACHINE = MachineLimits(memory_bytes=4 * GIB, cores=2, fds_max=20_000, processes_max=1_000)
 LEAN = Measured(
     mode="in-process", base_bytes=100 * MIB, base_fds=20, start_s=2.0, open_ms=1.5, session_empty_bytes=30_000,
     session_full_bytes=200_000, full_tokens=48_000, session_fds=0.0, session_processes=0, cpu_ms_empty=6.0,
@@ -30,7 +30,7 @@ SERVER = McpMeasured("m", bytes=60 * MIB, processes=1, start_s=1.0)
         (replace(LEAN, session_fds=100.0), MACHINE, "descriptors"),
     ],
 )
-def test_the_resource_that_runs_out_first_is_named(measured: Measured, machine: Machine, bottleneck: str) -> None:
+def test_the_resource_that_runs_out_first_is_named(measured: Measured, machine: MachineLimits, bottleneck: str) -> None:
     """Each resource can be the one."""
     plan = make_plan(machine, measured, max_sessions=500, max_busy=64, turn_s=5)
 

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, ids and figures, no content."""
+"""Log lines: one JSON object each, ids and figures, no content; of refusals no more than enough, whoever asks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from agentao_gov.errors import ForbiddenOriginError, QueueFullError
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.monitor.logs import LOGGER, configure_logging, log_event, log_pool_event
+from agentao_gov.monitor.logs import LOGGER, RefusalLog, configure_logging, log_event, log_pool_event
 from agentao_gov.pool.events import SessionOpenFailed, TurnEnded
 from tests.service.samples import report
+from tests.support.clock import FakeClock
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +85,31 @@ def test_on_a_terminal_a_line_stays_one_line() -> None:
 
     assert out.getvalue().count("\n") == 1
     assert "\x1b" not in out.getvalue()
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Any, Any]]:
+    """Each record's event, code and count."""
+    fields = [(record.message, record.gov_fields) for record in caplog.records]  # type: ignore[attr-defined]
+    return [(message, given["code"], given.get("count")) for message, given in fields]
+
+
+def test_a_flood_is_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Sixty of a kind pass in a minute; the next one after it says how many did not. Other kinds go on."""
+    clock = FakeClock()
+    log = RefusalLog(clock)
+
+    for _ in range(1_000):
+        log.tell(QueueFullError("512 requests are open already."))
+    log.tell(ForbiddenOriginError("The service takes nothing from there."))
+    during = said(caplog)
+    caplog.clear()
+    clock.advance(60)
+    log.tell(QueueFullError("512 requests are open already."))
+    log.tell(ForbiddenOriginError("The service takes nothing from there."))
+
+    assert during == [("request refused", "queue_full", None)] * 60 + [("request refused", "forbidden_origin", None)]
+    assert said(caplog) == [
+        ("refusals not logged", "queue_full", 940),
+        ("request refused", "queue_full", None),
+        ("request refused", "forbidden_origin", None),
+    ]

@@ -15,7 +15,7 @@ from agentao_gov.config import Deployment, Pool
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT
 from agentao_gov.service.gateway import Gateway
-from agentao_gov.service.shutdown import Shutdown
+from agentao_gov.service.shutdown import ShutdownWalk
 from tests.pool.bench import PoolBench
 from tests.pool.scripted import ScriptedHosts
 
@@ -35,15 +35,15 @@ def bench(tmp_path: Path, hosts: ScriptedHosts) -> Iterator[PoolBench]:
     made.close()
 
 
-def shutdown_of(bench: PoolBench, *, max_stuck: int = 2, guarded: bool = True) -> Shutdown:
+def shutdown_of(bench: PoolBench, *, max_stuck: int = 2, guarded: bool = True) -> ShutdownWalk:
     deployment = Deployment.model_construct(**{**Deployment().__dict__, "pool": Pool(max_stuck=max_stuck)})
     gateway = cast(Gateway, SimpleNamespace(pool=bench.pool, deployment=deployment))
-    shutdown = Shutdown(gateway, TIMES)
+    shutdown = ShutdownWalk(gateway, TIMES)
     shutdown._guarded = guarded
     return shutdown
 
 
-async def walked(shutdown: Shutdown, within_s: float = 12.0) -> bool:
+async def walked(shutdown: ShutdownWalk, within_s: float = 12.0) -> bool:
     try:
         async with asyncio.timeout(within_s):
             await shutdown.walk()

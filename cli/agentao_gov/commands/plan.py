@@ -13,7 +13,7 @@ from agentao_gov.commands._options import Config, Json, Mode, Sets
 
 if TYPE_CHECKING:
     from agentao_gov.config import Overrides, ResolvedDeployment
-    from agentao_gov.monitor.capacity import CapacityPlan, Machine, Measured
+    from agentao_gov.monitor.capacity import CapacityPlan, MachineLimits, Measured
 
 __all__ = ["command"]
 
@@ -127,7 +127,9 @@ def _write(path: Path, plan: CapacityPlan) -> None:
     write_capacity(path, values)
 
 
-def _document(machine: Machine, measured: Measured, plan: CapacityPlan, profile: str, turn_s: float) -> dict[str, Any]:
+def _document(
+    machine: MachineLimits, measured: Measured, plan: CapacityPlan, profile: str, turn_s: float
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -147,7 +149,7 @@ def _mib(value: float) -> str:
 
 
 def _show(
-    machine: Machine, measured: Measured, plan: CapacityPlan, *, name: str, turn_s: float,
+    machine: MachineLimits, measured: Measured, plan: CapacityPlan, *, name: str, turn_s: float,
     deployment: ResolvedDeployment, written: bool,
 ) -> None:  # fmt: skip
     from agentao_gov.report.terminal import STYLES, console, print_table

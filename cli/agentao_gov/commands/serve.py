@@ -80,14 +80,14 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
     """One process's service, until its ladder is walked. Runs in each worker, and in the command itself with one."""
     from agentao_gov.monitor.logs import configure_logging
     from agentao_gov.runtime import build_runtime
-    from agentao_gov.service.build import build_service, offered_profiles, share_of, warm_up
+    from agentao_gov.service.build import build_service, limits_per_worker, offered_profiles, warm_up
     from agentao_gov.service.peers import Peers, listen_for_peers
     from agentao_gov.service.server import serve
 
     configure_logging()
     deployment = _deployment(settings)
     offered = offered_profiles(deployment, _chooser(deployment, settings))
-    deployment = share_of(deployment, settings["workers"])
+    deployment = limits_per_worker(deployment, settings["workers"])
     runtime = build_runtime(deployment)
     if deployment.deployment.pool.mode == "subprocess":
         runtime.subprocesses.warm_up()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Alert", "AlertBook", "AlertRule", "plan_rules"]
+__all__ = ["Alert", "AlertRule", "AlertStates", "plan_rules"]
 
 #: A fired alert clears below this part of its line.
 CLEAR_AT = 0.9
@@ -71,7 +71,7 @@ def _figure(value: float, unit: str) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
-class AlertBook:
+class AlertStates:
     """Which alerts stand. Not thread-safe: its owner updates it from one thread."""
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:

@@ -1,4 +1,8 @@
-"""From measurements to a capacity plan: how many sessions, how many busy, and what gives way first. Arithmetic only."""
+"""From measurements to a capacity plan: how many sessions, how many busy, and what gives way first.
+
+`make_plan` is arithmetic only; `this_machine` reads what there is: memory, cores, descriptors and processes, inside the
+limits of the container where there is one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,15 @@ import psutil
 
 from agentao_gov.governor.report import Mode
 
-__all__ = ["CapacityPlan", "Machine", "McpMeasured", "Measured", "make_plan", "rule_of_thumb_bytes", "this_machine"]
+__all__ = [
+    "CapacityPlan",
+    "MachineLimits",
+    "McpMeasured",
+    "Measured",
+    "make_plan",
+    "rule_of_thumb_bytes",
+    "this_machine",
+]
 
 
 #: Part of memory, descriptors and processes a plan may use: the rest is the system's and a bad minute's.
@@ -28,10 +40,11 @@ ENOUGH = 1_000_000
 #: The published rule of thumb.
 RULE_SESSION_BYTES = 10_000_000
 RULE_MCP_BYTES = 100_000_000
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineLimits:
     """What there is. Limits of the container where there is one."""
 
     memory_bytes: int
@@ -100,7 +113,7 @@ def rule_of_thumb_bytes(sessions: int, mcp_servers: int) -> int:
 
 
 def make_plan(
-    machine: Machine,
+    machine: MachineLimits,
     measured: Measured,
     *,
     max_sessions: int,
@@ -109,7 +122,12 @@ def make_plan(
     tenants: int = 1,
     alert_at: float = 0.85,
 ) -> CapacityPlan:
-    """The plan for a machine. `turn_s`: how long a turn takes, nearly all of it the model's time."""
+    """The plan for a machine, from what sessions were measured to cost on it.
+
+    `max_sessions`, `max_busy`: the pool's own limits. `turn_s`: how long a turn takes, nearly all of it the model's
+    time. `tenants`: how many share an MCP server of `share = "tenant"` each. `alert_at`: the part of each figure at
+    which its alert fires.
+    """
     own = [server for server in measured.mcp if server.share == "session"]
     shared = [server for server in measured.mcp if server.share != "session"]
     copies = {server.name: tenants if server.share == "tenant" else 1 for server in shared}
@@ -160,7 +178,7 @@ def _fits(room: float, each: float) -> int:
 
 
 def _busy(
-    machine: Machine, measured: Measured, *, sessions: int, max_busy: int, turn_s: float
+    machine: MachineLimits, measured: Measured, *, sessions: int, max_busy: int, turn_s: float
 ) -> tuple[int, float, str]:
     """Turns at once, turns a second, and what limits them."""
     # One interpreter lock a process: in this process all turns share a core.
@@ -172,13 +190,8 @@ def _busy(
     return by[limit], turns_per_s, limit
 
 
-# What this machine has: memory, cores, descriptors, processes, inside the limits of its container.
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def this_machine(memory_bytes: int | None = None) -> Machine:
-    """The machine; `memory_bytes` overrides what the service may use of its memory."""
+def this_machine(memory_bytes: int | None = None) -> MachineLimits:
+    """What this machine has; `memory_bytes` overrides what the service may use of its memory, None takes all."""
     memory = memory_bytes
     if memory is None:
         total = int(psutil.virtual_memory().total)
@@ -191,7 +204,7 @@ def this_machine(memory_bytes: int | None = None) -> Machine:
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if descriptors == resource.RLIM_INFINITY:
         descriptors = 1_000_000
-    return Machine(memory, len(os.sched_getaffinity(0)), descriptors, processes)
+    return MachineLimits(memory, len(os.sched_getaffinity(0)), descriptors, processes)
 
 
 def _cgroup_number(name: str) -> int | None:

@@ -35,6 +35,9 @@ __all__ = [
 
 LOGGER = logging.getLogger("agentao_gov.service")
 _FIELDS = "gov_fields"
+#: Refusals logged a minute and error code: an operator sees what goes on, a flood neither fills the disk nor the
+#: service's time. How many there are in all is the metrics' to say.
+RECORDS_MAX, PERIOD_S = 60, 60.0
 
 
 def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
@@ -45,7 +48,7 @@ def log_event(event: str, level: int = logging.INFO, **fields: Any) -> None:
 
 
 def log_refusal(error: GovError, event: str = "request refused", **ids: str) -> None:
-    """The operator's telling of what a client was refused; the client has the public one."""
+    """Logs `error` as the operator reads it, as `event` with the given ids; the client has the public message."""
     level = logging.ERROR if error.http_status >= 500 and not isinstance(error, CapacityError) else logging.WARNING
     log_event(event, level, **ids, code=error.code, reason=str(error))
 
@@ -142,15 +145,11 @@ def _log_trouble(event: PoolEvent) -> None:
         )  # fmt: skip
 
 
-# What clients are turned away with, in the log: bounded, because who is turned away may ask again without a key.
-
-#: Records a minute and error code: an operator sees what goes on, a flood neither fills the disk nor the service's
-#: time. How many there are in all is the metrics' to say.
-RECORDS_MAX, PERIOD_S = 60, 60.0
-
-
 class RefusalLog:
-    """Logs refusals up to a limit, and once its minute is over how many more there were."""
+    """Logs refusals up to a limit, and once its minute is over how many more there were.
+
+    Bounded, because who is turned away may ask again without a key.
+    """
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -158,7 +157,7 @@ class RefusalLog:
         self._allowances: dict[str, Allowance] = {}
 
     def tell(self, error: GovError) -> None:
-        """One refusal."""
+        """Logs one refusal, or counts it where its code has had its minute's share."""
         if (allowance := self._allowances.get(error.code)) is None:
             allowance = self._allowances.setdefault(error.code, Allowance(RECORDS_MAX, PERIOD_S, self._clock))
         dropped, allowed = allowance.admit()

@@ -21,33 +21,6 @@ from agentao_gov.process.tree import ORPHANS_KILLED
 
 __all__ = ["OTHER", "PREFIX", "LabelSet", "Metrics"]
 
-
-# Keeps label sets finite: names that come from outside (a model's tool names, tenants) are kept up to a number.
-
-#: What every name past the limit is counted under.
-OTHER = "other"
-
-
-class LabelSet:
-    """The first `limit` names keep their own series, later ones share `other`. Thread-safe."""
-
-    def __init__(self, limit: int, known: Iterable[str] = ()) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        #: Guarded by `_lock`; only grows, up to `limit`.
-        self._names = set(known)
-
-    def __call__(self, name: str) -> str:
-        """The label to count `name` under."""
-        with self._lock:
-            if name in self._names:
-                return name
-            if len(self._names) >= self._limit or len(name) > 128:
-                return OTHER
-            self._names.add(name)
-            return name
-
-
 PREFIX = "agentao_gov_"
 
 #: Seconds. Turns reach from a cached answer (0.1 s) to research (half an hour).
@@ -65,13 +38,36 @@ PROFILES_MAX = 100
 _BUDGET_REFUSALS = {Outcome.BUDGET_EXHAUSTED: "exhausted", Outcome.BUDGET_IMPOSSIBLE: "impossible"}
 _EVICTION_REASONS = ("ttl", "lru", "memory", "drain")
 _STATES = ("idle", "busy", "opening", "closing", "stuck", "hibernated")
+#: What every name past the limit is counted under.
+OTHER = "other"
+
+
+class LabelSet:
+    """Keeps the labels of names that come from outside finite: a model's tool names, tenants. Thread-safe."""
+
+    def __init__(self, limit: int, known: Iterable[str] = ()) -> None:
+        """The first `limit` names have series of their own, later ones share `other`; `known` ones are the first."""
+        self._limit = limit
+        self._lock = threading.Lock()
+        #: Guarded by `_lock`; only grows, up to `limit`.
+        self._names = set(known)
+
+    def __call__(self, name: str) -> str:
+        """The label to count `name` under."""
+        with self._lock:
+            if name in self._names:
+                return name
+            if len(self._names) >= self._limit or len(name) > 128:
+                return OTHER
+            self._names.add(name)
+            return name
 
 
 class Metrics:
     """All metrics of one process. Thread-safe."""
 
     def __init__(self, observe: Callable[[], Observed], *, tenants: Iterable[str] = ()) -> None:
-        """`observe` gives the state at a scrape; it is called on the scraping thread."""
+        """`observe` gives the state at a scrape, on the scraping thread; `tenants` have labels of their own."""
         self.registry = CollectorRegistry()
         self._tenant = LabelSet(TENANTS_MAX, tenants)
         self._tool = LabelSet(TOOLS_MAX)

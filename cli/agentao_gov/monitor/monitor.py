@@ -13,7 +13,7 @@ from typing import Protocol
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.governor.report import BudgetLine
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.monitor.alerts import Alert, AlertBook, AlertRule
+from agentao_gov.monitor.alerts import Alert, AlertRule, AlertStates
 from agentao_gov.monitor.budgets import BudgetWatch
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.monitor.measure import Measurement, Measurer
@@ -21,23 +21,6 @@ from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState
 
 __all__ = ["RUNGS", "Monitor", "Observed", "PoolView"]
-
-
-# The picture that metrics, status and alerts share: pool, processes, budgets, alerts, rung, all of one moment.
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """One moment of one process."""
-
-    pool: PoolStats
-    measurement: Measurement
-    #: The rung's number, 0 is serving.
-    rung: int
-    threads_abandoned: int = 0
-    budgets: tuple[BudgetLine, ...] = ()
-    alerts: tuple[Alert, ...] = ()
-
 
 #: The shutdown ladder, bottom rung first; `shutdown_rung` is the index.
 RUNGS = tuple(rung.label for rung in Rung)
@@ -51,6 +34,19 @@ HISTORY_MAX = 300
 PROJECTION_SESSIONS_MIN = 10
 #: Evictions before their ghost hits say anything about the pool's size.
 GHOSTS_EVICTIONS_MIN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The picture that metrics, status and alerts share: one moment of one process."""
+
+    pool: PoolStats
+    measurement: Measurement
+    #: The rung's number, 0 is serving.
+    rung: int
+    threads_abandoned: int = 0
+    budgets: tuple[BudgetLine, ...] = ()
+    alerts: tuple[Alert, ...] = ()
 
 
 class PoolView(Protocol):
@@ -75,9 +71,11 @@ class Monitor:
         on_memory: Callable[[int], None] | None = None,
         not_ours: Collection[int] = (),
     ) -> None:
-        """`on_memory` hears the total memory in bytes at every look, so that a pool can react to pressure.
+        """Nothing is watched before `start`.
 
-        `not_ours`: child processes that are no part of the service, like a local model.
+        `pool`, `budgets`: what is looked at. `rules`: when alerts fire. `planned_sessions`: of the capacity plan, to
+        project memory on; None projects nothing. `on_memory`: hears the total memory in bytes at every look, so that a
+        pool can react to pressure. `not_ours`: child processes that are no part of the service, like a local model.
         """
         self._pool = pool
         self.budgets = budgets
@@ -87,7 +85,7 @@ class Monitor:
         self.measurer = Measurer(not_ours)
         self._lock = threading.Lock()
         #: Guarded by `_lock`.
-        self._book = AlertBook(rules)
+        self._alerts = AlertStates(rules)
         #: The last picture; guarded by `_lock`.
         self._last: Observed | None = None
         #: Busy, waiting, resident, bytes of the last looks, for a page that was just opened; guarded by `_lock`.
@@ -145,9 +143,9 @@ class Monitor:
             threads_abandoned=stats.sessions.get(SessionState.STUCK, 0),
             budgets=self.budgets.lines(),
         )
-        for turned in self._book.update(self._readings(seen), self._clock.time()):
+        for turned in self._alerts.update(self._readings(seen), self._clock.time()):
             _tell(turned)
-        return replace(seen, alerts=self._book.alerts())
+        return replace(seen, alerts=self._alerts.alerts())
 
     def _readings(self, seen: Observed) -> dict[str, float]:
         stats, m = seen.pool, seen.measurement

@@ -50,7 +50,7 @@ OPEN_S_MAX = 60.0
 _LIBC = ctypes.CDLL(None)
 
 
-class Probe:
+class SessionCostMeter:
     """One measuring of one profile in one mode."""
 
     def __init__(self, order: dict[str, Any], workdir: Path) -> None:
@@ -264,7 +264,7 @@ def main() -> None:
     began = psutil.Process().create_time()
     order = json.load(sys.stdin)
     with tempfile.TemporaryDirectory(prefix="agentao-gov-plan-") as folder:
-        measured = Probe(order, Path(folder)).run(began)
+        measured = SessionCostMeter(order, Path(folder)).run(began)
     sys.stdout.write(json.dumps(asdict(measured)) + "\n")
     sys.stdout.flush()
     # Threads of MCP clients may linger; everything that matters has been written.

@@ -34,14 +34,17 @@ from agentao_gov.pool.events import PoolEvent, TurnEnded
 from agentao_gov.service.app import create_app
 from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.peers import NO_PEERS, Peers
-from agentao_gov.service.tenants import OfferedProfile, ProfileBook, TenantDirectory
+from agentao_gov.service.tenants import OfferedProfile, ProfileCatalog, TenantDirectory
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
     from agentao_gov.governor import Governor
     from agentao_gov.pool import AgentPool
 
-__all__ = ["Service", "build_service", "offered_profiles", "share_of", "warm_up"]
+__all__ = ["Service", "build_service", "limits_per_worker", "offered_profiles", "warm_up"]
+
+#: How long `warm_up` may take.
+_WARM_S_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,10 @@ class Service:
 def offered_profiles(
     deployment: ResolvedDeployment, choose: Callable[[ResolvedProfile], ModelChoice]
 ) -> dict[str, OfferedProfile]:
-    """Every profile that some tenant may use, with its model. Raises ConfigError for one that cannot be served."""
+    """Every profile that some tenant may use, with the model that `choose` gives it.
+
+    Raises ConfigError for one that cannot be served.
+    """
     tenants = deployment.deployment.tenants.values()
     wanted: set[str] | None = set()
     for tenant in tenants:
@@ -94,15 +100,18 @@ def build_service(
     not_ours: Collection[int] = (),
     peers: Peers = NO_PEERS,
 ) -> Service:
-    """The service over a pool. Starts the monitor's thread; `Service.close` ends it.
+    """The service over `pool` and `ledger`. Starts the monitor's thread; `Service.close` ends it.
 
+    `offered`: by name. `host`: where it listens, if not where the deployment says. `worker`, `workers`: this process's
+    number and how many there are. `not_ours`: child processes that are no part of the service, like a local model.
+    `peers`: the other workers.
     Raises ConfigError where the listener would be open to other machines without keys.
     """
     config = deployment.deployment
     directory = TenantDirectory(
         {name: tenant.api_key_sha256 for name, tenant in config.tenants.items()}, host=host or config.server.host
     )
-    book = ProfileBook(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
+    catalog = ProfileCatalog(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
     known = [name for name in config.tenants if name != "default"] or ["default"]
     monitor = _monitor(config, pool, ledger, known, not_ours)
     metrics = Metrics(monitor.observe, tenants=known)
@@ -110,7 +119,7 @@ def build_service(
     gateway = Gateway(
         pool=pool,
         deployment=config,
-        profiles=book,
+        profiles=catalog,
         tenants=directory,
         monitor=monitor,
         metrics=metrics,
@@ -162,12 +171,10 @@ def _connect(pool: AgentPool, ledger: TokenLedger, budgets: BudgetWatch, metrics
     ledger.subscribe(metrics.on_budget_event)
 
 
-# One worker's part of the deployment's limits: N workers together must not hold N times what the file allows.
+def limits_per_worker(deployment: ResolvedDeployment, workers: int) -> ResolvedDeployment:
+    """One worker's part of the deployment: pool limits and tenant caps divided by `workers`, each at least 1.
 
-
-def share_of(deployment: ResolvedDeployment, workers: int) -> ResolvedDeployment:
-    """The deployment with pool limits and tenant caps divided by the number of workers, each at least 1.
-
+    N workers together must not hold N times what the file allows.
     Token budgets are not divided: the ledger is shared and exact. A cap below the number of workers cannot be
     divided; it is told in the log.
     """
@@ -208,13 +215,12 @@ def share_of(deployment: ResolvedDeployment, workers: int) -> ResolvedDeployment
     return replace(deployment, deployment=shared)
 
 
-# Does once, before the service is ready, what the first turn would else wait for: imports of 40 MiB and 0.5 s.
-
-_WARM_S_MAX = 10.0
-
-
 def warm_up(governor: Governor, offered: Iterable[OfferedProfile]) -> None:
-    """Opens and closes one agent without MCP servers. Nothing is sent; a failure is left for the first turn to tell."""
+    """Does before the service is ready what its first turn would else wait for: imports of 40 MiB and 0.5 s.
+
+    Opens and closes one agent of the first of `offered`, without MCP servers. Nothing is sent; a failure is left for
+    the first turn to tell.
+    """
     offer = next(iter(offered), None)
     if offer is None:
         return

@@ -16,7 +16,7 @@ from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
 from agentao_gov.pool.types import SessionInfo, TurnOrder
 from agentao_gov.service.peers import NO_PEERS, Peers
-from agentao_gov.service.tenants import OfferedProfile, ProfileBook, TenantDirectory
+from agentao_gov.service.tenants import OfferedProfile, ProfileCatalog, TenantDirectory
 
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment
@@ -39,7 +39,7 @@ class Gateway:
 
     pool: AgentPool
     deployment: Deployment
-    profiles: ProfileBook
+    profiles: ProfileCatalog
     tenants: TenantDirectory
     monitor: Monitor
     metrics: Metrics

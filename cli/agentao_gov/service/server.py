@@ -22,7 +22,7 @@ from agentao_gov.pool.limits import rung_times
 from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.gateway import Gateway
-from agentao_gov.service.shutdown import Shutdown
+from agentao_gov.service.shutdown import ShutdownWalk
 
 __all__ = ["BoundedHeadProtocol", "GovServer", "bind", "raise_descriptor_limit", "serve"]
 
@@ -192,7 +192,7 @@ class GovServer(uvicorn.Server):
         A terminal that closes sends SIGHUP: turns in flight must not be lost by it. `nohup` keeps the service running.
         """
         loop = asyncio.get_running_loop()
-        shutdown = Shutdown(self._gateway, rung_times(self._gateway.deployment))
+        shutdown = ShutdownWalk(self._gateway, rung_times(self._gateway.deployment))
         for signum in ending_signals():
             loop.add_signal_handler(signum, shutdown.signalled, signum)
         tasks = [
@@ -216,7 +216,7 @@ class GovServer(uvicorn.Server):
             await self._gateway.peers.await_all()
             self._gateway.unready.discard(_STARTING)
 
-    async def _shut_down(self, shutdown: Shutdown) -> None:
+    async def _shut_down(self, shutdown: ShutdownWalk) -> None:
         try:
             await shutdown.walk()
         finally:

@@ -18,7 +18,7 @@ from agentao_gov.process.supervision import RESTART_EXIT, is_guarded
 if TYPE_CHECKING:
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["Shutdown"]
+__all__ = ["ShutdownWalk"]
 
 #: Between looks at whether a rung's work is done: short against every rung, long against a look (some 10 µs).
 _LOOK_S = 0.02
@@ -26,7 +26,7 @@ _LOOK_S = 0.02
 _STUCK_LOOK_S = 1.0
 
 
-class Shutdown:
+class ShutdownWalk:
     """The way down of one process. On the event loop; `signalled` is its signal handler."""
 
     def __init__(self, gateway: Gateway, times: RungTimes, clock: Clock = SYSTEM_CLOCK) -> None:

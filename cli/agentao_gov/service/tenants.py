@@ -1,4 +1,8 @@
-"""Names the tenant behind an API key. Keys are known by their SHA-256 alone and compared in constant time."""
+"""Which tenant a request comes from, and which profiles, each with its model, that tenant may use.
+
+Keys are known by their SHA-256 alone and compared in constant time. Profiles are resolved once, at the start, so that
+no request reads a file.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,16 @@ from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError, Pro
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = ["DEFAULT_TENANT", "OfferedProfile", "ProfileBook", "TenantDirectory", "require_local_page"]
+__all__ = ["DEFAULT_TENANT", "OfferedProfile", "ProfileCatalog", "TenantDirectory", "require_local_page"]
 
-
+#: Who asks where no key is configured.
 DEFAULT_TENANT = "default"
 
 
 def require_local_page(host: str | None, origin: str | None) -> None:
-    """Refuses what a web page elsewhere has a browser send to an open service on loopback.
+    """Refuses what a web page elsewhere has a browser send to an open service on loopback: ForbiddenOriginError.
+
+    `host`, `origin`: the request's headers of these names; None where it has none.
 
     A page may post to 127.0.0.1 unasked, and its own name may be made to mean 127.0.0.1 (DNS rebinding). The first
     shows in `Origin`, the second in `Host`; programs send no `Origin`. With keys neither gets anywhere.
@@ -41,7 +47,11 @@ class TenantDirectory:
     """Finds tenants by key. Immutable, so any thread may ask."""
 
     def __init__(self, keys_sha256: Mapping[str, Iterable[str]], *, host: str) -> None:
-        """`keys_sha256`: tenant to the lowercase hex hashes of its keys. Raises ConfigError for an open door."""
+        """Takes the keys there are.
+
+        `keys_sha256`: tenant to the lowercase hex hashes of its keys. `host`: the address the service listens on.
+        Raises ConfigError where other machines could reach it without a key.
+        """
         self._keys = tuple(
             (tenant, bytes.fromhex(digest)) for tenant, digests in keys_sha256.items() for digest in digests
         )
@@ -57,7 +67,7 @@ class TenantDirectory:
         return not self._keys
 
     def tenant_of(self, authorization: str | None) -> str:
-        """The tenant of an `Authorization` header; raises AuthError where keys exist and none fits."""
+        """The tenant that the header `Authorization` names; raises AuthError where keys exist and none fits."""
         if self.open:
             # OpenAI clients always send some key; on an open loopback service it names nobody.
             return DEFAULT_TENANT
@@ -76,9 +86,6 @@ class TenantDirectory:
         return found
 
 
-# Which profiles a tenant may use, each with its model: resolved once at start, so that no request reads a file.
-
-
 @dataclass(frozen=True, slots=True)
 class OfferedProfile:
     """A profile and the model its turns run on."""
@@ -92,11 +99,15 @@ class OfferedProfile:
         return self.resolved.profile.name
 
 
-class ProfileBook:
+class ProfileCatalog:
     """Finds profiles by name, per tenant. Immutable."""
 
     def __init__(self, offered: Mapping[str, OfferedProfile], allowed: Mapping[str, list[str] | None]) -> None:
-        """`allowed`: tenant to the names it may use; None or a tenant that is not there: all of them."""
+        """Takes what is served and who may use it.
+
+        `offered`: by name, every profile that is served. `allowed`: tenant to the names it may use; None, or a tenant
+        that is not there: all of them. Raises ConfigError for a name that is not served.
+        """
         if not offered:
             raise ConfigError("There is no profile to serve.", hint="`agentao-gov init` writes some.")
         self._offered = dict(offered)
@@ -116,7 +127,10 @@ class ProfileBook:
         return [self._offered[name] for name in (self._offered if names is None else names)]
 
     def resolve(self, tenant: str, name: str | None) -> OfferedProfile:
-        """One profile; without a name `qa`, or the first one the tenant may use."""
+        """The tenant's profile `name`; where that is None `qa`, or the first one the tenant may use.
+
+        Raises ProfileNotAllowedError.
+        """
         mine = {offer.name: offer for offer in self.of_tenant(tenant)}
         if name is None:
             if not mine:

@@ -26,19 +26,26 @@ if TYPE_CHECKING:
 
 __all__ = ["EventFeed", "StreamWriter", "TurnResponse"]
 
-
-# Carries a turn's events from its thread to the event loop, joined and bounded: a slow reader costs a fixed amount.
-
 #: Text a client may lag behind. An answer of 4,096 tokens is some 16 KiB, so only a reader that stopped gets here.
 LAG_BYTES_MAX = 1 << 20
 #: Tool and iteration events kept beside the text.
 LAG_EVENTS_MAX = 10_000
+#: Silence after which a stream says that it lives; proxies cut idle connections at 30-60 s.
+KEEP_ALIVE_S = 15.0
+#: How long one write to a reader that does not read may wait before the turn is given up.
+WRITE_S_MAX = 30.0
+#: Past wait, opening, turn and grace together the pool itself must be hung; the client is answered all the same.
+GUARD_S = 10.0
 
 
 class EventFeed:
-    """One turn's events. `push` on the turn's thread never blocks; `take` on the loop waits for the next ones."""
+    """Carries one turn's events from its thread to the event loop, joined and bounded.
+
+    A slow reader costs a fixed amount. `push` on the turn's thread never blocks; `take` on the loop waits.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, lag_bytes_max: int = LAG_BYTES_MAX) -> None:
+        """`loop`: where `take` is awaited. `lag_bytes_max`: text that the reader may lag behind."""
         self._loop = loop
         self._lag_bytes_max = lag_bytes_max
         self._lock = threading.Lock()
@@ -80,7 +87,10 @@ class EventFeed:
             return
 
     async def take(self, wait_s: float) -> list[TurnEvent] | None:
-        """The events since the last call, neighbouring texts joined; [] when woken without one, None after `wait_s`."""
+        """The events since the last call, neighbouring texts joined; [] when woken without one.
+
+        None when `wait_s` seconds have passed without either.
+        """
         if not self._has_events():
             try:
                 async with asyncio.timeout(wait_s):
@@ -118,22 +128,20 @@ def _joined(events: deque[TurnEvent]) -> list[TurnEvent]:
     return out
 
 
-#: Silence after which a stream says that it lives; proxies cut idle connections at 30-60 s.
-KEEP_ALIVE_S = 15.0
-#: How long one write to a reader that does not read may wait before the turn is given up.
-WRITE_S_MAX = 30.0
-#: Past wait, opening, turn and grace together the pool itself must be hung; the client is answered all the same.
-GUARD_S = 10.0
-
-
 class StreamWriter(Protocol):
-    """Writes one kind of event stream."""
+    """Writes one kind of event stream; each method gives the bytes to send."""
 
-    def event(self, event: TurnEvent) -> bytes: ...
+    def event(self, event: TurnEvent) -> bytes:
+        """What a client is told of an event: nothing where the stream has no word for it."""
+        ...
 
-    def report(self, report: TurnReport) -> bytes: ...
+    def report(self, report: TurnReport) -> bytes:
+        """The end of a turn with an answer."""
+        ...
 
-    def failure(self, failure: Failure) -> bytes: ...
+    def failure(self, failure: Failure) -> bytes:
+        """The end of any other, once the stream has begun."""
+        ...
 
 
 class _Gone(Exception):
@@ -155,7 +163,11 @@ class TurnResponse(Response):
         answer: Callable[[TurnReport], Response],
         writer: StreamWriter | None = None,
     ) -> None:
-        """`answer` makes the response of a turn with text; with a `writer` the turn is streamed instead."""
+        """Prepares the answer; nothing runs yet.
+
+        `order`: the turn. `answer`: makes the response of a turn with text. `writer`: streams the turn instead; None
+        answers it whole.
+        """
         super().__init__()
         self._gateway = gateway
         self._order = order

@@ -27,25 +27,32 @@ from agentao_gov.process import ORPHANS_KILLED, Owner, sweep
 from agentao_gov.process.supervision import BEAT_S, WardenPlan
 from agentao_gov.service.server import ending_signals
 
-__all__ = ["Vigil", "WorkerMain", "run_workers"]
+__all__ = ["WorkerMain", "WorkerWatch", "run_workers"]
 
+#: Runs one worker on the listening socket and returns its exit code: `(settings, worker, started, listener)`.
+WorkerMain = Callable[[Mapping[str, Any], int, Callable[[], None], socket.socket], int]
 
-# The watch over one of several workers: it is asked for a sign of life, and ended when none comes.
-#
-# The warden above `serve` hears the parent alone, which serves nothing and never hangs. A worker whose interpreter lock
-# is held by a C call cannot answer its parent either, so the parent does for it what the warden does for a lone
-# service.
-
+#: Restarts of workers that died, per minute of life: a worker that cannot start must not be forked for ever.
+_RESTARTS_PER_MINUTE = 10
 #: Before its first answer a worker has so many times the patience: it answers only when all is imported, which many
 #: workers on few cores do at once. One that never gets there is ended in the end, and replaced.
 _START_FACTOR = 10
 
 
-class Vigil:
-    """One worker's signs of life. Used by the parent's main thread alone; times are monotonic."""
+class WorkerWatch:
+    """Asks one worker for signs of life, and ends it when none come. Used by the parent's main thread alone.
+
+    The warden above `serve` hears the parent alone, which serves nothing and never hangs. A worker whose interpreter
+    lock is held by a C call cannot answer its parent, so the parent does for it what the warden does for a lone
+    service.
+    """
 
     def __init__(self, number: int, pid: int, line: Connection, now: float, plan: WardenPlan | None = None) -> None:
-        """`line`: where the worker answers each message with one."""
+        """Begins at `now`, in monotonic seconds.
+
+        `number`, `pid`: the worker's. `line`: where it answers each message with one. `plan`: how long it may be
+        silent; None is the warden's own.
+        """
         self._number = number
         self._pid = pid
         self._line = line
@@ -58,7 +65,7 @@ class Vigil:
         self._told_at: float | None = None
 
     def look(self, now: float) -> None:
-        """Asks, listens, and ends a worker that has been silent for too long. Call it often; never waits."""
+        """Asks, listens, and ends a worker that has been silent for too long. Call it often; it never waits."""
         if now - self._looked_at > BEAT_S:
             # This process did not run either, as in a paused container: nobody knows what it would have heard.
             self._heard_at += now - self._looked_at
@@ -84,13 +91,6 @@ class Vigil:
     def _end(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signum)
-
-
-#: Runs one worker on the listening socket and returns its exit code: `(settings, worker, started, listener)`.
-WorkerMain = Callable[[Mapping[str, Any], int, Callable[[], None], socket.socket], int]
-
-#: Restarts of workers that died, per minute of life: a worker that cannot start must not be forked for ever.
-_RESTARTS_PER_MINUTE = 10
 
 
 class _Worker(Process):
@@ -156,7 +156,7 @@ class _Supervisor(Multiprocess):
         self._signals: list[int] = []
         self._restarts: list[float] = []
         #: By worker, for as long as it lives.
-        self._vigils: dict[int, Vigil] = {}
+        self._watches: dict[int, WorkerWatch] = {}
 
     def _spawn(self, number: int, orphans_killed: int = 0) -> _Worker:
         worker = _Worker(self.config, self.sockets, self._main, self._settings, number, orphans_killed)
@@ -164,7 +164,7 @@ class _Supervisor(Multiprocess):
         # Only the worker's own end may be open in the worker, or it would not see the parent go.
         worker.child_conn.close()
         assert worker.pid is not None
-        self._vigils[number] = Vigil(number, worker.pid, worker.parent_conn, time.monotonic())
+        self._watches[number] = WorkerWatch(number, worker.pid, worker.parent_conn, time.monotonic())
         return worker
 
     def init_processes(self) -> None:
@@ -179,7 +179,7 @@ class _Supervisor(Multiprocess):
             for number, worker in enumerate(self.processes):
                 # Also on the way down: one that hangs would keep the others' end from being the service's.
                 if worker.process.is_alive():
-                    self._vigils[number].look(time.monotonic())
+                    self._watches[number].look(time.monotonic())
             if not self._signals:
                 self._replace_dead()
             time.sleep(0.05)

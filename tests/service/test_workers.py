@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from agentao_gov.service.workers import Vigil
+from agentao_gov.service.workers import WorkerWatch
 
 
 class Watched:
@@ -22,13 +22,13 @@ class Watched:
         assert self.process.stdout.readline() == b"up\n"
         self.line, self.worker = Pipe()
         self.now = 1_000.0
-        self.vigil = Vigil(1, self.process.pid, self.line, self.now)
+        self.watch = WorkerWatch(1, self.process.pid, self.line, self.now)
 
     def passes(self, seconds: float, *, answers: bool = False) -> None:
         """As the parent's loop would: a look every half second."""
         for _ in range(round(seconds * 2)):
             self.now += 0.5
-            self.vigil.look(self.now)
+            self.watch.look(self.now)
             if answers and self.worker.poll(0):
                 self.worker.recv()
                 self.worker.send(True)

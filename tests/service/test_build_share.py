@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentao_gov.config import Capacity, Deployment, Pool, ResolvedDeployment, Tenant
-from agentao_gov.service.build import share_of
+from agentao_gov.service.build import limits_per_worker
 
 
 def resolved(**tables: object) -> ResolvedDeployment:
@@ -22,7 +22,7 @@ def test_all_workers_together_hold_no_more_than_the_file_allows(
     pool = Pool(max_sessions=sessions, max_busy=16, queue_limit=queue)
     whole = resolved(pool=pool, tenants={"acme": Tenant(max_sessions=cap)}, capacity=Capacity(sessions=sessions))
 
-    part = share_of(whole, workers).deployment
+    part = limits_per_worker(whole, workers).deployment
 
     assert 0 < part.pool.max_sessions * workers <= sessions
     assert 0 < part.pool.max_busy * workers <= 16
@@ -34,7 +34,7 @@ def test_all_workers_together_hold_no_more_than_the_file_allows(
 
 def test_a_cap_that_cannot_be_divided_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Two sessions over four workers: one each, and a warning."""
-    part = share_of(resolved(tenants={"acme": Tenant(max_sessions=2)}), 4).deployment
+    part = limits_per_worker(resolved(tenants={"acme": Tenant(max_sessions=2)}), 4).deployment
 
     assert part.tenants["acme"].max_sessions == 1
     assert [record.message for record in caplog.records] == ["limit below the number of workers"]
