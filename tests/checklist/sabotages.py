@@ -161,14 +161,13 @@ def drain_cancels() -> None:
     """Turns in flight are cancelled where they should be waited for."""
     from agentao_gov.pool import AgentPool
 
-    inner = AgentPool.begin_drain
+    inner = AgentPool._drain
 
-    def begin_drain(self: Any) -> Any:
-        found = inner(self)
-        self.cancel_running()
-        return found
+    def drain(self: Any) -> Any:
+        inner(self)
+        return self._cancel_running()
 
-    AgentPool.begin_drain = begin_drain  # type: ignore[method-assign]
+    AgentPool._drain = drain  # type: ignore[method-assign]
 
 
 def metric_is_the_setting() -> None:

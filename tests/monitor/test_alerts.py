@@ -53,7 +53,7 @@ def test_a_part_without_a_plan_has_no_alert() -> None:
     """Absent means unlimited."""
     names = {alert.rule.name for alert in book(sessions=None, mcp=None, memory=None).alerts()}
 
-    assert names == {"threads_abandoned", "pool_too_small", "ledger"}
+    assert names == {"threads_abandoned", "pool_too_small", "unsaved_sessions", "ledger"}
 
 
 def test_a_plan_of_zero_alerts_on_the_first_and_not_on_none() -> None:

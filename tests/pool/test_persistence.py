@@ -12,7 +12,8 @@ import pytest
 from agentao_gov.errors import QueueTimeoutError, StoreError
 from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.pool import SessionState
+from agentao_gov.pool import Rung, SessionState
+from agentao_gov.pool.events import RungEntered
 from tests.pool.bench import eventually
 from tests.pool.conftest import MakePool
 from tests.pool.scripted import HANG_S, ScriptedHosts
@@ -151,6 +152,23 @@ def test_a_session_that_cannot_be_saved_stays_in_memory_and_others_are_told(
     assert pool.ask("s", "recall").answer == "remember it"
     assert pool.stats().sessions[SessionState.IDLE] == 1
     blocker.rmdir()
+
+
+def test_the_way_down_is_walked_once_also_with_a_session_that_cannot_be_saved(
+    make_pool: MakePool, tmp_path: Path
+) -> None:
+    """It takes the rungs' time, and who closes the pool again afterwards does not wait for them anew."""
+    pool = make_pool(shutdown={"lame_duck": 0, "drain": 0, "cancel": 0.05, "close": 0.1, "kill": 0.1})
+    refuse_writes(tmp_path, "s")
+    pool.ask("s", "remember it")
+    unsaved = pool.stats().unsaved
+
+    pool.pool.close()
+    pool.pool.close()
+
+    rungs = [event.rung for event in pool.events if isinstance(event, RungEntered)]
+    assert rungs == list(Rung)[1:]
+    assert unsaved == 1
 
 
 def test_a_working_directory_that_cannot_be_made_is_a_store_error(make_pool: MakePool, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from agentao_gov.errors import (
 from agentao_gov.governor import TurnReport
 from agentao_gov.governor.report import Mode, Outcome
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.pool import PoolLimits, SessionState, StaleLeaseError
+from agentao_gov.pool import PoolLimits, RungTimes, SessionState, StaleLeaseError
 from agentao_gov.pool.engine import Trimmer
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
 from tests.pool.bench import a_profile, eventually
@@ -594,7 +594,10 @@ def test_draining_refuses_waiters_at_once_and_lets_turns_end(make_pool: MakePool
     hosts.arrive("g")
     waiting = pool.submit("b")
 
-    pool.pool.begin_drain()
+    times = RungTimes(lame_duck_s=0.0, drain_s=HANG_S, budget_s=3 * HANG_S)
+    down = threading.Thread(target=pool.pool.close, args=(times,))
+    down.start()
+    eventually(lambda: pool.stats().rung == "draining")
 
     for refused in (waiting, pool.submit("c")):
         with pytest.raises(DrainingError):
@@ -602,8 +605,8 @@ def test_draining_refuses_waiters_at_once_and_lets_turns_end(make_pool: MakePool
     eventually(lambda: pool.stats().sessions[SessionState.IDLE] == 0)
     hosts.release("g")
     assert running.result(HANG_S).outcome is Outcome.ANSWERED
-    eventually(lambda: pool.stats().resident == 0)
-    assert pool.stats().rung == "draining"
+    down.join(HANG_S)
+    assert (pool.stats().resident, pool.stats().rung) == (0, "gone")
 
 
 def test_closing_cancels_what_runs_and_shuts_the_hosts_down(make_pool: MakePool, hosts: ScriptedHosts) -> None:

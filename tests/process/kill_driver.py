@@ -26,7 +26,8 @@ from agentao_gov.config import ModelChoice, load_deployment
 from agentao_gov.errors import GovError
 from agentao_gov.governor import SessionKey, TurnReport
 from agentao_gov.governor.governor import Governor
-from agentao_gov.pool import AgentPool, SessionArchive
+from agentao_gov.pool import AgentPool, Rung, RungTimes, SessionArchive
+from agentao_gov.pool.events import PoolEvent, RungEntered
 from agentao_gov.pool.types import TurnOrder
 from agentao_gov.process import Owner, warden
 from agentao_gov.worker import zygote
@@ -37,6 +38,14 @@ from tests.process.kill_points import KINDS, Trap, TrappedFactory, alive_in, ste
 
 ZOO = Path(__file__).with_name("mcp_zoo.py")
 TURN_S = 20.0
+#: What has been done when a rung of the way down begins.
+AFTER = {
+    Rung.DRAINING: "lame_duck",
+    Rung.CANCELLING: "drain_begins",
+    Rung.CLOSING: "cancelling",
+    Rung.KILLING: "close_all",
+    Rung.GONE: "kill_all",
+}
 
 
 class Forked:
@@ -224,18 +233,13 @@ class Service:
             self.submit(kind, say(steps=[self.background(), {"fault": "hang"}]))
         while alive_in(self.directory)["shell"] < len(busy):
             time.sleep(0.001)
-        self.pool.begin_lame_duck()
-        self.trap.at("lame_duck")
-        self.pool.begin_drain()
-        self.trap.at("drain_begins")
-        self.pool.cancel_running()
-        self.trap.at("cancelling")
-        self.pool.close_all()
-        self.trap.at("close_all")
-        self.pool.kill_all()
-        time.sleep(0.02)
-        self.trap.at("kill_all")
-        self.pool.close()
+        self.pool.subscribe(self.on_rung)
+        self.pool.close(RungTimes(0.0, 0.0, 0.0, close_s=0.1, kill_s=0.02))
+
+    def on_rung(self, event: PoolEvent) -> None:
+        """A rung begins when the one before has done its work."""
+        if isinstance(event, RungEntered) and event.rung in AFTER:
+            self.trap.at(AFTER[event.rung])
 
 
 def run_shell(command: str, **more: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from agentao_gov.config import Deployment, Pool
+from agentao_gov.monitor.logs import log_pool_event
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT
 from agentao_gov.service.gateway import Gateway
@@ -94,6 +95,7 @@ def test_the_first_signal_decides_the_exit_code(bench: PoolBench, hosts: Scripte
 
 def test_what_was_cancelled_is_told(bench: PoolBench, hosts: ScriptedHosts, caplog: pytest.LogCaptureFixture) -> None:
     """By tenant and session, in the log."""
+    bench.pool.subscribe(log_pool_event)
     bench.submit("s", "hold on")
     hosts.arrive("on")
 

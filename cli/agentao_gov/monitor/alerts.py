@@ -122,5 +122,7 @@ def plan_rules(
     rules.append(AlertRule("threads_abandoned", "threads", stuck_max, 1.0, remedy))
     remedy = "Sessions come back within a minute of their eviction: raise max_sessions."
     rules.append(AlertRule("pool_too_small", "ratio", 0.1, 0.1, remedy))
+    remedy = "Make room under `[state] dir`, see the log: with the process these sessions would lose their last turns."
+    rules.append(AlertRule("unsaved_sessions", "sessions", 1.0, 1.0, remedy))
     rules.append(AlertRule("ledger", "", 1.0, 1.0, "The token ledger does not answer; no model call is made."))
     return tuple(rules)

@@ -11,8 +11,10 @@ from typing import Any, TextIO
 from agentao_gov.clock import SYSTEM_CLOCK, Allowance, Clock
 from agentao_gov.errors import CapacityError, GovError
 from agentao_gov.pool.events import (
+    EndedByShutdown,
     LeaseLeaked,
     PoolEvent,
+    RungEntered,
     SessionClosed,
     SessionOpened,
     SessionOpenFailed,
@@ -143,6 +145,13 @@ def _log_trouble(event: PoolEvent) -> None:
             tenant=event.key.tenant, session=event.key.session, held_s=round(event.held_s, 1),
             borrower=event.borrower, worker=event.worker,
         )  # fmt: skip
+    elif isinstance(event, RungEntered):
+        log_event(
+            "shutdown rung", logging.WARNING, rung=event.rung.label, seconds=event.seconds, busy=event.busy,
+            waiting=event.waiting, resident=event.resident,
+        )  # fmt: skip
+    elif isinstance(event, EndedByShutdown):
+        log_event("ended by shutdown", logging.WARNING, rung=event.rung.label, what=str(event.key))
 
 
 class RefusalLog:

@@ -217,6 +217,7 @@ class _StateCollector(Collector):
             family.add_metric([name], resident)
         yield family
         yield _gauge("queue_length", "Turns waiting.", stats.queue_length)
+        yield _gauge("sessions_unsaved", "Idle sessions whose last turn could not be written.", stats.unsaved)
         yield _gauge("threads_abandoned", "Turns that never came back and hold a thread.", seen.threads_abandoned)
         evictions = CounterMetricFamily(PREFIX + "evictions", "Sessions taken out of memory.", labels=["reason"])
         for reason in _EVICTION_REASONS:

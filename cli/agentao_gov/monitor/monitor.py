@@ -154,6 +154,7 @@ class Monitor:
             "mcp_processes": m.mcp_processes,
             "memory": m.total_bytes,
             "threads_abandoned": seen.threads_abandoned,
+            "unsaved_sessions": stats.unsaved,
             "ledger": 0.0 if self.budgets.store_ok else 1.0,
         }
         if self._planned_sessions and len(m.session_bytes) >= PROJECTION_SESSIONS_MIN:

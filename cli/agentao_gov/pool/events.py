@@ -21,11 +21,13 @@ from agentao_gov.errors import (
 )
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import SessionKey
+from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import CloseReason
 
 __all__ = [
     "Close",
     "Effect",
+    "EndedByShutdown",
     "Grant",
     "Leak",
     "LeaseLeaked",
@@ -34,6 +36,7 @@ __all__ = [
     "PoolObserver",
     "RefusalReason",
     "Refuse",
+    "RungEntered",
     "SessionClosed",
     "SessionOpenFailed",
     "SessionOpened",
@@ -127,6 +130,25 @@ class LeaseLeaked:
     worker: str
 
 
+@dataclass(frozen=True, slots=True)
+class RungEntered:
+    """The way down has come to a rung, which lasts `seconds` at the most; the counts are those of its beginning."""
+
+    rung: Rung
+    seconds: float
+    busy: int
+    waiting: int
+    resident: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndedByShutdown:
+    """A session whose turn was cancelled, or whose agent was killed, by the rung."""
+
+    key: SessionKey
+    rung: Rung
+
+
 PoolEvent = (
     SessionOpened
     | SessionOpenFailed
@@ -136,6 +158,8 @@ PoolEvent = (
     | TurnRefused
     | TurnEnded
     | LeaseLeaked
+    | RungEntered
+    | EndedByShutdown
 )
 #: Called outside every lock, on the thread where it happened; must be quick. What it raises is logged, no more.
 PoolObserver = Callable[[PoolEvent], None]

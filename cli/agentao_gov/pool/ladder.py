@@ -15,6 +15,10 @@ from enum import IntEnum
 __all__ = ["Ladder", "Rung", "RungTimes"]
 
 
+#: A zygote that is asked to end takes some milliseconds; it gets them also when the budget is used up.
+_SHARED_S_MIN = 0.2
+
+
 class Rung(IntEnum):
     """Where on the ladder; the number is the metric `shutdown_rung`."""
 
@@ -82,6 +86,11 @@ class Ladder:
         while self.ends_at is not None and (self.ends_at <= now or self._done(busy, resident)):
             entered += self._enter(now)
         return entered
+
+    def shared_until(self, now: float) -> float:
+        """Until when what the sessions share may take to end after the last rung: within the budget if any is left."""
+        started_at = self.started_at if self.started_at is not None else now
+        return max(now + _SHARED_S_MIN, min(now + self.times.kill_s, started_at + self.times.total_s))
 
     def _done(self, busy: int, resident: int) -> bool:
         """Whether the rung has nothing left to wait for. A lame duck waits for load balancers: only time ends it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from agentao_gov.governor.report import Mode, TurnReport
 from agentao_gov.governor.types import EventSink, SessionKey, TurnEvent
 from agentao_gov.pool.core import SessionHealth
 from agentao_gov.pool.engine import CLOSERS, Engine
+from agentao_gov.pool.events import EndedByShutdown, RungEntered
 from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
 from agentao_gov.pool.limits import pool_limits, rung_times
 from agentao_gov.pool.records import UNLIMITED
@@ -137,6 +139,10 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         refusals = dict(counters.refusals)
         waits = sorted(engine.waits)
         awake = engine.rests.awake
+        unsaved = sum(
+            resident.dirty and core.table.entries[key].state is SessionState.IDLE
+            for key, resident in engine.residents.items()
+        )
         in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
     sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
     tenants = {
@@ -161,6 +167,7 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         leaks=counters.leaks,
         turns=engine.turns,
         awake=awake,
+        unsaved=unsaved,
         wait_s_p50=_quantile(waits, 0.5),
         wait_s_p95=_quantile(waits, 0.95),
         wait_s_p99=_quantile(waits, 0.99),
@@ -171,6 +178,8 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
 def _quantile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
 
+
+_log = logging.getLogger(__name__)
 
 #: Past a turn's limit and grace by this much, its host counts as hung and its lease as leaked.
 _LEAK_MARGIN_S = 5.0
@@ -217,6 +226,10 @@ class AgentPool:
         self._turns = Turns(self._engine)
         self._watch = Watch(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
         self._rung = Rung.SERVING
+        #: Held by whoever walks the shutdown ladder.
+        self._walking = threading.Lock()
+        #: Rungs to be ended before their time; under the engine's lock.
+        self._skips = 0
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
@@ -345,69 +358,87 @@ class AgentPool:
 
     # -- the way down ----------------------------------------------------------------------------------------------
 
-    def begin_lame_duck(self) -> None:
-        """Not ready any more; turns are still taken."""
-        self._rung = Rung.LAME_DUCK
+    def close(self, times: RungTimes | None = None) -> None:
+        """The whole way down: refuses, cancels, closes, kills; tells the observers of each rung.
 
-    def begin_drain(self) -> None:
-        """Refuses new and waiting turns, closes idle sessions; turns in flight go on."""
-        self._rung = Rung.DRAINING
+        `times`: the seconds of each rung; by default turns in flight are cancelled at once. Blocks for the ladder's
+        budget at most. The first call walks, any other waits for its end and does nothing more.
+        """
+        with self._walking:
+            if self._rung is not Rung.GONE:
+                self._walk(Ladder(times if times is not None else _at_once(self._times)))
+
+    def next_rung(self) -> None:
+        """Ends the present rung of a `close` under way; the first one of a `close` that comes later."""
+        with self._engine.lock:
+            self._skips += 1
+        self._engine.changed.set()
+
+    def _drain(self) -> list[SessionKey]:
+        """Refuses new and waiting turns, closes idle sessions; turns in flight go on. Ends nobody's turn."""
         # Five hundred polite closes of 0.25 s would take sixteen threads longer than the whole budget.
         self._watch.widen()
         self._engine.decide(self._engine.core.drain)
+        return []
 
-    def cancel_running(self) -> list[SessionKey]:
+    def _cancel_running(self) -> list[SessionKey]:
         """Cancels the turns in flight; returns whose."""
-        self._rung = Rung.CANCELLING
         with self._engine.lock:
             keys = list(self._engine.running)
         return [key for key in keys if self.cancel(key, "shutdown")]
 
-    def close_all(self) -> list[SessionKey]:
-        """Closes what can be closed; returns the sessions that still have to. Drains first if nobody did."""
-        if not self._engine.core.draining:
-            self.begin_drain()
-        self._rung = Rung.CLOSING
-        with self._engine.lock:
-            return list(self._engine.residents)
-
-    def kill_all(self) -> list[SessionKey]:
+    def _kill_all(self) -> list[SessionKey]:
         """Ends by force what is left; returns which sessions. Does not wait for it."""
-        self._rung = Rung.KILLING
         with self._engine.lock:
             left = dict(self._engine.residents)
         for resident in left.values():
             threading.Thread(target=resident.host.kill, name="pool-kill", daemon=True).start()
         return list(left)
 
-    def close(self, times: RungTimes | None = None) -> None:
-        """The whole way down, blocking: drains, cancels, closes, kills. By default without waiting for turns."""
-        ladder = Ladder(times if times is not None else _at_once(self._times))
-        enter: dict[Rung, Callable[[], Any]] = {
-            Rung.LAME_DUCK: self.begin_lame_duck,
-            Rung.DRAINING: self.begin_drain,
-            Rung.CANCELLING: self.cancel_running,
-            Rung.CLOSING: self.close_all,
-            Rung.KILLING: self.kill_all,
-        }
+    def _walk(self, ladder: Ladder) -> None:
+        engine = self._engine
         entered = ladder.signal(self._clock.monotonic())
-        while True:
+        while ladder.rung is not Rung.GONE:
             for rung in entered:
-                enter.get(rung, _nothing)()
-            if ladder.rung is Rung.GONE:
-                break
-            with self._engine.lock:
-                table = self._engine.core.table
-                busy = table.count[SessionState.BUSY]
-                resident = table.pool.resident - table.count[SessionState.STUCK]
-                self._engine.changed.clear()
-            entered = ladder.tick(self._clock.monotonic(), busy=busy, resident=resident)
+                self._perform(rung, ladder.times.of(rung))
+            with engine.lock:
+                engine.changed.clear()
+                skips, self._skips = self._skips, 0
+                busy, resident = self._left_to_end()
+            now = self._clock.monotonic()
+            entered = [rung for _ in range(skips) for rung in ladder.signal(now)]
+            entered = entered or ladder.tick(now, busy=busy, resident=resident)
             if not entered:
-                self._engine.changed.wait(_RUNG_LOOK_S)
-        self._rung = Rung.GONE
+                engine.changed.wait(_RUNG_LOOK_S)
+        for rung in entered[:-1]:
+            self._perform(rung, ladder.times.of(rung))
         self._watch.stop()
-        deadline = Deadline.after(self._times.kill_s, self._clock)
-        self._engine.keeper.shutdown(deadline)
+        engine.keeper.shutdown(Deadline(ladder.shared_until(self._clock.monotonic()), self._clock))
+        self._perform(Rung.GONE, 0.0)
+
+    def _perform(self, rung: Rung, seconds: float) -> None:
+        """Enters a rung. What fails is logged and the way down goes on: the next rung is harder than this one."""
+        self._rung = rung
+        engine = self._engine
+        with engine.lock:
+            table, waiting = engine.core.table, engine.core.queue_length
+            entered = RungEntered(rung, seconds, table.count[SessionState.BUSY], waiting, table.pool.resident)
+        engine.tell(entered)
+        try:
+            act = {Rung.DRAINING: self._drain, Rung.CANCELLING: self._cancel_running, Rung.KILLING: self._kill_all}
+            ended = act[rung]() if rung in act else []
+        except Exception:
+            _log.exception("The shutdown rung %s failed", rung.label)
+        else:
+            for key in ended:
+                engine.tell(EndedByShutdown(key, rung))
+
+    def _left_to_end(self) -> tuple[int, int]:
+        """What may still end by itself: turns, and sessions in memory. A stuck one never does. Under the lock."""
+        core = self._engine.core
+        count = core.table.count
+        turns = count[SessionState.BUSY] + count[SessionState.OPENING] + core.queue_length
+        return turns, core.table.pool.resident - count[SessionState.STUCK]
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -504,10 +535,6 @@ class AgentPool:
 
 def _ignore(_: TurnEvent) -> None:
     """Events of a turn that nobody listens to."""
-
-
-def _nothing() -> None:
-    """A rung without a deed."""
 
 
 def _at_once(times: RungTimes) -> RungTimes:

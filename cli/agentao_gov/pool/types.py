@@ -163,6 +163,8 @@ class PoolStats:
     turns: int = 0
     #: Sessions in memory that are not at rest after their last turn; the others' messages are compressed.
     awake: int = 0
+    #: Idle sessions whose last turn could not be written to disk: they would lose it with the process.
+    unsaved: int = 0
     #: Seconds a turn waited for its place, over the last turns.
     wait_s_p50: float = 0.0
     wait_s_p95: float = 0.0

@@ -1,4 +1,4 @@
-"""Walks the shutdown ladder of `pool/ladder.py`: performs each rung as it is entered, and tells the log."""
+"""When the service goes down, and what it ends with: the pool walks the shutdown ladder, this begins and steps it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING
 
-from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.monitor.logs import log_event
-from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
-from agentao_gov.pool.types import PoolStats, SessionState
+from agentao_gov.pool.ladder import RungTimes
+from agentao_gov.pool.types import SessionState
 from agentao_gov.process.supervision import RESTART_EXIT, is_guarded
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ShutdownWalk"]
 
-#: Between looks at whether a rung's work is done: short against every rung, long against a look (some 10 µs).
-_LOOK_S = 0.02
 #: Between looks at how many turns are stuck.
 _STUCK_LOOK_S = 1.0
 
@@ -29,22 +26,13 @@ _STUCK_LOOK_S = 1.0
 class ShutdownWalk:
     """The way down of one process. On the event loop; `signalled` is its signal handler."""
 
-    def __init__(self, gateway: Gateway, times: RungTimes, clock: Clock = SYSTEM_CLOCK) -> None:
-        pool = gateway.pool
+    def __init__(self, gateway: Gateway, times: RungTimes) -> None:
+        """`times`: the seconds of each rung, and of all together."""
         self._gateway = gateway
+        self._times = times
         # Without a warden nobody would start it again; then `/readyz` alone asks for a replacement.
         self._guarded = is_guarded()
-        self._clock = clock
-        self._ladder = Ladder(times)
-        self._enter: dict[Rung, Callable[[], Any]] = {
-            Rung.LAME_DUCK: pool.begin_lame_duck,
-            Rung.DRAINING: pool.begin_drain,
-            Rung.CANCELLING: pool.cancel_running,
-            Rung.CLOSING: pool.close_all,
-            Rung.KILLING: pool.kill_all,
-        }
-        #: Rungs entered and not yet performed, in order.
-        self._due: asyncio.Queue[Rung] = asyncio.Queue()
+        self._signals = 0
         self._first_signal: int | None = None
         #: The way down began because too many turns are stuck: whoever supervises starts a fresh process.
         self._restart = False
@@ -60,61 +48,36 @@ class ShutdownWalk:
     def signalled(self, signum: int) -> None:
         """The first signal begins the way down, each further one ends the present rung."""
         self._first_signal = self._first_signal or signum
-        log_event("signal", logging.WARNING, signal=signal.Signals(signum).name, count=self._ladder.signals + 1)
-        self._note(self._ladder.signal(self._clock.monotonic()))
+        self._signals += 1
+        log_event("signal", logging.WARNING, signal=signal.Signals(signum).name, count=self._signals)
+        if self._begun.is_set():
+            self._gateway.pool.next_rung()
         self._begun.set()
-
-    def replace_itself(self, stuck: int) -> None:
-        """Begins the way down because each stuck turn holds a thread and a slot that only a new process gives back."""
-        if self._ladder.rung is not Rung.SERVING:
-            return
-        log_event("too many turns are stuck, restarting", logging.ERROR, stuck=stuck)
-        self._restart = True
-        self._note(self._ladder.signal(self._clock.monotonic()))
-        self._begun.set()
-
-    def _note(self, entered: list[Rung]) -> None:
-        for rung in entered:
-            self._due.put_nowait(rung)
 
     async def walk(self) -> None:
-        """Waits for the first signal, then goes down to the end."""
+        """Waits for the first signal, or for too many stuck turns; returns when the pool has gone down to the end."""
         while not self._begun.is_set():
-            stuck = self._gateway.pool.stats().sessions[SessionState.STUCK]
-            if self._guarded and stuck >= self._gateway.deployment.pool.max_stuck:
-                self.replace_itself(stuck)
+            self._look_at_stuck_turns()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._begun.wait(), _STUCK_LOOK_S)
-        while True:
-            while not self._due.empty():
-                await self._perform(self._due.get_nowait())
-            if self._ladder.rung is Rung.GONE:
-                return
-            await asyncio.sleep(_LOOK_S)
-            if self._due.empty():
-                busy, resident = _left(self._gateway.pool.stats())
-                self._note(self._ladder.tick(self._clock.monotonic(), busy=busy, resident=resident))
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
-    async def _perform(self, rung: Rung) -> None:
-        stats = self._gateway.pool.stats()
-        log_event(
-            "shutdown rung", logging.WARNING, rung=rung.label, seconds=self._ladder.times.of(rung), busy=stats.busy,
-            waiting=stats.queue_length, resident=stats.resident,
-        )  # fmt: skip
-        enter = self._enter.get(rung)
-        if enter is None:
-            return
-        try:
-            told = await asyncio.to_thread(enter)
-        except Exception:
-            # The way down goes on: the next rung is harder than this one.
-            logging.getLogger(__name__).exception("rung %s failed", rung.label)
-            return
-        for what in told if isinstance(told, (list, tuple, set, frozenset)) else ():
-            log_event("ended by shutdown", logging.WARNING, rung=rung.label, what=str(what))
+        def go_down() -> None:
+            try:
+                self._gateway.pool.close(self._times)
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop has ended before the ladder
+                    loop.call_soon_threadsafe(gone.set)
 
+        # On a thread of its own: the way down must not wait behind requests for one of asyncio's few threads.
+        threading.Thread(target=go_down, name="gov-shutdown", daemon=True).start()
+        await gone.wait()
 
-def _left(stats: PoolStats) -> tuple[int, int]:
-    """What may still end by itself: running turns, and sessions in memory. A stuck one never does."""
-    opening = stats.sessions[SessionState.OPENING]
-    return stats.busy + opening + stats.queue_length, stats.resident - stats.sessions[SessionState.STUCK]
+    def _look_at_stuck_turns(self) -> None:
+        """Each stuck turn holds a thread and a slot that only a new process gives back."""
+        stuck = self._gateway.pool.stats().sessions[SessionState.STUCK]
+        if self._guarded and stuck >= self._gateway.deployment.pool.max_stuck:
+            log_event("too many turns are stuck, restarting", logging.ERROR, stuck=stuck)
+            self._restart = True
+            self._begun.set()
