@@ -1,24 +1,40 @@
 """A random life of the ledger's core, from a seed, with every rule checked after every step.
 
 The checker keeps its own account in the plainest way: what each call holds and was charged, per scope and window.
-It shares no code with the book but the values it passes in and reads out.
+It shares no code with the core but the values it passes in and reads out.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from agentao_gov.budget.balance import LineKey
+from agentao_gov.budget.balance import BalanceKey
+from agentao_gov.budget.core import LedgerCore
 from agentao_gov.budget.journal import Entry
-from agentao_gov.budget.memory import Book
-from agentao_gov.budget.store import Refused, Waiting
+from agentao_gov.budget.memory import MemoryRecords
+from agentao_gov.budget.reservation import CallRecord
+from agentao_gov.budget.store import Refused, StoreSettings, Waiting
 from agentao_gov.budget.types import Reservation, ReservationLostError, ReserveRequest, Scope, ScopeLimit
 
 TENANTS, USERS, SESSIONS, OWNERS = ("a", "b"), ("ann", "bob"), ("s1", "s2", "s3"), ("p0", "p1", "p2")
 USUAL = {"tenant": 5_000, "user": 3_000, "session": 1_500}
+
+
+class Records(MemoryRecords):
+    """The core's records, with every journal entry told to the checker as it is written."""
+
+    def __init__(self, write: Callable[[Entry], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def append(self, entry: Entry) -> None:
+        super().append(entry)
+        # A million steps: what was written is checked at once, not kept.
+        del self.rows[:-1]
+        self._write(entry)
 
 
 @dataclass(slots=True)
@@ -26,7 +42,7 @@ class Account:
     """What the checker knows of one call."""
 
     owner: str
-    lines: tuple[LineKey, ...]
+    keys: tuple[BalanceKey, ...]
     held: int
     used: int = 0
     dispatched: bool = False
@@ -40,29 +56,35 @@ class Life:
 
     seed: int
     rng: random.Random = field(init=False)
-    book: Book = field(init=False)
+    records: Records = field(init=False)
+    core: LedgerCore = field(init=False)
     now_s: float = 1_790_000_000.0
     accounts: dict[str, Account] = field(default_factory=dict)
     requests: dict[str, tuple[ReserveRequest, str]] = field(default_factory=dict)
     limits: dict[Scope, int | None] = field(default_factory=dict)
-    used: dict[LineKey, int] = field(default_factory=lambda: defaultdict(int))
-    held: dict[LineKey, int] = field(default_factory=lambda: defaultdict(int))
+    used: dict[BalanceKey, int] = field(default_factory=lambda: defaultdict(int))
+    held: dict[BalanceKey, int] = field(default_factory=lambda: defaultdict(int))
     #: How far used may stand above the limit: under-estimates, and limits that were lowered.
-    excess: dict[LineKey, int] = field(default_factory=lambda: defaultdict(int))
+    excess: dict[BalanceKey, int] = field(default_factory=lambda: defaultdict(int))
     journal: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     open_calls: list[str] = field(default_factory=list)
     steps: int = 0
     serial: int = 0
-    touched: set[LineKey] = field(default_factory=set)
+    touched: set[BalanceKey] = field(default_factory=set)
     outcomes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.book = Book(self._write, warn_at=(0.8,))
+        self.records = Records(self._write)
+        self.core = LedgerCore(self.records, StoreSettings(warn_at=(0.8,)))
+
+    @property
+    def now_ms(self) -> int:
+        return int(self.now_s * 1000)
 
     def _write(self, entry: Entry) -> None:
-        for line in entry.lines:
-            sums = self.journal[line]
+        for ref in entry.refs:
+            sums = self.journal[ref]
             sums[0] += entry.used
             sums[1] += entry.reserved
             sums[2] += entry.granted
@@ -95,7 +117,7 @@ class Life:
                 (tenant := rng.choice(TENANTS)), f"{tenant}-{rng.choice(USERS)}",
             )  # fmt: skip
             self.requests[call_id] = (request, owner)
-        answer = self.book.reserve(request, owner, self.now_s)
+        answer = self.core.reserve(request, owner, self.now_ms)
         self.outcomes[type(answer).__name__] += 1
         self._check_answer(request, answer)
 
@@ -127,25 +149,25 @@ class Life:
             used = self.rng.randrange(0, account.held + 1) if not over else account.held + over
             self.settle(call_id, used)
         elif ending < 0.85:
-            self.book.charge(call_id, account.held, 0, account.owner, self.now_s)
+            self.core.charge(call_id, account.held, 0, account.owner, self.now_ms)
             self._close(account, "charged", account.held)
             if self.rng.random() < 0.5:
                 self._collect()
                 self.settle(call_id, self.rng.randrange(0, account.used + 1))
         elif not account.dispatched:
-            self.book.release(call_id, account.owner, self.now_s)
+            self.core.release(call_id, account.owner, self.now_ms)
             self._close(account, "released", 0)
         if self.rng.random() < 0.1:
-            assert self.book.charge(call_id, 1, 1, account.owner, self.now_s) is None or account.state == "open"
+            assert not self.core.charge(call_id, 1, 1, account.owner, self.now_ms).posted or account.state == "open"
             if account.state == "open":
                 self._close(account, "charged", 2)
 
     def settle(self, call_id: str, used: int) -> None:
         account = self.accounts[call_id]
         prompt = used // 2
-        self.book.settle(call_id, prompt, used - prompt, 0, account.owner, self.now_s)
+        self.core.settle(call_id, prompt, used - prompt, 0, account.owner, self.now_ms)
         before = account.used if account.state == "charged" else account.held if account.state == "open" else 0
-        for key in account.lines:
+        for key in account.keys:
             self.excess[key] += max(0, used - before)
         self._close(account, "settled", used)
 
@@ -153,30 +175,30 @@ class Life:
         if not self.open_calls:
             return
         account = self.accounts[call_id := self.rng.choice(self.open_calls)]
-        self.book.dispatch(call_id, account.owner, self.now_s)
+        self.core.dispatch(call_id, account.owner, self.now_ms)
         account.dispatched = True
 
     def extend(self) -> None:
         if not self.open_calls:
             return
         account = self.accounts[call_id := self.rng.choice(self.open_calls)]
-        more = self.book.extend(call_id, wanted := self.rng.randrange(1, 60), account.owner, self.now_s)
+        more = self.core.extend(call_id, wanted := self.rng.randrange(1, 60), account.owner, self.now_ms)
         assert 0 <= more <= wanted
         account.held += more
-        for key in account.lines:
+        for key in account.keys:
             self.held[key] += more
 
     def withdraw(self) -> None:
-        if self.book.waiters:
-            call_id = self.rng.choice(list(self.book.waiters))
-            self.book.withdraw(call_id, "p0", self.now_s)
-            assert call_id not in self.book.waiters
+        if self.records.queue:
+            call_id = self.rng.choice(list(self.records.queue))
+            self.core.withdraw(call_id, "p0", self.now_ms)
+            assert call_id not in self.records.queue
 
     def tick(self) -> None:
         seconds = self.rng.choice((1, 60, 600, 7200))
         # One in ten steps back: the ledger must not follow.
         self.now_s += -seconds if self.rng.random() < 0.1 else seconds
-        self.book.serve_waiting(self.now_s)
+        self.core.serve_waiting(self.now_ms)
 
     def crash(self) -> None:
         """An owner dies; a neighbour resolves what it left, and one zombie settles late."""
@@ -186,7 +208,7 @@ class Life:
             account = self.accounts[call_id]
             if account.owner == dead:
                 zombies.append(call_id)
-        self.book.reclaim(lambda owner: owner == dead, "p-neighbour", self.now_s)
+        self.core.resolve(dead, "p-neighbour", self.now_ms)
         for call_id in zombies:
             account = self.accounts[call_id]
             self._close(account, "charged" if account.dispatched else "released", account.held * account.dispatched)
@@ -195,7 +217,7 @@ class Life:
             account = self.accounts[zombie := self.rng.choice(zombies)]
             if account.state == "released":
                 try:
-                    self.book.dispatch(zombie, dead, self.now_s)
+                    self.core.dispatch(zombie, dead, self.now_ms)
                 except ReservationLostError:
                     return
                 raise AssertionError("a call that was given up may not be sent")
@@ -204,40 +226,39 @@ class Life:
     def grant(self) -> None:
         if self.rng.random() < 0.1:
             scope = self._scopes()[2]
-            self.book.grant(scope, self.rng.randrange(1, 400), "p0", self.now_s)
+            self.core.grant(scope, self.rng.randrange(1, 400), "p0", self.now_ms)
 
     # ── rules ─────────────────────────────────────────────────────────────────────────────────────
 
     def _collect(self) -> None:
         """Takes in the calls that were granted in this step, directly or from the queue, and checks the figures."""
-        for call_id in list(self.book.answered):
-            call = self.book.calls.get(call_id)
+        for call_id in self.core.take_answered():
+            call = self.records.calls.get(call_id)
             if call is not None and call_id not in self.accounts:
-                self._opened(call.reservation)
-        self.book.answered.clear()
-        self.check_lines(self.touched)
+                self._opened(call)
+        self.check_balances(self.touched)
         self.touched.clear()
 
     def _check_answer(self, request: ReserveRequest, answer: Reservation | Refused | Waiting) -> None:
         if isinstance(answer, Reservation):
             assert request.output_tokens_min <= answer.output_tokens or request.id in self.accounts
             if request.id not in self.accounts:
-                self._opened(answer)
+                self._opened(self.records.calls[answer.id])
         elif isinstance(answer, Refused):
-            assert request.id not in self.book.calls
+            assert request.id not in self.records.calls
             assert answer.asked > answer.limit - answer.used
 
-    def _opened(self, reservation: Reservation) -> None:
-        call = self.book.calls[reservation.id]
-        account = Account(call.owner, call.lines, reservation.total_tokens)
-        self.accounts[reservation.id] = account
-        self.open_calls.append(reservation.id)
-        for key in account.lines:
+    def _opened(self, call: CallRecord) -> None:
+        keys = tuple(balance.key for balance in self.records.load(call.refs))
+        account = Account(call.owner, keys, call.holding.held)
+        self.accounts[call.id] = account
+        self.open_calls.append(call.id)
+        for key in account.keys:
             self.held[key] += account.held
-        self.touched.update(account.lines)
+        self.touched.update(account.keys)
 
     def _close(self, account: Account, state: str, used: int) -> None:
-        for key in account.lines:
+        for key in account.keys:
             if account.state == "open":
                 self.held[key] -= account.held
             self.used[key] += used - account.used
@@ -245,20 +266,20 @@ class Life:
         call_id = next((c for c in self.open_calls if self.accounts[c] is account), None)
         if call_id is not None:
             self.open_calls.remove(call_id)
-        self.touched.update(account.lines)
+        self.touched.update(account.keys)
 
-    def check_lines(self, keys: Iterable[LineKey]) -> None:
-        """Book, checker and journal agree, and the limit holds but for what was under-estimated."""
+    def check_balances(self, keys: Iterable[BalanceKey]) -> None:
+        """Core, checker and journal agree, and the limit holds but for what was under-estimated."""
         for key in keys:
-            line = self.book.lines[key]
             scope, timezone, window = key
+            balance = self.records.kept[f"{scope} {timezone} {window}"]
             sums = self.journal[f"{scope} {timezone} {window}"]
-            assert line.used == self.used[key] == sums[0], key
-            assert line.reserved == self.held[key] == sums[1], key
-            assert line.granted == sums[2]
-            assert line.reserved >= 0 <= line.used
+            assert balance.used == self.used[key] == sums[0], key
+            assert balance.reserved == self.held[key] == sums[1], key
+            assert balance.granted == sums[2]
+            assert balance.reserved >= 0 <= balance.used
             # The usual limit: one that was lowered for a moment bounds what is admitted under it, not what was before.
-            assert line.used + line.reserved <= USUAL[scope.kind] + line.granted + self.excess[key]
+            assert balance.used + balance.reserved <= USUAL[scope.kind] + balance.granted + self.excess[key]
 
     def quiesce(self) -> None:
         """Everyone finishes: then nothing is held, nobody waits, and every figure is reproduced."""
@@ -266,7 +287,7 @@ class Life:
             call_id = self.open_calls[0]
             self.settle(call_id, self.accounts[call_id].held)
             self._collect()
-        assert not self.book.waiters, "somebody waits though nothing is held"
-        for key, line in self.book.lines.items():
-            self.check_lines((key,))
-            assert line.reserved == 0
+        assert not self.records.queue, "somebody waits though nothing is held"
+        for balance in self.records.kept.values():
+            self.check_balances((balance.key,))
+            assert balance.reserved == 0

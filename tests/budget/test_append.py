@@ -1,11 +1,11 @@
-"""The short way of a step: taken where nothing has changed, left where anything has, and never with another result."""
+"""Several openings of one ledger file: each step sees what the others did, and none comes between another's."""
 
 from __future__ import annotations
 
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,34 +34,11 @@ def open_store(tmp_path: Path) -> Iterator[Callable[[], SqliteStore]]:
     assert found.problems == ()
 
 
-@contextmanager
-def statements(store: SqliteStore) -> Iterator[list[str]]:
-    """What the store says to SQLite meanwhile."""
-    said: list[str] = []
-    store.connection.set_trace_callback(said.append)
-    yield said
-    store.connection.set_trace_callback(None)
-
-
 def settled(store: SqliteStore, call_id: str, used: int = 10) -> None:
     """One call from its start to its end."""
     assert isinstance(store.reserve(call(call_id, LIMITS)), Reservation)
     store.dispatch(call_id)
     store.settle(call_id, used, 0, 0)
-
-
-def test_a_step_of_one_who_is_alone_is_one_statement(open_store: Callable[[], SqliteStore]) -> None:
-    """The first calls open the lines and look around; from then on each step is one insertion."""
-    store = open_store()
-    for number in range(3):
-        settled(store, f"c-{number}")
-
-    with statements(store) as said:
-        settled(store, "c-9")
-
-    assert len(said) == 3
-    assert all(text.lstrip().startswith("INSERT OR IGNORE INTO journal") for text in said)
-    assert balance(store, LIMITS).used == 40
 
 
 def test_neighbours_who_take_turns_see_each_others_steps(open_store: Callable[[], SqliteStore]) -> None:
@@ -90,31 +67,30 @@ def test_neighbours_who_take_turns_see_each_others_steps(open_store: Callable[[]
     assert idle(stores[0], LIMITS)
 
 
-def test_a_neighbour_who_writes_at_the_last_moment_is_not_written_over(
-    open_store: Callable[[], SqliteStore],
-) -> None:
-    """Between the decision and its insertion nothing is locked: both want to write the entry of the same number."""
-    store, neighbour = open_store(), open_store()
-    settled(neighbour, "n-0", used=0)
-    for number in range(3):
-        settled(store, f"c-{number}", used=0)
-    written: list[object] = []
+def test_nobody_writes_between_a_decision_and_its_commit(open_store: Callable[[], SqliteStore]) -> None:
+    """Both would fit alone: the file is locked from the first look to the commit, and the second sees the first."""
+    store, neighbour = open_store(), SqliteStore(open_store().opening.path, lock_wait_s=0.01)
+    refused: list[StoreError] = []
 
     def interfere(point: str) -> None:
         if point != "before_reserve_commit":
             return
         failpoints.install(None)
-        written.append(neighbour.reserve(call("n-1", LIMITS, prompt=900, output=(1, 1))))
+        with pytest.raises(StoreError, match="locked") as caught:
+            neighbour.reserve(call("n-1", LIMITS, prompt=900, output=(1, 1)))
+        refused.append(caught.value)
 
     failpoints.install(interfere)
     try:
-        answer = store.reserve(call("c-9", LIMITS, prompt=900, output=(1, 1)))
+        answer = store.reserve(call("c-1", LIMITS, prompt=900, output=(1, 1)))
     finally:
         failpoints.install(None)
 
-    assert isinstance(written[0], Reservation)
-    assert isinstance(answer, Waiting)
+    assert isinstance(answer, Reservation)
+    assert len(refused) == 1
+    assert isinstance(neighbour.reserve(call("n-1", LIMITS, prompt=900, output=(1, 1))), Waiting)
     assert balance(store, LIMITS, "session").reserved == 901
+    neighbour.close()
 
 
 def test_a_copy_put_back_through_sqlite_is_refused(tmp_path: Path) -> None:
@@ -122,7 +98,7 @@ def test_a_copy_put_back_through_sqlite_is_refused(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "ledger.db")
     settled(store, "c-0")
     with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
-        store.connection.backup(copy)
+        store.opening.connection.backup(copy)
         for number in range(1, 4):
             settled(store, f"c-{number}")
         with closing(sqlite3.connect(tmp_path / "ledger.db")) as restored:
@@ -134,23 +110,23 @@ def test_a_copy_put_back_through_sqlite_is_refused(tmp_path: Path) -> None:
     store.close()
 
 
-def test_an_interrupt_between_an_entry_and_what_is_known_of_it_changes_nothing(
-    open_store: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was reserved then is there, and is not granted a second time."""
+def test_an_interrupt_before_the_commit_changes_nothing(open_store: Callable[[], SqliteStore]) -> None:
+    """What was not committed is not held, and the next step goes on from what the file says."""
     store = open_store()
-    for number in range(3):
-        settled(store, f"c-{number}", used=0)
+    settled(store, "c-0", used=0)
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(point: str) -> None:
+        if point == "before_reserve_commit":
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(store.cache, "apply", interrupted)
+    failpoints.install(interrupt)
+    try:
         with pytest.raises(KeyboardInterrupt):
             store.reserve(call("c-8", LIMITS, prompt=900, output=(1, 1)))
+    finally:
+        failpoints.install(None)
 
-    assert isinstance(store.reserve(call("c-9", LIMITS, prompt=900, output=(1, 1))), Waiting)
+    assert isinstance(store.reserve(call("c-9", LIMITS, prompt=900, output=(1, 1))), Reservation)
     assert balance(store, LIMITS, "session").reserved == 901
 
 
@@ -179,7 +155,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
 def test_whoever_waits_elsewhere_is_served_by_the_step_that_gives_tokens_back(
     open_store: Callable[[], SqliteStore],
 ) -> None:
-    """To wait leaves no entry in the journal, so the insertion itself has to find out."""
+    """To wait leaves no entry in the journal; whoever settles looks for it all the same."""
     spender, waiter = open_store(), open_store()
     for number in range(3):
         settled(spender, f"c-{number}", used=0)
@@ -194,7 +170,7 @@ def test_whoever_waits_elsewhere_is_served_by_the_step_that_gives_tokens_back(
 
 
 def test_a_newcomer_does_not_overtake_one_who_waits_elsewhere(open_store: Callable[[], SqliteStore]) -> None:
-    """It would fit, and what this process knows shows nobody who waits."""
+    """It would fit, and nothing in this process waits."""
     spender, waiter = open_store(), open_store()
     for number in range(3):
         settled(spender, f"c-{number}", used=0)
@@ -209,7 +185,7 @@ def test_an_owner_that_was_given_up_registers_again_first(open_store: Callable[[
     store, neighbour = open_store(), open_store()
     for number in range(3):
         settled(store, f"c-{number}")
-    neighbour.connection.execute("DELETE FROM owners WHERE id = ?", (store.owner.id,))
+    neighbour.opening.connection.execute("DELETE FROM owners WHERE id = ?", (store.owner_id,))
 
     store.reserve(call("c-9", LIMITS))
     neighbour.heartbeat()
@@ -217,24 +193,8 @@ def test_an_owner_that_was_given_up_registers_again_first(open_store: Callable[[
     assert balance(neighbour, LIMITS).reserved == 200
 
 
-def test_a_reservation_from_before_the_last_fold_is_found(open_store: Callable[[], SqliteStore]) -> None:
-    """Its id is in the tables alone, no longer at hand; the same id is the same reservation."""
-    store = open_store()
-    for number in range(3):
-        settled(store, f"c-{number}")
-    store.heartbeat()
-    settled(store, "between", used=0)
-    settled(store, "between-2", used=0)
-
-    again = store.reserve(call("c-1", LIMITS))
-
-    assert isinstance(again, Reservation)
-    assert again.state == "settled"
-    assert balance(store, LIMITS).used == 30
-
-
-def test_soft_thresholds_and_changed_limits_are_still_seen(open_store: Callable[[], SqliteStore]) -> None:
-    """Both take a second entry, which the short way does not write."""
+def test_soft_thresholds_and_changed_limits_are_seen(open_store: Callable[[], SqliteStore]) -> None:
+    """Each is one more entry of the same step."""
     store = open_store()
     store.settings = StoreSettings(warn_at=(0.5, 0.9))
     for number in range(3):

@@ -145,7 +145,7 @@ def test_verify_passes_and_finds_a_change(budget: Any, deployment: ResolvedDeplo
     spend(deployment)
     sound, out, _ = budget("verify")
     with closing(sqlite3.connect(deployment.state_dir / "ledger.db")) as sql:
-        sql.execute("UPDATE lines SET used = 1 WHERE kind = 'tenant'")
+        sql.execute("UPDATE balances SET used = 1 WHERE kind = 'tenant'")
         sql.commit()
 
     code, found, err = budget("verify")

@@ -77,7 +77,7 @@ def in_thread(action: Callable[[], object]) -> tuple[threading.Thread, list[obje
 def until_waiting(store: MemoryStore, count: int = 1) -> None:
     """Returns when that many calls are in the queue."""
     guard = Deadline.after(GUARD_S)
-    while len(store._book.waiters) < count:
+    while len(store._records.queue) < count:
         assert not guard.passed
 
 

@@ -280,19 +280,14 @@ class SqliteMachine(LedgerMachine):
         """The row of an owner whose process has ended: a pid that does not run."""
         dead = self.stores[which]
         assert isinstance(dead, SqliteStore)
-        dead.connection.execute("UPDATE owners SET pid = ?, started = 1 WHERE id = ?", (2**22 + 1, dead.owner.id))
+        dead.opening.connection.execute(
+            "UPDATE owners SET pid = ?, started = 1 WHERE id = ?", (2**22 + 1, dead.owner_id)
+        )
         # Without its orderly end: nothing is resolved but by the neighbour.
-        for connection in (dead.connection, dead.file.sql):
+        for connection in (dead.opening.connection, dead.opening.file.sql):
             connection.close()
         self.stores[which] = self.open()
         return True
-
-    @rule(which=st.integers(0, 1))
-    def fold(self, which: int) -> None:
-        """The tables are brought up to date at any moment, by anyone."""
-        store = self.stores[which]
-        assert isinstance(store, SqliteStore)
-        store._upkeep.fold()
 
     def teardown(self) -> None:
         super().teardown()

@@ -49,7 +49,7 @@ def grants(store: Store, tenant: str) -> list[str]:
         if entry.kind == "line":
             names[entry.id] = entry.note.split()[0]
         elif entry.kind == "reserve":
-            users += [name for line in entry.lines if (name := names[line]).startswith(f"user:{tenant}/")]
+            users += [name for ref in entry.refs if (name := names[ref]).startswith(f"user:{tenant}/")]
     return users
 
 

@@ -15,7 +15,7 @@ import pytest
 from agentao_gov.budget import MemoryStore, RedisStore, Reservation, SqliteStore, Store, failpoints, verify_file
 from agentao_gov.budget.journal import piece, plan
 from agentao_gov.budget.redis.session import link
-from agentao_gov.budget.sqlite.tables import cut, fold, plan_cut
+from agentao_gov.budget.sqlite.tables import plan_cut
 from agentao_gov.budget.sqlite.transaction import Transaction
 from agentao_gov.budget.types import ReservationLostError
 from agentao_gov.errors import StoreError
@@ -248,15 +248,13 @@ def test_a_line_taken_up_between_plan_and_cut_stays_in_a_file(tmp_path: Path, cl
     """The plan is made without the lock; whoever reserves meanwhile keeps what it reserved on."""
     store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
     rested(store, clock)
-    with Transaction(store) as tx:
-        fold(tx)
-    planned = plan_cut(store.file.sql, clock.time() * 1000, RETAIN_S * 1000)
+    planned = plan_cut(store.opening.file.sql, clock.time() * 1000, RETAIN_S * 1000)
     assert planned is not None
-    assert planned.lines
+    assert planned.over
     store.reserve(call("open", LIMITS))
 
-    with Transaction(store, "cut") as tx:
-        cut(tx, planned, store.owner.id)
+    with Transaction(store.opening, "cut"):
+        store.opening.records.cut(planned)
 
     assert next(iter(store.journal()))[0] == 1
     store.settle("open", 5, 5, 0)
@@ -276,7 +274,7 @@ def test_a_line_taken_up_between_plan_and_cut_stays_in_redis(redis_url: str, tmp
     rows = list(store.journal())[:-1]
     planned = plan(checkpoint, rows, lambda *_: True, (), link)
     assert planned is not None
-    assert "turn:t-1 UTC turn" in planned.lines
+    assert "turn:t-1 UTC turn" in planned.over
 
     store.cut(planned)
 
@@ -290,18 +288,18 @@ def test_a_lines_number_is_never_given_to_another(tmp_path: Path, clock: FakeClo
     """The journal knows lines by their number: a later line under the same one would be taken for it."""
     store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
     rested(store, clock)
-    highest = int(store.connection.execute("SELECT max(id) FROM lines").fetchone()[0])
+    highest = int(store.opening.connection.execute("SELECT max(id) FROM balances").fetchone()[0])
     clock.advance(7 * DAY_S)
     store.reserve(call("last", LIMITS))
     store.settle("last", 1, 1, 0)
-    with closing(sqlite3.connect(store.path)) as sql:
-        before = {row[0] for row in sql.execute("SELECT id FROM lines")}
+    with closing(sqlite3.connect(store.opening.path)) as sql:
+        before = {row[0] for row in sql.execute("SELECT id FROM balances")}
     store.heartbeat()
-    with closing(sqlite3.connect(store.path)) as sql:
-        gone = before - {row[0] for row in sql.execute("SELECT id FROM lines")}
+    with closing(sqlite3.connect(store.opening.path)) as sql:
+        gone = before - {row[0] for row in sql.execute("SELECT id FROM balances")}
         assert gone
         # As if the highest had been among them: it is what SQLite would give away first.
-        (given,) = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'lines'").fetchone()
+        (given,) = sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'balances'").fetchone()
     assert given >= max(before) >= highest
 
     for day in range(6):
@@ -360,15 +358,15 @@ def test_little_that_is_old_does_not_move_a_large_checkpoint(tmp_path: Path, clo
     """Every beat would else read, parse and write anew all that tenants ever used."""
     store = SqliteStore(tmp_path / "ledger.db", clock, retain_s=RETAIN_S)
     live_hourly(store, clock, 3 * 24 + 2)
-    before = store.connection.execute("SELECT number, size FROM checkpoint").fetchone()
+    before = store.opening.connection.execute("SELECT number, size FROM checkpoint").fetchone()
     statements: list[str] = []
-    store.file.sql.set_trace_callback(statements.append)
+    store.opening.file.sql.set_trace_callback(statements.append)
 
     # Each beat finds some entries that are past their time.
     live_hourly(store, clock, 6, "later")
 
-    store.file.sql.set_trace_callback(None)
-    after = store.connection.execute("SELECT number, size FROM checkpoint").fetchone()
+    store.opening.file.sql.set_trace_callback(None)
+    after = store.opening.connection.execute("SELECT number, size FROM checkpoint").fetchone()
     assert before[1] > 0
     assert after == before
     assert any("size FROM checkpoint" in statement for statement in statements)
@@ -376,7 +374,7 @@ def test_little_that_is_old_does_not_move_a_large_checkpoint(tmp_path: Path, clo
     clock.advance(DAY_S)
     fill(store, "next", 1)
     store.heartbeat()
-    assert store.connection.execute("SELECT number FROM checkpoint").fetchone()[0] > before[0]
+    assert store.opening.connection.execute("SELECT number FROM checkpoint").fetchone()[0] > before[0]
     store.close()
 
 
@@ -410,8 +408,7 @@ CHANGES = [
     "UPDATE checkpoint SET size = size + 1",
     "UPDATE checkpoint SET body = 'nonsense'",
     "DELETE FROM journal WHERE number = (SELECT min(number) FROM journal)",
-    "UPDATE lines SET used = used + 1 WHERE id = (SELECT min(id) FROM lines WHERE kind = 'tenant')",
-    "UPDATE folded SET number = number - 20",
+    "UPDATE balances SET used = used + 1 WHERE id = (SELECT min(id) FROM balances WHERE kind = 'tenant')",
 ]
 
 
@@ -440,7 +437,7 @@ def test_space_comes_back(tmp_path: Path, clock: FakeClock) -> None:
     path = tmp_path / "ledger.db"
     store = SqliteStore(path, clock, retain_s=RETAIN_S)
     live(store, clock, 1, 2_000)
-    store.file.sync(store.mark)
+    store.opening.file.sync(store.opening.high_water)
     large = path.stat().st_size
     clock.advance(6 * DAY_S)
     store.reserve(call("later", LIMITS))
@@ -449,7 +446,7 @@ def test_space_comes_back(tmp_path: Path, clock: FakeClock) -> None:
     for _ in range(20):
         store.heartbeat()
 
-    store.file.sync(store.mark)
+    store.opening.file.sync(store.opening.high_water)
     assert path.stat().st_size < large * 0.8
     assert store.verify().ok
     store.close()
@@ -518,10 +515,10 @@ def test_a_kill_during_upkeep_changes_nothing(tmp_path: Path, point: str) -> Non
     store.reserve(call("last", LIMITS))
     store.settle("last", 5, 5, 0)
     expected = store.all_balances("all")
-    # Without its orderly end, so that the tables are behind the journal.
-    store.connection.close()
-    store.file.sql.close()
-    store.mark.close()
+    # Without its orderly end.
+    store.opening.connection.close()
+    store.opening.file.sql.close()
+    store.opening.high_water.close()
 
     worker = start({"mode": "upkeep", "store": str(path), "point": point, "now": clock.time(), "retain_s": RETAIN_S})
     worker.communicate(timeout=40)

@@ -81,14 +81,14 @@ def test_a_full_disk_refuses(path: Path) -> None:
     """And what could not be written is not half written."""
     store = SqliteStore(path)
     spend(store)
-    pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
-    store.connection.execute(f"PRAGMA max_page_count={pages}")
+    pages = store.opening.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.opening.connection.execute(f"PRAGMA max_page_count={pages}")
 
     with pytest.raises(StoreError, match="full") as caught:
         spend(store, 1_000, start=10)
 
     assert caught.value.hint is not None
-    store.connection.execute("PRAGMA max_page_count=1000000")
+    store.opening.connection.execute("PRAGMA max_page_count=1000000")
     assert store.verify().ok
     spend(store, 1, start=5_000)
     store.close()
@@ -97,7 +97,7 @@ def test_a_full_disk_refuses(path: Path) -> None:
 def test_a_read_only_file_refuses(path: Path) -> None:
     """Not one call is admitted that could not be recorded."""
     store = SqliteStore(path)
-    store.connection.execute("PRAGMA query_only=ON")
+    store.opening.connection.execute("PRAGMA query_only=ON")
 
     with pytest.raises(StoreError, match="readonly"):
         store.reserve(call("c-1", LIMITS))
@@ -196,7 +196,7 @@ def test_a_file_replaced_under_a_running_process_refuses(path: Path) -> None:
     store = SqliteStore(path)
     spend(store)
     path.rename(path.with_name("moved.db"))
-    store.file._look_again_s = 0.0
+    store.opening.file._look_again_s = 0.0
 
     with pytest.raises(StoreError):
         store.reserve(call("late", LIMITS))
@@ -228,7 +228,7 @@ def test_a_fork_in_the_middle_of_a_step_is_refused_at_once(path: Path) -> None:
     store = SqliteStore(path)
     store.reserve(call("c-1", LIMITS))
     steps = (lambda: store.reserve(call("c-2", LIMITS)), store.heartbeat, lambda: store.answered(["c-2"]))
-    with store.lock, store.file.lock:
+    with store.opening.lock, store.opening.file.lock:
         child = os.fork()
         if child == 0:
             # Whatever hangs or goes wrong here ends the child, and the parent sees how.
@@ -255,21 +255,26 @@ def test_looking_while_a_neighbour_writes_is_no_alarm(path: Path) -> None:
     """A look sees the moment at which it began, and the mark goes on meanwhile."""
     store, neighbour = SqliteStore(path), SqliteStore(path)
     spend(store)
-    written = 0
+    connection = store.opening.connection
+    written = instructions = 0
 
-    def write(statement: str) -> None:
-        nonlocal written
-        if "data_version" in statement:
-            # The moment that is seen is fixed by now.
+    def write() -> None:
+        nonlocal written, instructions
+        instructions += connection.in_transaction
+        # The first instructions of the first look fix the moment that is seen.
+        if instructions == 8:
+            connection.set_progress_handler(None, 0)
             spend(neighbour, start=100 + written, count=1)
             written += 1
 
-    store.connection.set_trace_callback(write)
-    try:
-        seen = [balance(store, LIMITS).used for _ in range(3)]
-        store.all_balances()
-    finally:
-        store.connection.set_trace_callback(None)
+    def interfered() -> SqliteStore:
+        nonlocal instructions
+        instructions = 0
+        connection.set_progress_handler(write, 1)
+        return store
+
+    seen = [balance(interfered(), LIMITS).used for _ in range(3)]
+    interfered().all_balances()
 
     assert written == 4
     assert seen == [300, 400, 500]
@@ -283,7 +288,7 @@ def test_a_row_that_cannot_be_read_is_a_store_error(path: Path) -> None:
     store.reserve(call("c-1", LIMITS))
     store.heartbeat()
     with closing(sqlite3.connect(path)) as sql:
-        sql.execute("UPDATE calls SET lines = '1,x'")
+        sql.execute("UPDATE reservations SET balances = '1,x'")
         sql.commit()
 
     for step in (store.heartbeat, lambda: SqliteStore(path)):
@@ -296,10 +301,10 @@ def test_a_row_that_cannot_be_read_is_a_store_error(path: Path) -> None:
 def test_a_mark_that_cannot_be_synced_is_a_store_error(path: Path) -> None:
     """The disk may fail there as anywhere."""
     store = SqliteStore(path)
-    store.mark.close()
+    store.opening.high_water.close()
 
     with pytest.raises(StoreError):
-        store.file.sync(store.mark)
+        store.opening.file.sync(store.opening.high_water)
     store.close()
 
 
@@ -334,31 +339,31 @@ def test_verify_says_so_where_an_open_call_has_lost_its_line(path: Path) -> None
     store.reserve(call("c-1", LIMITS))
     store.heartbeat()
     with closing(sqlite3.connect(path)) as sql:
-        sql.execute("DELETE FROM lines WHERE kind = 'turn'")
-        sql.execute("UPDATE lines SET reserved = -20 WHERE kind = 'user'")
+        sql.execute("DELETE FROM balances WHERE kind = 'turn'")
+        sql.execute("UPDATE balances SET reserved = -20 WHERE kind = 'user'")
         sql.commit()
 
     problems = verify_file(path).problems
 
-    assert any("c-1 holds tokens of a line that is not there" in problem for problem in problems)
+    assert any("c-1 holds tokens of a balance that is not there" in problem for problem in problems)
     assert any("-20 tokens are reserved" in problem for problem in problems)
-    store.connection.close()
-    store.file.sql.close()
-    store.mark.close()
+    store.opening.connection.close()
+    store.opening.file.sql.close()
+    store.opening.high_water.close()
 
 
 CHANGES = [
-    "UPDATE lines SET used = used + 1 WHERE kind = 'tenant'",
-    "UPDATE lines SET granted = granted + 1 WHERE kind = 'session'",
-    "UPDATE lines SET key = 'acmf' WHERE key = 'acme'",
-    "UPDATE lines SET limit_tokens = limit_tokens + 1 WHERE kind = 'session'",
-    "UPDATE lines SET cost = 1 WHERE kind = 'user'",
-    "UPDATE calls SET used = used + 1 WHERE id = 'c-1'",
-    "UPDATE calls SET state = 'released' WHERE id = 'c-1'",
-    "UPDATE calls SET lines = '1,2,3' WHERE id = 'c-1'",
-    "UPDATE calls SET held_prompt = held_prompt + 1 WHERE id = 'c-1'",
-    "DELETE FROM calls WHERE id = 'c-1'",
-    "DELETE FROM lines WHERE kind = 'user'",
+    "UPDATE balances SET used = used + 1 WHERE kind = 'tenant'",
+    "UPDATE balances SET granted = granted + 1 WHERE kind = 'session'",
+    "UPDATE balances SET key = 'acmf' WHERE key = 'acme'",
+    "UPDATE balances SET limit_tokens = limit_tokens + 1 WHERE kind = 'session'",
+    "UPDATE balances SET cost = 1 WHERE kind = 'user'",
+    "UPDATE reservations SET used = used + 1 WHERE id = 'c-1'",
+    "UPDATE reservations SET state = 'released' WHERE id = 'c-1'",
+    "UPDATE reservations SET balances = '1,2,3' WHERE id = 'c-1'",
+    "UPDATE reservations SET held_prompt = held_prompt + 1 WHERE id = 'c-1'",
+    "DELETE FROM reservations WHERE id = 'c-1'",
+    "DELETE FROM balances WHERE kind = 'user'",
     "DELETE FROM journal WHERE number = 7",
     "UPDATE journal SET at_ms = at_ms + 1 WHERE number = 7",
     "UPDATE journal SET body = replace(body, 'c-1', 'c-2') WHERE body LIKE '%settle%c-1%'",
@@ -382,7 +387,7 @@ def test_verify_finds_what_was_changed(path: Path, change: str) -> None:
 
 def figures(path: Path) -> object:
     """Everything that the file says, or that it cannot be read."""
-    tables = ("meta", "lines", "calls", "journal", "folded", "checkpoint", "owners", "waiters", "served")
+    tables = ("meta", "balances", "reservations", "journal", "checkpoint", "owners", "waiters", "served")
     try:
         with closing(sqlite3.connect(path)) as sql:
             sql.text_factory = bytes

@@ -55,10 +55,10 @@ def test_a_second_opening_keeps_the_locks(path: Path) -> None:
     spend(first, "after")
 
     assert path.with_name("ledger.db-wal").exists()
-    first.connection.close()
-    first.file.sql.close()
-    second.connection.close()
-    second.file.sql.close()
+    first.opening.connection.close()
+    first.opening.file.sql.close()
+    second.opening.connection.close()
+    second.opening.file.sql.close()
     again = SqliteStore(path)
     assert balance(again, LIMITS).used == 2_000
     again.close()
@@ -141,16 +141,17 @@ def test_a_copy_put_in_place_is_refused_after_the_restart_too(path: Path, tmp_pa
 
 
 def test_a_sum_that_no_column_holds_is_a_store_error(path: Path) -> None:
-    """It is journalled all the same, so calls go on; who looks after the file says what is wrong."""
+    """No provider's honest report leads there: the step is refused as a whole, and the file stays sound."""
     dear = StoreSettings(price=lambda _: Price(10**12, 10**12))
     store = SqliteStore(path, settings=dear)
     store.reserve(call("c-1", LIMITS))
-    store.settle("c-1", CALL_TOKENS_MAX, 0, 0)
 
     with pytest.raises(StoreError, match="too large"):
-        store.heartbeat()
+        store.settle("c-1", CALL_TOKENS_MAX, 0, 0)
 
-    assert balance(store, LIMITS).used == CALL_TOKENS_MAX
+    assert (balance(store, LIMITS).used, balance(store, LIMITS).reserved) == (0, 200)
+    assert store.verify().ok
+    store.settle("c-1", 5, 5, 0)
     store.close()
 
 

@@ -681,23 +681,22 @@ def test_closing_resolves_what_was_left_open(open_store: OpenStore) -> None:
 
 
 def test_a_step_happens_as_a_whole_or_not_at_all(clock: FakeClock) -> None:
-    """A call whose line is lost posts to none of the others, and the proof says so."""
+    """A call whose balance is lost posts to none of the others, and the proof says so."""
     store = MemoryStore(clock)
     limits = scopes()
     store.reserve(call("c-1", limits))
-    key = next(key for key in store._book.lines if key[0].kind == "turn")
-    store._book.lines.pop(key)
+    store._records.kept.pop("turn:t-1 UTC turn")
 
     with pytest.raises(KeyError):
         store.settle("c-1", 5, 5, 0)
 
     left = balance(store, limits)
     assert (left.used, left.reserved) == (0, 200)
-    assert any("holds tokens of a line that is not there" in problem for problem in store.verify().problems)
+    assert any("holds tokens of a balance that is not there" in problem for problem in store.verify().problems)
 
 
 @pytest.mark.redis
-def test_redis_says_so_where_an_open_call_has_lost_its_line(redis_ledger: Callable[[Clock], RedisStore]) -> None:
+def test_redis_says_so_where_an_open_call_has_lost_its_balance(redis_ledger: Callable[[Clock], RedisStore]) -> None:
     """And where less than nothing is reserved."""
     store = redis_ledger(FakeClock())
     store.reserve(call("c-1", scopes()))
@@ -707,7 +706,7 @@ def test_redis_says_so_where_an_open_call_has_lost_its_line(redis_ledger: Callab
 
     problems = store.verify().problems
 
-    assert any("c-1 holds tokens of a line that is not there" in problem for problem in problems)
+    assert any("c-1 holds tokens of a balance that is not there" in problem for problem in problems)
     assert any("-20 tokens are reserved" in problem for problem in problems)
     store.close()
 

@@ -108,7 +108,7 @@ def peak(harness: Harness, report: TurnReport) -> int:
     (own,) = [entry.id for entry in journal(harness) if entry.kind == "line" and report.turn_id in entry.note]
     level = highest = 0
     for entry in journal(harness):
-        if own in entry.lines:
+        if own in entry.refs:
             level += entry.used + entry.reserved
             highest = max(highest, level)
     return highest

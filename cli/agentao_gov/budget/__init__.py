@@ -7,8 +7,7 @@ from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable, usd
 from agentao_gov.budget.redis.store import RedisStore
 from agentao_gov.budget.setup import ledger_path, limit_of, open_ledger, scope_limits, tenant_timezone
-from agentao_gov.budget.sqlite.store import SqliteStore
-from agentao_gov.budget.sqlite.verify import verify_file
+from agentao_gov.budget.sqlite.store import SqliteStore, verify_file
 from agentao_gov.budget.store import (
     BudgetEvent,
     BudgetObserver,

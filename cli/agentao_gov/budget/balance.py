@@ -11,42 +11,51 @@ from agentao_gov.budget.store import Crossing, Refused
 from agentao_gov.budget.types import Balance, ReserveRequest, Scope
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["Line", "LineKey", "crossed", "crosses", "line_name", "lower_warned", "refusal", "within_window"]
+__all__ = [
+    "THOUSANDTHS",
+    "BalanceKey",
+    "BalanceRecord",
+    "balance_name",
+    "crossed",
+    "lower_warned",
+    "refusal",
+    "within_window",
+]
+
+#: Soft thresholds are written down in thousandths: integers only.
+THOUSANDTHS = 1000
 
 #: Scope, zone and window: what a balance is of.
-LineKey = tuple[Scope, str, str]
+BalanceKey = tuple[Scope, str, str]
 
 
 @dataclass(slots=True)
-class Line:
-    """One scope in one window. `limit` is the last one a request stated; grants come on top."""
+class BalanceRecord:
+    """One scope in one window, as a store keeps it. `Balance` is the same as users see it."""
 
-    key: LineKey
+    key: BalanceKey
+    #: How the journal refers to it; empty as long as no store keeps it.
+    ref: str = ""
+    #: The limit that the last call was admitted under; grants come on top. None: unlimited.
     limit: int | None = None
     granted: int = 0
     used: int = 0
     reserved: int = 0
+    #: The part of `used` that no provider reported.
     estimated: int = 0
+    #: Trillionths of a US dollar.
     cost: int = 0
+    #: The part of `used` whose model has no price.
     unpriced: int = 0
-    #: Highest soft threshold reported and not fallen below since.
+    #: Highest soft threshold reported and not fallen below since, as a fraction of the limit.
     warned: float = 0.0
-    #: When something was posted last, Unix seconds; kept by the store in memory alone.
-    touched_s: float = 0.0
 
-    @property
-    def effective_limit(self) -> int | None:
-        """The limit with this window's grants."""
-        return None if self.limit is None else self.limit + self.granted
-
-    @property
-    def level(self) -> Level:
-        """What admission looks at."""
-        limit = self.limit
+    def level(self, limit: int | None) -> Level:
+        """What admission looks at, under the limit that the call states."""
         return Level(None if limit is None else limit + self.granted, self.used, self.reserved)
 
     def add(self, posting: Posting) -> None:
-        """One step of one call."""
+        """Adds one step of one call."""
         _, used, reserved, estimated, cost, unpriced = posting
         self.used += used
         self.reserved += reserved
@@ -54,15 +63,15 @@ class Line:
         self.cost += cost
         self.unpriced += unpriced
 
-    @property
-    def balance(self) -> Balance:
-        """The line as users see it."""
+    def public(self, limit: int | None) -> Balance:
+        """The balance as users see it, under that limit."""
         scope, timezone, window = self.key
+        effective = None if limit is None else limit + self.granted
         return Balance(
             scope,
             window,
             timezone,
-            self.effective_limit,
+            effective,
             self.used,
             self.reserved,
             self.estimated,
@@ -72,14 +81,14 @@ class Line:
         )
 
 
-def line_name(key: LineKey) -> str:
-    """A line's name in the journal: `session:acme/s-1 UTC 2026-11-22`."""
+def balance_name(key: BalanceKey) -> str:
+    """A balance's name in the journal: `session:acme/s-1 UTC 2026-11-22`."""
     scope, timezone, window = key
     return f"{scope} {timezone} {window}"
 
 
-def within_window(calendar: WindowCalendar, key: LineKey, now_s: float) -> float | None:
-    """Seconds until the line's window ends; None for a turn's."""
+def within_window(calendar: WindowCalendar, key: BalanceKey, now_s: float) -> float | None:
+    """Seconds until the balance's window ends; None for a turn's."""
     _, timezone, window = key
     if window == TURN_WINDOW:
         return None
@@ -101,27 +110,24 @@ def refusal(answer: Answer, balance: Balance, request: ReserveRequest, retry_aft
     )
 
 
-def crosses(line: Line, used: int, warn_at: Sequence[float]) -> float:
-    """The highest threshold that `used` passes and that was not reported yet; 0 for none."""
-    limit = line.effective_limit
-    if limit is None or not warn_at or used < warn_at[0] * limit:
-        return 0.0
-    return max([fraction for fraction in warn_at if fraction > line.warned and used >= fraction * limit], default=0.0)
-
-
-def crossed(line: Line, warn_at: Sequence[float]) -> Crossing | None:
-    """The highest threshold that the line passed since the last one reported; marks it reported."""
-    fraction, limit = crosses(line, line.used, warn_at), line.effective_limit
-    if not fraction or limit is None:
+def crossed(balance: BalanceRecord, warn_at: Sequence[float]) -> Crossing | None:
+    """The highest of the fractions `warn_at` passed since the last one reported; marks it reported."""
+    if balance.limit is None or not warn_at:
         return None
-    line.warned = fraction
-    scope, _, window = line.key
-    return Crossing(scope, window, fraction, line.used, limit)
+    limit, used = balance.limit + balance.granted, balance.used
+    if used < warn_at[0] * limit:
+        return None
+    passed = [fraction for fraction in warn_at if fraction > balance.warned and used >= fraction * limit]
+    if not passed:
+        return None
+    balance.warned = max(passed)
+    scope, _, window = balance.key
+    return Crossing(scope, window, balance.warned, used, limit)
 
 
-def lower_warned(line: Line, warn_at: Sequence[float]) -> None:
+def lower_warned(balance: BalanceRecord, warn_at: Sequence[float]) -> None:
     """After a grant: what is no longer passed may be reported again."""
-    limit = line.effective_limit
-    if limit is not None:
-        still = [fraction for fraction in warn_at if line.used >= fraction * limit]
-        line.warned = min(line.warned, max(still, default=0.0))
+    if balance.limit is not None:
+        limit = balance.limit + balance.granted
+        still = [fraction for fraction in warn_at if balance.used >= fraction * limit]
+        balance.warned = min(balance.warned, max(still, default=0.0))

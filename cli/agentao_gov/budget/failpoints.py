@@ -27,8 +27,6 @@ POINTS = (
 
 #: In a file ledger's upkeep, which no call waits for.
 UPKEEP_POINTS = (
-    "before_fold_commit",
-    "after_fold_commit",
     "before_cut_commit",
     "after_cut_commit",
 )

@@ -1,4 +1,4 @@
-"""The mark beside a ledger file: how far the ledger had come, so that an older copy put in its place is noticed.
+"""The high-water mark beside a ledger: how far the ledger had come, so that an older copy put in its place is noticed.
 
 It is a small file that all processes map, so keeping it costs no system call. It holds the ledger's identity, the
 number of the last journal entry, the machine's boot, and the last entry that is known to be on the disk itself.
@@ -15,7 +15,7 @@ from pathlib import Path
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import boot_id
 
-__all__ = ["Mark"]
+__all__ = ["HighWater"]
 
 #: Magic, ledger identity, boot, and the two figures: last entry, last entry known to be on disk.
 _LAYOUT = struct.Struct("=8s16s16sQQ")
@@ -24,7 +24,7 @@ _LAST, _ON_DISK = 0, 1
 _MAGIC = b"agvmark1"
 
 
-class Mark:
+class HighWater:
     """The mapped file. Many processes read and raise it at once: it has to be a maximum only roughly."""
 
     def __init__(self, path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple
 
-from agentao_gov.budget.reservation import Posting
-from agentao_gov.budget.store import JournalRow
+from agentao_gov.budget.balance import THOUSANDTHS, BalanceRecord, balance_name
+from agentao_gov.budget.reservation import OPEN_STATES, CallRecord, reserve_note
+from agentao_gov.budget.store import JournalRow, Verification
 from agentao_gov.budget.types import ReservationState
 from agentao_gov.errors import StoreError
 
@@ -31,6 +32,7 @@ __all__ = [
     "piece",
     "plan",
     "replay",
+    "verify_records",
 ]
 
 
@@ -65,46 +67,26 @@ GENESIS = bytes(32)
 
 
 class Entry(NamedTuple):
-    """One step of one call, or one grant. The amounts are added to each of `lines`."""
+    """One step of one call, or one grant. The amounts are added to each of the balances in `refs`."""
 
     at_ms: int
     kind: Kind
-    #: The reservation; for `line`, `limit` and `warn` the line's own reference; for `grant` empty.
+    #: The reservation; for `line` (a balance was opened), `limit` and `warn` the balance; for `grant` empty.
     id: str
     #: Who wrote it; for `reserve` who holds it, which another process may have written on its behalf.
     owner: str
-    #: References of the scopes and windows it posts to.
-    lines: tuple[str, ...]
+    #: References of the balances it posts to.
+    refs: tuple[str, ...]
     used: int = 0
     reserved: int = 0
     estimated: int = 0
     granted: int = 0
     cost: int = 0
     unpriced: int = 0
-    #: For `open`: the ledger's identity; for `line`: its name; for `limit`: the new one;
+    #: For `open`: the ledger's identity; for `line`: the balance's name; for `limit`: the new one;
     #: for `warn`: the soft threshold reported last, in thousandths; for `checkpoint`: which, and its digest;
     #: for `reserve`: prompt, output and prices, as the reservation has them.
     note: str = ""
-
-    @classmethod
-    def of(
-        cls, posting: Posting, *, at_ms: int, kind: Kind, id: str, owner: str, lines: tuple[str, ...], note: str = ""
-    ) -> Entry:
-        """The entry of a reservation's step."""
-        return cls(
-            at_ms,
-            kind,
-            id,
-            owner,
-            lines,
-            posting.used,
-            posting.reserved,
-            posting.estimated,
-            0,
-            posting.cost,
-            posting.unpriced,
-            note,
-        )
 
 
 _quote = json.encoder.encode_basestring_ascii
@@ -115,9 +97,9 @@ def encode(entry: Entry) -> str:
 
     Put together by hand because it is on the path of every call: 2 µs instead of the encoder's 9.
     """
-    at_ms, kind, call_id, owner, lines, used, reserved, estimated, granted, cost, unpriced, note = entry
+    at_ms, kind, call_id, owner, refs, used, reserved, estimated, granted, cost, unpriced, note = entry
     return (
-        f'[{at_ms},"{kind}",{_quote(call_id)},{_quote(owner)},[{",".join(map(_quote, lines))}],'
+        f'[{at_ms},"{kind}",{_quote(call_id)},{_quote(owner)},[{",".join(map(_quote, refs))}],'
         f"{used},{reserved},{estimated},{granted},{cost},{unpriced},{_quote(note)}]"
     )
 
@@ -167,9 +149,9 @@ class Replay:
     #: Number of the last entry.
     entries: int = 0
     head: bytes = GENESIS
-    #: By reference of the line.
-    lines: dict[str, Totals] = field(default_factory=dict)
-    #: Reference → kind, key, zone and window, as written when the line was opened.
+    #: By reference of the balance.
+    balances: dict[str, Totals] = field(default_factory=dict)
+    #: Reference → kind, key, zone and window, as written when the balance was opened.
     names: dict[str, str] = field(default_factory=dict)
     #: Reference → the limit last stated.
     limits: dict[str, str] = field(default_factory=dict)
@@ -220,7 +202,7 @@ def _add(result: Replay, entry: Entry) -> None:
         result.ledger = entry.note
     elif entry.kind == "line":
         result.names[entry.id] = entry.note
-        result.lines.setdefault(entry.id, Totals())
+        result.balances.setdefault(entry.id, Totals())
         result.touched[entry.id] = entry.at_ms
     elif entry.kind == "limit":
         result.limits[entry.id] = entry.note
@@ -228,9 +210,9 @@ def _add(result: Replay, entry: Entry) -> None:
         result.warned[entry.id] = entry.note
     elif entry.kind == "checkpoint":
         result.checkpoint = entry.note
-    for line in entry.lines:
-        result.lines.setdefault(line, Totals()).add(entry)
-        result.touched[line] = entry.at_ms
+    for ref in entry.refs:
+        result.balances.setdefault(ref, Totals()).add(entry)
+        result.touched[ref] = entry.at_ms
     if entry.kind in _STEPS:
         result.calls.setdefault(entry.id, Totals()).add(entry)
         if entry.kind != "extend":
@@ -247,10 +229,10 @@ def _add(result: Replay, entry: Entry) -> None:
 # The journal goes on from its hash, and names the checkpoint's digest in an entry of its own: neither can be changed
 # without the other telling.
 
-#: Of a line's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
+#: Of a balance's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
 Over = Callable[[str, int], bool]
 Link = Callable[[bytes, str], bytes]
-#: Of lines and what was posted to them up to the cut: those that have other figures now.
+#: Of balances and what was posted to them up to the cut: those that have other figures now.
 Moved = Callable[[Mapping[str, Totals]], Collection[str]]
 
 _OPEN_STEPS = frozenset({"reserve", "dispatch"})
@@ -259,8 +241,8 @@ _OPEN_STEPS = frozenset({"reserve", "dispatch"})
 DAY_MS = 86_400_000
 #: Entries let go of at a time, at least: the lock is held for some milliseconds.
 _PIECE = 4_000
-#: Bytes of a checkpoint that one line takes, about.
-_LINE_BYTES = 100
+#: Bytes of a checkpoint that one balance takes, about.
+_BALANCE_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +258,16 @@ class Checkpoint:
     @classmethod
     def of(cls, sums: Replay) -> Checkpoint:
         """Writes down what a replay came to."""
-        lines = [
+        balances = [
             [ref, sums.names.get(ref, ""), sums.limits.get(ref), sums.warned.get(ref), *astuple(totals)]
-            for ref, totals in sums.lines.items()
+            for ref, totals in sums.balances.items()
         ]
         calls = [
             [name, sums.notes[name], sums.owners[name], sums.outputs[name], list(step), *astuple(sums.calls[name])]
             for name, step in sums.steps.items()
         ]
         turns = {ref: at_ms for ref, at_ms in sums.touched.items() if sums.names.get(ref, "").startswith("turn:")}
-        return cls(sums.entries, sums.head, json.dumps([sums.ledger, lines, calls, turns], separators=(",", ":")))
+        return cls(sums.entries, sums.head, json.dumps([sums.ledger, balances, calls, turns], separators=(",", ":")))
 
     def note(self) -> str:
         """How the journal names this checkpoint."""
@@ -298,10 +280,10 @@ class Checkpoint:
         if not self.body:
             return sums
         try:
-            sums.ledger, lines, calls, turns = json.loads(self.body)
+            sums.ledger, balances, calls, turns = json.loads(self.body)
             sums.touched = dict(turns)
-            for ref, name, limit, warned, *totals in lines:
-                sums.lines[ref] = Totals(*totals)
+            for ref, name, limit, warned, *totals in balances:
+                sums.balances[ref] = Totals(*totals)
                 if name:
                     sums.names[ref] = name
                 if limit is not None:
@@ -336,13 +318,13 @@ class Cut:
     after: Checkpoint
     #: Reservations that ended in the piece.
     calls: list[str]
-    #: References of lines that are over.
-    lines: list[str]
+    #: Balances that are over, by reference: what the entries up to the checkpoint add up to.
+    over: dict[str, Totals]
 
 
 def piece(size: int) -> int:
     """How many entries a cut should let go of, by the length of the checkpoint that it has to write anew."""
-    return max(_PIECE, size // _LINE_BYTES)
+    return max(_PIECE, size // _BALANCE_BYTES)
 
 
 def _nothing(_: Mapping[str, Totals]) -> Collection[str]:
@@ -360,9 +342,9 @@ def plan(
 ) -> Cut | None:
     """Adds up `rows`, which follow the checkpoint; None where there are none, or where they are not sound.
 
-    A line that `over` says is over goes, unless a call was open on it at the end of the rows, or it is one of `kept`:
-    the lines of calls that are open now, which may have been reserved long after these rows, or one that has `moved`
-    since: calls that ended later post their corrections to it.
+    A balance that `over` says is over goes, unless a call was open on it at the end of the rows, or it is one of `kept`
+    (the balances of calls that are open now, which may have been reserved long after these rows), or one that has
+    `moved` since: calls that ended later post their corrections to it.
     """
     sums = replay(rows, link, checkpoint.replay())
     if sums.entries == checkpoint.number or sums.problems:
@@ -372,18 +354,18 @@ def plan(
     for name in ended:
         for by_call in (sums.calls, sums.steps, sums.notes, sums.owners, sums.outputs):
             by_call.pop(name, None)
-    held = {line for step in sums.steps.values() for line in step.lines}.union(kept)
-    lines = [ref for ref, name in sums.names.items() if ref not in held and over(name, sums.touched.get(ref, 0))]
-    stay = set(moved({ref: sums.lines[ref] for ref in lines}))
-    lines = [ref for ref in lines if ref not in stay]
-    for ref in [*lines, *sums.lines.keys() - sums.names.keys()]:
-        for by_line in (sums.lines, sums.names, sums.limits, sums.warned, sums.touched):
-            by_line.pop(ref, None)
-    return Cut(checkpoint.number, Checkpoint.of(sums), ended, lines)
+    held = {ref for step in sums.steps.values() for ref in step.refs}.union(kept)
+    refs = [ref for ref, name in sums.names.items() if ref not in held and over(name, sums.touched.get(ref, 0))]
+    stay = set(moved({ref: sums.balances[ref] for ref in refs}))
+    gone = {ref: sums.balances[ref] for ref in refs if ref not in stay}
+    for ref in [*gone, *sums.balances.keys() - sums.names.keys()]:
+        for by_balance in (sums.balances, sums.names, sums.limits, sums.warned, sums.touched):
+            by_balance.pop(ref, None)
+    return Cut(checkpoint.number, Checkpoint.of(sums), ended, gone)
 
 
 def over_by(at_ms: float) -> Over:
-    """Which lines were over by that instant: turns that rested for a day, and days of users and sessions.
+    """Which balances were over by that instant: turns that rested for a day, and days of users and sessions.
 
     What tenants used in a day is kept for good.
     """
@@ -396,3 +378,88 @@ def over_by(at_ms: float) -> Over:
         return not name.startswith("tenant:") and name.rpartition(" ")[2] < day
 
     return over
+
+
+# What a store keeps, compared with what its journal adds up to.
+
+#: Problems listed one by one; a broken ledger has thousands.
+_PROBLEMS_MAX = 50
+
+
+def verify_records(
+    result: Replay,
+    checkpoint: Checkpoint,
+    balances: Iterable[BalanceRecord],
+    calls: Iterable[CallRecord],
+    *,
+    found: Sequence[str] = (),
+    expires: bool = False,
+) -> Verification:
+    """Compares every balance and every reservation with a replay that began with `checkpoint`.
+
+    `found` are problems that the store found itself. `expires`: the store lets records of ended calls and turns go by
+    themselves, and keeps no entry about soft thresholds.
+    """
+    problems = list(result.problems)
+    if (changed := checkpoint.problem(result)) is not None:
+        problems.append(changed)
+    there: set[str] = set()
+    for balance in balances:
+        there.add(balance.ref)
+        problems += _compare_balance(result, balance, warned=not expires)
+    problems += [
+        f"balance {result.names[ref]} is in the journal only"
+        for ref in result.names.keys() - there
+        if not expires or result.balances[ref].reserved or not result.names[ref].startswith("turn:")
+    ]
+    known: set[str] = set()
+    for call in calls:
+        known.add(call.id)
+        problems += _compare_call(result, call, there)
+    # Called now, because reading the calls may have found some more.
+    problems += found
+    if not expires:
+        problems += [f"reservation {name} is in the journal only" for name in sorted(result.notes.keys() - known)]
+    shown = problems[:_PROBLEMS_MAX]
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return Verification(result.entries, len(there), len(known), result.head.hex(), tuple(shown))
+
+
+def _compare_balance(result: Replay, balance: BalanceRecord, *, warned: bool) -> Iterator[str]:
+    ref, name = balance.ref, balance_name(balance.key)
+    if result.names.get(ref) != name:
+        yield f"balance {ref} is called {name}, but not in the journal"
+    if result.limits.get(ref) != str(balance.limit):
+        yield f"limit of {name} is {balance.limit}, the journal says {result.limits.get(ref)}"
+    if warned and result.warned.get(ref, "0") != str(round(balance.warned * THOUSANDTHS)):
+        yield f"the soft threshold of {name} is {balance.warned}, the journal says otherwise"
+    if balance.reserved < 0:
+        yield f"balance of {name}: {balance.reserved:,} tokens are reserved"
+    stated = Totals(balance.used, balance.reserved, balance.estimated, balance.granted, balance.cost, balance.unpriced)
+    summed = result.balances.get(ref, Totals())
+    if stated != summed:
+        yield f"balance of {name}: the journal adds up to {summed}, the balance says {stated}"
+
+
+def _compare_call(result: Replay, call: CallRecord, there: Collection[str]) -> Iterator[str]:
+    name, holding = call.id, call.holding
+    if holding.state in OPEN_STATES and not all(ref in there for ref in call.refs):
+        yield f"reservation {name} holds tokens of a balance that is not there"
+    summed, last = result.calls.get(name), result.steps.get(name)
+    if summed is not None and name not in result.notes:
+        # It began before the checkpoint and was corrected after it.
+        return
+    if summed is None or last is None:
+        yield f"reservation {name} is not in the journal"
+        return
+    stated = Totals(holding.used, holding.held, holding.estimated, 0, holding.cost, holding.unpriced)
+    if stated != summed:
+        yield f"reservation {name}: the journal adds up to {summed}, the reservation says {stated}"
+    if STATE_AFTER[last.kind] != holding.state or last.refs != call.refs:
+        yield f"reservation {name} is {holding.state} on balances {call.refs}, the journal says otherwise"
+    noted, own = result.notes[name].split(" "), reserve_note(holding).split(" ")
+    if noted[:1] + noted[2:] != own[:1] + own[2:]:
+        yield f"reservation {name} has another prompt or price than the journal"
+    if (call.owner, holding.held_output) != (result.owners[name], result.outputs[name]):
+        yield f"reservation {name} has another owner or output than the journal"

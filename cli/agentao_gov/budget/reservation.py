@@ -6,7 +6,19 @@ from typing import NamedTuple
 
 from agentao_gov.budget.types import ReservationState
 
-__all__ = ["OPEN_STATES", "Holding", "Posting", "Price", "charge", "check_usage", "release", "settle"]
+__all__ = [
+    "OPEN_STATES",
+    "CallRecord",
+    "Holding",
+    "Posting",
+    "Price",
+    "after",
+    "charge",
+    "check_usage",
+    "release",
+    "reserve_note",
+    "settle",
+]
 
 #: States in which tokens are held.
 OPEN_STATES = frozenset({ReservationState.RESERVED, ReservationState.DISPATCHED})
@@ -35,6 +47,16 @@ class Holding(NamedTuple):
     def held(self) -> int:
         """Tokens that the balances count as reserved for this call."""
         return self.held_prompt + self.held_output if self.state in OPEN_STATES else 0
+
+
+class CallRecord(NamedTuple):
+    """One reservation as a store keeps it: whose it is, which balances it posts to, and how far it is."""
+
+    id: str
+    owner: str
+    #: References of its balances, in the order of its scopes.
+    refs: tuple[str, ...]
+    holding: Holding
 
 
 class Posting(NamedTuple):
@@ -87,6 +109,26 @@ def _post(holding: Holding, state: ReservationState, prompt: int, completion: in
         cost=cost - holding.cost,
         unpriced=unpriced - holding.unpriced,
     )
+
+
+def after(holding: Holding, posting: Posting, *, extends: bool = False) -> Holding:
+    """The holding once a posting is done."""
+    return Holding(
+        posting.state,
+        holding.held_prompt,
+        holding.held_output + (posting.reserved if extends else 0),
+        holding.used + posting.used,
+        holding.estimated + posting.estimated,
+        holding.cost + posting.cost,
+        holding.unpriced + posting.unpriced,
+        holding.price,
+    )
+
+
+def reserve_note(holding: Holding) -> str:
+    """What the journal says of a new reservation beside its sum: prompt, output, prices."""
+    price = f"{holding.price.prompt} {holding.price.completion}" if holding.price else "unpriced"
+    return f"{holding.held_prompt} {holding.held_output} {price}"
 
 
 def check_usage(prompt: int, completion: int, estimated: int) -> None:

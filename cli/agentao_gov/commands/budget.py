@@ -244,9 +244,9 @@ def _journal(deployment: ResolvedDeployment) -> Iterator[dict[str, Any]]:
             entry = decode(text)
             if entry.kind == "line":
                 names[entry.id] = entry.note
-            record = {"number": number, **entry._asdict(), "hash": digest.hex()}
-            record["lines"] = [names.get(line, line) for line in entry.lines]
-            yield record
+            fields = entry._asdict()
+            named = [names.get(ref, ref) for ref in fields.pop("refs")]
+            yield {"number": number, **fields, "lines": named, "hash": digest.hex()}
 
 
 def _absent(deployment: ResolvedDeployment) -> bool:

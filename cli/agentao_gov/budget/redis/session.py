@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from agentao_gov.budget import failpoints, journal
+from agentao_gov.budget import failpoints
 from agentao_gov.budget.admission import Answer
-from agentao_gov.budget.balance import LineKey, line_name, refusal
-from agentao_gov.budget.high_water import Mark
-from agentao_gov.budget.journal import Checkpoint, Totals
-from agentao_gov.budget.store import Crossing, JournalRow, Refused, StoreSettings, Verification
+from agentao_gov.budget.balance import BalanceKey, BalanceRecord, balance_name, refusal
+from agentao_gov.budget.high_water import HighWater
+from agentao_gov.budget.journal import Checkpoint
+from agentao_gov.budget.reservation import CallRecord, Holding, Price
+from agentao_gov.budget.store import Crossing, JournalRow, Refused, StoreSettings
 from agentao_gov.budget.types import (
     Balance,
     Reservation,
@@ -36,6 +37,8 @@ __all__ = [
     "RedisSession",
     "WaitingCall",
     "balance_of",
+    "balance_record_of",
+    "call_record_of",
     "crossings_of",
     "guard",
     "journal_rows",
@@ -43,7 +46,6 @@ __all__ = [
     "read_checkpoint",
     "refused",
     "reservation_of",
-    "verify_records",
     "write_checkpoint",
 ]
 
@@ -123,49 +125,21 @@ def journal_rows(texts: Iterable[str], after: int) -> Iterator[JournalRow]:
         yield number, entry[_HASH_DIGITS:], bytes.fromhex(entry[:_HASH_DIGITS])
 
 
-def verify_records(
-    checkpoint: Checkpoint,
-    rows: Iterable[JournalRow],
-    lines: dict[str, dict[str, str]],
-    calls: dict[str, dict[str, str]],
-) -> Verification:
-    """Replays the journal and compares what stands in Redis. Records of turns long over have expired there."""
-    result = journal.replay(rows, link, checkpoint.replay())
-    problems = list(result.problems)
-    if (changed := checkpoint.problem(result)) is not None:
-        problems.append(changed)
-    for name, record in lines.items():
-        scope = Scope(cast("ScopeKind", record["kind"]), record["key"])
-        if line_name((scope, record["timezone"], record["window"])) != name or name not in result.names:
-            problems.append(f"line {name} is not in the journal")
-        if result.limits.get(name) != (record["limit"] or "None"):
-            problems.append(f"limit of {name} is {record['limit']}, the journal says {result.limits.get(name)}")
-        fields = ("used", "reserved", "estimated", "granted", "cost", "unpriced")
-        if int(record["reserved"]) < 0:
-            problems.append(f"balance of {name}: {record['reserved']} tokens are reserved")
-        stated = Totals(*(int(record[field]) for field in fields))
-        if stated != (summed := result.lines.get(name, Totals())):
-            problems.append(f"balance of {name}: the journal adds up to {summed}, the balance says {stated}")
-    for call_id, record in calls.items():
-        if call_id in result.calls and call_id not in result.notes:
-            # It began before the checkpoint and was corrected after it.
-            continue
-        total = result.calls.get(call_id, Totals())
-        is_open = record["state"] in ("reserved", "dispatched")
-        held = int(record["held_prompt"]) + int(record["held_output"]) if is_open else 0
-        if (total.used, total.reserved, total.cost) != (int(record["used"]), held, int(record["cost"])):
-            problems.append(f"reservation {call_id} does not match the journal")
-        if (record["owner"], int(record["held_output"])) != (result.owners.get(call_id), result.outputs.get(call_id)):
-            problems.append(f"reservation {call_id} has another owner or output than the journal")
-        last = result.steps.get(call_id)
-        if is_open and not lines.keys() >= set(json.loads(record["lines"])):
-            problems.append(f"reservation {call_id} holds tokens of a line that is not there")
-        if last is None or list(last.lines) != json.loads(record["lines"]):
-            problems.append(f"reservation {call_id} posts to other lines than the journal")
-    for name, totals in result.lines.items():
-        if name not in lines and name in result.names and (totals.reserved or not name.startswith("turn:")):
-            problems.append(f"line {name} is in the journal only")
-    return Verification(result.entries, len(lines), len(calls), result.head.hex(), tuple(problems))
+def balance_record_of(name: str, record: dict[str, str]) -> BalanceRecord:
+    """A balance as the server keeps it. Raises KeyError or ValueError where a field is missing or no number."""
+    scope = Scope(cast("ScopeKind", record["kind"]), record["key"])
+    amounts = [int(record[field]) for field in ("granted", "used", "reserved", "estimated", "cost", "unpriced")]
+    limit = int(record["limit"]) if record["limit"] else None
+    return BalanceRecord((scope, record["timezone"], record["window"]), name, limit, *amounts)
+
+
+def call_record_of(call_id: str, record: dict[str, str]) -> CallRecord:
+    """A reservation as the server keeps it. Raises KeyError or ValueError where a field is missing or no number."""
+    price = Price(int(record["price_prompt"]), int(record["price_completion"])) if record["price_prompt"] else None
+    fields = ("held_prompt", "held_output", "used", "estimated", "cost", "unpriced")
+    prompt, output, used, estimated, cost, unpriced = (int(record[field]) for field in fields)
+    holding = Holding(ReservationState(record["state"]), prompt, output, used, estimated, cost, unpriced, price)
+    return CallRecord(call_id, record["owner"], tuple(json.loads(record["lines"])), holding)
 
 
 #: How long the records of a finished call and its turn stay, for repeated and late settlements.
@@ -204,27 +178,27 @@ class RedisSession:
         self._offset_ms = 0.0
         #: The furthest entry this process has seen; only ever grows, so a race between threads does no harm.
         self._last = 0
-        self._mark: Mark | None = None
+        self._high_water: HighWater | None = None
         self._ledger_id = secrets.token_hex(16)
         self._ledger_id = str(self.call("create")["ledger"])
         self._check_eviction()
 
     def admit(self, mark: Path) -> None:
         """Compares the ledger with this machine's mark of it."""
-        self._mark = Mark(mark)
-        self._mark.admit(self._ledger_id, self._last)
+        self._high_water = HighWater(mark)
+        self._high_water.admit(self._ledger_id, self._last)
 
     def keep_mark(self) -> None:
         """Notes how far the ledger is for good; once per heartbeat."""
-        if self._mark is not None:
-            self._mark.on_disk(self._last)
+        if self._high_water is not None:
+            self._high_water.on_disk(self._last)
 
     def close(self) -> None:
         """Ends connections. Idempotent."""
         self.client.close()
-        if self._mark is not None:
-            self._mark.close()
-            self._mark = None
+        if self._high_water is not None:
+            self._high_water.close()
+            self._high_water = None
 
     def key_of(self, suffix: str) -> str:
         """A key of this ledger."""
@@ -257,13 +231,13 @@ class RedisSession:
 
     def _scope(self, scope: ScopeLimit) -> dict[str, Any]:
         now_s = self._now_ms() / 1000
-        key = self.line(scope, now_s)
+        key = self.key(scope, now_s)
         start_ms, end_ms = 0, _ALWAYS_MS
         if scope.scope.kind != "turn":
             window = self.calendar.window(scope.timezone, now_s)
             start_ms, end_ms = window.start_s * 1000, window.end_s * 1000
         return {
-            "name": line_name(key),
+            "name": balance_name(key),
             "kind": scope.scope.kind,
             "key": scope.scope.key,
             "timezone": scope.timezone,
@@ -273,7 +247,7 @@ class RedisSession:
             "end_ms": end_ms,
         }
 
-    def line(self, scope: ScopeLimit, now_s: float) -> LineKey:
+    def key(self, scope: ScopeLimit, now_s: float) -> BalanceKey:
         """Where a call reserved now posts to."""
         if scope.scope.kind == "turn":
             return (scope.scope, scope.timezone, TURN_WINDOW)
@@ -304,8 +278,8 @@ class RedisSession:
         self._check(answer, str(arguments.get("id", "")))
         self._last = max(self._last, int(answer["last"]))
         self._offset_ms = answer["now"] - time.monotonic() * 1000
-        if self._mark is not None:
-            self._mark.advance(self._last)
+        if self._high_water is not None:
+            self._high_water.advance(self._last)
         return answer
 
     def _check(self, answer: dict[str, Any], call_id: str) -> None:

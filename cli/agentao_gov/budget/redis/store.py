@@ -9,16 +9,29 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from agentao_gov.budget import failpoints
 from agentao_gov.budget.admission import Ticket, fair_order
-from agentao_gov.budget.balance import LineKey, line_name, within_window
-from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, Totals, decode, over_by, piece, plan
+from agentao_gov.budget.balance import BalanceRecord, balance_name, within_window
+from agentao_gov.budget.journal import (
+    DAY_MS,
+    Checkpoint,
+    Cut,
+    Totals,
+    decode,
+    over_by,
+    piece,
+    plan,
+    replay,
+    verify_records,
+)
 from agentao_gov.budget.redis.session import (
     RedisSession,
     WaitingCall,
     balance_of,
+    balance_record_of,
+    call_record_of,
     crossings_of,
     guard,
     journal_rows,
@@ -26,7 +39,6 @@ from agentao_gov.budget.redis.session import (
     read_checkpoint,
     refused,
     reservation_of,
-    verify_records,
     write_checkpoint,
 )
 from agentao_gov.budget.reservation import check_usage
@@ -36,8 +48,6 @@ from agentao_gov.budget.types import (
     Reservation,
     ReservationLostError,
     ReserveRequest,
-    Scope,
-    ScopeKind,
     ScopeLimit,
 )
 from agentao_gov.budget.waiting import decode_request, encode_request
@@ -62,26 +72,27 @@ class RedisReader:
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
         """See Store."""
         now_s = self._session.call("look")["now"] / 1000
-        keys = [self._session.line(scope, now_s) for scope in scopes]
+        keys = [self._session.key(scope, now_s) for scope in scopes]
         with guard():
             pipe = self._session.client.pipeline(transaction=True)
             for key in keys:
-                pipe.hgetall(self._line_key(line_name(key)))
+                pipe.hgetall(self._line_key(balance_name(key)))
             records = pipe.execute()
         return tuple(
-            _balance(key, scope.limit, record) for key, scope, record in zip(keys, scopes, records, strict=True)
+            (balance_record_of(balance_name(key), record) if record else BalanceRecord(key)).public(scope.limit)
+            for key, scope, record in zip(keys, scopes, records, strict=True)
         )
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
         """See Store."""
         now_s = self._session.call("look")["now"] / 1000
         found = []
-        for record in self._lines().values():
-            today = self._session.calendar.window(record["timezone"], now_s).name
-            if record["kind"] != "turn" and (window or today) in ("all", record["window"]):
-                limit = int(record["limit"]) if record["limit"] else None
-                scope = Scope(cast("ScopeKind", record["kind"]), record["key"])
-                found.append(_balance((scope, record["timezone"], record["window"]), limit, record))
+        for name, record in self._lines().items():
+            balance = balance_record_of(name, record)
+            scope, timezone, day = balance.key
+            today = self._session.calendar.window(timezone, now_s).name
+            if scope.kind != "turn" and (window or today) in ("all", day):
+                found.append(balance.public(balance.limit))
         return tuple(sorted(found, key=lambda b: (b.window, b.scope)))
 
     def journal(self) -> Iterable[JournalRow]:
@@ -141,10 +152,11 @@ class RedisReader:
             before = self._session.call("look")["last"]
             checkpoint = self.checkpoint()
             rows = list(self.journal())
-            lines = self._lines()
-            calls = self._calls()
+            balances = [balance_record_of(name, record) for name, record in self._lines().items()]
+            calls = [call_record_of(call_id, record) for call_id, record in self._calls().items()]
             if self._session.call("look")["last"] == before:
-                return verify_records(checkpoint, rows, lines, calls)
+                result = replay(rows, link, checkpoint.replay())
+                return verify_records(result, checkpoint, balances, calls, expires=True)
 
     def _calls(self) -> dict[str, dict[str, str]]:
         client, prefix = self._session.client, self._session.key_of("call:")
@@ -167,27 +179,6 @@ class RedisReader:
 
 def _strings(values: Iterable[Any]) -> list[str]:
     return [str(value) for value in values]
-
-
-def _balance(key: LineKey, limit: int | None, record: dict[str, str]) -> Balance:
-    scope, timezone, window = key
-
-    def amount(field: str) -> int:
-        return int(record.get(field) or 0)
-
-    granted = amount("granted")
-    return Balance(
-        scope,
-        window,
-        timezone,
-        None if limit is None else limit + granted,
-        amount("used"),
-        amount("reserved"),
-        amount("estimated"),
-        granted,
-        amount("cost"),
-        amount("unpriced"),
-    )
 
 
 #: How long one process may serve the queue before another may think that it died.
@@ -261,7 +252,7 @@ class RedisStore:
             return Waiting(blocking.scope)
         now_s = answer["now"] / 1000
         return refused(
-            answer, request, within_window(self._session.calendar, self._session.line(blocking, now_s), now_s)
+            answer, request, within_window(self._session.calendar, self._session.key(blocking, now_s), now_s)
         )
 
     def _ask(self, request: ReserveRequest, *, direct: bool = False) -> dict[str, Any]:
@@ -421,7 +412,7 @@ class RedisStore:
             number=planned.after.number,
             checkpoint=write_checkpoint(planned.after),
             calls=planned.calls,
-            lines=planned.lines,
+            lines=list(planned.over),
             note=planned.after.note(),
         )
 
