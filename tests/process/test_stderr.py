@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.worker.stderr import StderrReader
+from agentao_gov.process.stderr import StderrReader
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses

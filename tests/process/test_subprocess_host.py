@@ -20,11 +20,11 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TextEvent, ToolEvent, TurnReport
 from agentao_gov.process import procfs
+from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import child_env, session_tag
 from agentao_gov.worker.factory import SubprocessFactory
 from agentao_gov.worker.host import SubprocessHost
 from agentao_gov.worker.spawn import SessionProcess
-from agentao_gov.worker.stderr import StderrReader
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
 from tests.process.conftest import Subprocesses, alive

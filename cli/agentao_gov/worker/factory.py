@@ -20,10 +20,10 @@ from agentao_gov.governor.turn import Observers, TurnObserver
 from agentao_gov.governor.types import Conversation, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.scratch import ScratchDirs
+from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import TAG_VARIABLE, child_env, session_tag
 from agentao_gov.worker.host import HostParts, SubprocessHost
 from agentao_gov.worker.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
-from agentao_gov.worker.stderr import StderrReader
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment

@@ -1,4 +1,4 @@
-"""What child processes write to their standard error, read by one thread for all of them and handed on in pieces.
+"""What child processes write to their standard error: read by one thread for all, bounded, made harmless and named.
 
 The service's own descriptor is not theirs to have: what they write would be in its log without a bound and without a
 name, and once that file is larger than `session_file_size` a server's next line would end it (SIGXFSZ).
@@ -9,15 +9,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import selectors
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-__all__ = ["StderrReader"]
+from agentao_gov.clock import SYSTEM_CLOCK, Allowance, Clock
+
+__all__ = ["RelayedLog", "StderrReader"]
 
 _log = logging.getLogger(__name__)
 #: One piece. A pipe holds 64 KiB; a writer is never kept waiting for longer than a piece takes to be handed on.
 _PIECE_BYTES = 8_192
+#: A traceback is some thousand characters.
+_CHARS_MAX = 8_000
+#: Records a minute: one failing turn after the other stays readable, a flood does not fill the disk.
+_RECORDS_MAX, _PERIOD_S = 60, 60.0
+#: What steers a terminal or begins a line for some reader: everything of that kind but tab and line feed.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class StderrReader:
@@ -105,3 +116,52 @@ class StderrReader:
                     _log.exception("What a child process wrote could not be handed on")
                 return True
         return False
+
+
+def _somebody_logs() -> bool:
+    """Whether a service's log is set up; a command at a terminal has none."""
+    logger: logging.Logger | None = _log
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent
+    return False
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+class RelayedLog:
+    """Passes on what one child process writes and logs, at most 60 records a minute. Thread-safe.
+
+    `writer` says who that is: "the process of session acme/s1", "MCP server files".
+    """
+
+    def __init__(self, writer: str, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._writer = writer
+        self._allowance = Allowance(_RECORDS_MAX, _PERIOD_S, clock)
+
+    def error_output(self, text: str) -> None:
+        """Passes on a piece of its standard error. Where nobody logs, it goes to our own."""
+        if _somebody_logs():
+            if text.strip():
+                self.handle({"level": logging.WARNING, "text": text.strip("\n")})
+            return
+        dropped, allowed = self._allowance.admit()
+        if dropped:
+            sys.stderr.write(f"In {self._writer}: {dropped} pieces more were not shown\n")
+        if allowed:
+            sys.stderr.write(_harmless(text))
+            sys.stderr.flush()
+
+    def handle(self, params: Mapping[str, Any]) -> None:
+        """Passes on a record with a `level` and a `text`. Raises KeyError, TypeError or ValueError for what is none."""
+        level = max(logging.WARNING, min(logging.ERROR, int(params["level"])))
+        # Lines after the first are set off: none can pass for a record of the service itself.
+        text = _harmless(str(params["text"])[:_CHARS_MAX]).replace("\n", "\n    ")
+        dropped, allowed = self._allowance.admit()
+        if dropped:
+            _log.warning("In %s: %d records more were not logged", self._writer, dropped)
+        if allowed:
+            _log.log(level, "In %s: %s", self._writer, text)

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from agentao_gov.governor import SessionKey
-from agentao_gov.worker.host import RelayedLog
+from agentao_gov.process.stderr import RelayedLog
 from tests.support.clock import FakeClock
 
 
@@ -18,7 +17,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def relayed(clock: FakeClock) -> RelayedLog:
-    return RelayedLog(SessionKey("acme", "s1"), clock)
+    return RelayedLog("the process of session acme/s1", clock)
 
 
 def test_warnings_of_a_session_process_reach_the_owner_s_log(
@@ -29,7 +28,7 @@ def test_warnings_of_a_session_process_reach_the_owner_s_log(
     relayed.handle({"level": 10**9, "text": "worse"})
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR]
-    assert f"In the process of session {SessionKey('acme', 's1')}: abandoned" in caplog.text
+    assert "In the process of session acme/s1: abandoned" in caplog.text
 
 
 def test_no_line_of_a_session_process_passes_for_the_service_s(
@@ -101,7 +100,7 @@ def test_where_nobody_logs_error_output_is_as_harmless_and_as_bounded(
     mark = "\N{REPLACEMENT CHARACTER}"
     assert lines[0] == f"{mark}[2J{mark * 7}one"
     assert lines[60:] == [
-        f"In the process of session {SessionKey('acme', 's1')}: 39 pieces more were not shown",
+        "In the process of session acme/s1: 39 pieces more were not shown",
         "next minute",
         "",
     ]
