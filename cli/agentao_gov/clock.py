@@ -44,12 +44,12 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, clock: Clock = SYSTEM_CLOCK) -> Deadline:
-        """The deadline `seconds` from now."""
+        """The deadline `seconds` from now on `clock`."""
         return cls(clock.monotonic() + seconds, clock)
 
     @classmethod
     def never(cls, clock: Clock = SYSTEM_CLOCK) -> Deadline:
-        """A deadline that does not come."""
+        """A deadline on `clock` that does not come."""
         return cls(float("inf"), clock)
 
     def remaining_s(self) -> float:
@@ -62,7 +62,7 @@ class Deadline:
         return self.clock.monotonic() >= self.at
 
     def earlier(self, other: Deadline) -> Deadline:
-        """The nearer of two deadlines on the same clock."""
+        """The nearer of this deadline and `other`, which is on the same clock."""
         return self if self.at <= other.at else other
 
 

@@ -40,7 +40,7 @@ class Runtime:
     _closed: bool = False
 
     def observe(self, observer: TurnObserver) -> None:
-        """Lets somebody watch the turns of every mode."""
+        """Tells `observer` of the turns of every mode, from now on."""
         self.governor.observe(observer)
         self.subprocesses.observe(observer)
 
@@ -67,7 +67,9 @@ def build_runtime(
 ) -> Runtime:
     """Opens the ledger and builds an empty pool; the caller closes it.
 
-    `confirm` and `ask` reach a person at a terminal. Raises ConfigError and StoreError.
+    `deployment`: the limits, budgets and state directory to run under. `clock`: time for deadlines and budget days.
+    `confirm` and `ask` reach a person at a terminal; without them a question is answered no. Raises ConfigError, and
+    StoreError where ledger or archive cannot be used. Blocks for file access.
     """
     ledger = open_ledger(deployment, clock)
     try:
@@ -94,7 +96,10 @@ def open_runtime(
     confirm: ConfirmTool | None = None,
     ask: AskUser | None = None,
 ) -> Iterator[Runtime]:
-    """As `build_runtime`, closed at the end of the block."""
+    """As `build_runtime`, with the same `deployment`, `clock`, `confirm` and `ask`; closed at the end of the block.
+
+    Raises what `build_runtime` raises.
+    """
     runtime = build_runtime(deployment, clock=clock, confirm=confirm, ask=ask)
     try:
         yield runtime

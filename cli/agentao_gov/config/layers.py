@@ -125,7 +125,11 @@ class Overrides:
 
     @classmethod
     def given(cls, flags: Mapping[str, tuple[str, Any]], sets: Iterable[str] | None = None) -> Overrides:
-        """From a command's parameters: a flag whose value is None was not given."""
+        """From a command's parameters.
+
+        `flags`: the flag's name and its value by dotted key; one whose value is None was not given. `sets`: the `K=V`
+        of `--set`, in order; None: there were none.
+        """
         return cls({key: pair for key, pair in flags.items() if pair[1] is not None}, tuple(sets or ()))
 
 

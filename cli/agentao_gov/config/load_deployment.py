@@ -53,7 +53,9 @@ def load_deployment(
 ) -> ResolvedDeployment:
     """The deployment with everything that overrides it; all defaults where there is no file.
 
-    Raises ConfigError listing all that is wrong.
+    `path`: the file; None: the one that AGENTAO_GOV_CONFIG names, else `agentao-gov.toml` here. `overrides`: what the
+    command line says. `environ`: where variables are read; None: this process's. Raises ConfigError listing all that is
+    wrong. Blocks for file access.
     """
     resolved, findings = inspect_deployment(path, overrides=overrides, environ=environ)
     raise_errors(findings, what="The deployment", hint="`agentao-gov config schema` lists every key.")

@@ -54,7 +54,9 @@ def load_profile(
 ) -> ResolvedProfile:
     """The profile of a name or file path, with everything that overrides it.
 
-    Raises UnknownProfileError with the names there are, and ConfigError listing all that is wrong.
+    `name`: a path where it ends in `.toml`, else looked up in `./profiles/`, in the `[profiles] dir` of `deployment`,
+    and among the shipped ones. `overrides`: what the command line says. `environ`: where variables are read; None: this
+    process's. Raises UnknownProfileError with the names there are, and ConfigError listing all that is wrong.
     """
     resolved, findings = inspect_profile(name, deployment=deployment, overrides=overrides, environ=environ)
     raise_errors(findings, what=f"The profile {str(name)!r}", hint="`agentao-gov profile schema` lists every key.")

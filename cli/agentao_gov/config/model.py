@@ -165,7 +165,9 @@ def resolve_model(
 ) -> ModelChoice:
     """The model to use; each of name, address and key comes from the first place that states it.
 
-    Raises ConfigError where a key is named but not set, an address is no address, or nothing is configured in CI.
+    The places, in order: `flags` of the command line, `profile` with its own `[model]`, `deployment` with its own, the
+    variables of `environ` (None: this process's), the embedded model. Raises ConfigError where a key is named but not
+    set, an address is no address, or nothing is configured in CI.
     """
     environ = os.environ if environ is None else environ
     places = list(_places(flags or ModelFlags(), profile, deployment, environ))
@@ -255,10 +257,10 @@ def _valid_url(url: str, source: str) -> str:
 
 
 def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:
-    """The profile with its context cap and output cap inside the model's window.
+    """`profile` with its context cap and output cap inside the window of `model`.
 
-    A model chosen by a flag, and a local one, is fitted to with a warning; where the files disagree with each other
-    it is a ConfigError, because somebody expects what cannot be had.
+    A model chosen by a flag, and a local one, is fitted to with a warning; where the files disagree with each other it
+    is a ConfigError, because somebody expects what cannot be had.
     """
     return _fit_output(_fit_context(profile, model), model)
 

@@ -40,7 +40,7 @@ class ResolvedProfile:
     ranks: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def source(self, key: str) -> str:
-        """Where a value came from; `default` for keys nobody set."""
+        """Where the value of the dotted `key` came from; `default` where nobody set it."""
         return self.sources.get(key, "default")
 
     @property
@@ -62,7 +62,7 @@ class ResolvedDeployment:
     state_dir: Path = field(default_factory=Path)
 
     def source(self, key: str) -> str:
-        """Where a value came from; `default` for keys nobody set."""
+        """Where the value of the dotted `key` came from; `default` where nobody set it."""
         return self.sources.get(key, "default")
 
     @property

@@ -41,7 +41,13 @@ _TOOL_GRACE_S_MAX = 1.0
 
 
 class Governor:
-    """Opens governed sessions. Thread-safe."""
+    """Opens governed sessions. Thread-safe.
+
+    `ledger`: where every session's tokens are reserved. `deployment`: whose budgets hold; None: only the turn has one.
+    `clock`: time for deadlines. `observers` are told of every turn. `tools` makes a session's custom tools, called once
+    for each session. `confirm` and `ask` reach a person at a terminal; without them the answer is no. `http`: the
+    client that models are called with; None: one of its own.
+    """
 
     def __init__(
         self,
@@ -72,13 +78,13 @@ class Governor:
         threading.Thread(target=count_tokens, args=("warm",), name="warm-tokenizer", daemon=True).start()
 
     def observe(self, observer: TurnObserver) -> None:
-        """Adds an observer of turns."""
+        """Tells `observer` of every turn that begins from now on."""
         self._observers.add(observer)
 
     def open(self, spec: SessionSpec, conversation: Conversation | None, deadline: Deadline) -> GovernedSession:
-        """Builds a session's agent, starting from a conversation if there is one.
+        """Builds the agent of the session `spec`; it starts from `conversation`, or from nothing where that is None.
 
-        Blocks while MCP servers start, each within its own limit and the deadline. Raises ConfigError or InternalError.
+        Blocks while MCP servers start, each within its own limit and `deadline`. Raises ConfigError or InternalError.
         """
         try:
             spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -191,7 +191,9 @@ def stack_of(thread: threading.Thread) -> str:
 class GovernedSession:
     """Satisfies the pool's `SessionHost` in this process. `cancel`, `kill` and the properties are for any thread.
 
-    `parts` is the agent with what governs it; `scopes` names the budgets of a turn before it starts.
+    `Governor.open` makes it. `spec`: whose session it is, under which profile and model. `parts`: the agent with what
+    governs it. `ledger`: where its tokens are reserved. `scopes` names the budgets of a turn before it starts.
+    `observers` are told of its turns. `clock`: time for its deadlines.
     """
 
     def __init__(
@@ -225,7 +227,8 @@ class GovernedSession:
     def turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
         """Runs one turn and returns its report within the deadline plus `cancel_grace`; blocks meanwhile.
 
-        `on_event` gets its events on the turn's thread. Raises InternalError beside another turn, and after `close`.
+        `request`: the message, and until when. `on_event` gets the turn's events on its thread. Raises InternalError
+        beside another turn, and after `close`.
         """
         if not self._one_turn.acquire(blocking=False):
             raise InternalError(f"Session {self._spec.key} already runs a turn.")
@@ -261,7 +264,7 @@ class GovernedSession:
         return not self.stuck and self._messages.compress(busy=self._one_turn.locked)
 
     def close(self, deadline: Deadline) -> None:
-        """Ends agent, MCP servers and shells in order; by force what is left at the deadline."""
+        """Ends agent, servers and shells in order; by force what is left at `deadline`. Blocks until then."""
         self._closed = True
         self.cancel("shutdown")
         agent = self._parts.agent

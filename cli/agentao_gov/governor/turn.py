@@ -209,23 +209,23 @@ class TurnObserver(Protocol):
     """
 
     def turn_started(self, labels: TurnLabels) -> None:
-        """A turn begins."""
+        """A turn begins; `labels` say whose it is."""
         ...
 
     def llm_call(self, labels: TurnLabels, call: LlmCallEnd) -> None:
-        """A model call ended."""
+        """A model call of the turn with these `labels` ended; `call` has its tokens and times."""
         ...
 
     def tool_call(self, labels: TurnLabels, call: ToolCallEnd) -> None:
-        """A tool call ended."""
+        """A tool call of the turn with these `labels` ended; `call` has its outcome and time."""
         ...
 
     def permission(self, labels: TurnLabels, decision: PermissionEnd) -> None:
-        """A permission was decided."""
+        """Whether a tool may run was decided in the turn with these `labels`: `decision`."""
         ...
 
     def turn_ended(self, labels: TurnLabels, report: TurnReport) -> None:
-        """The turn's one report."""
+        """The turn with these `labels` ended; `report` is its only one."""
         ...
 
 

@@ -187,7 +187,7 @@ class SessionArchive:
     """
 
     def __init__(self, root: Path, *, clock: Clock = SYSTEM_CLOCK, step: Step = nothing) -> None:
-        """`root` is made private. `step` hears each step of a write."""
+        """`root` is made private. `clock`: time for what is kept. `step` hears each step of a write."""
         self.root = root
         self._clock = clock
         self._step = step
@@ -205,7 +205,10 @@ class SessionArchive:
     def hold(
         self, key: SessionKey, deadline: Deadline, given_up: Callable[[], bool] = lambda: False
     ) -> SessionDir | None:
-        """Takes the session for one turn, waiting while another process has it. None: deadline passed or given up."""
+        """Takes the session `key` for one turn, waiting while another process has it.
+
+        None: `deadline` passed, or `given_up`, which is asked between tries, said yes.
+        """
         path = self._path(key)
         pause_s, pause_s_max = _LOCK_PAUSE_S
         while True:
@@ -217,13 +220,13 @@ class SessionArchive:
             pause_s = min(pause_s * 2, pause_s_max)
 
     def version(self, held: SessionDir) -> int:
-        """The version on disk, 0 where nothing was saved yet."""
+        """The version on disk of the session that is `held`, 0 where nothing was saved yet."""
         with as_store_error("A session cannot be read"):
             line = held.read_head(_FILE)
         return 0 if line is None else int(json.loads(line)["version"])
 
     def load(self, key: SessionKey) -> tuple[SessionHead, Conversation] | None:
-        """A session as it was after its last turn, None where there is none. Needs no lock: files change whole."""
+        """The session `key` as its last turn left it; None where there is none. Needs no lock: files change whole."""
         try:
             with as_store_error(f"Session {key} cannot be read"):
                 content = self._file(key).read_bytes()
@@ -241,11 +244,11 @@ class SessionArchive:
             ) from error
 
     def head(self, key: SessionKey) -> SessionHead | None:
-        """What is known of a session without its conversation; None where there is none."""
+        """What is known of the session `key` without its conversation; None where there is none."""
         return self._head_at(self._file(key))
 
     def save(self, held: SessionDir, head: SessionHead, conversation: Conversation) -> SessionHead:
-        """Writes the session under the lock; returns the head with its new version."""
+        """Writes `head` and `conversation` to the session that is `held`; returns the head with its new version."""
         saved = SessionHead(**{**_fields(head), "version": self.version(held) + 1})
         line = json.dumps({"schema": _SCHEMA, **asdict(saved)}, separators=(",", ":"))
         # Not `asdict`, which copies every message before it is written: a tenth of a turn's CPU.
@@ -264,7 +267,7 @@ class SessionArchive:
         return saved
 
     def delete(self, key: SessionKey) -> bool:
-        """Removes the session with all its files, at once for every process. False: there was none."""
+        """Removes the session `key` with all its files, at once for every process. False: there was none."""
         return self._delete_path(self._path(key))
 
     def _delete_path(self, path: Path) -> bool:
@@ -283,7 +286,7 @@ class SessionArchive:
         return had_session
 
     def workdir(self, key: SessionKey) -> Path:
-        """The session's private working directory, made if there is none."""
+        """The private working directory of the session `key`, made if there is none."""
         with as_store_error(f"The working directory of session {key} cannot be made"):
             return private_dir(self._path(key) / _WORK)
 
@@ -297,13 +300,16 @@ class SessionArchive:
             return len(self._known)
 
     def heads(self, tenant: str, limit: int = 1000) -> tuple[int, list[SessionHead]]:
-        """How many sessions a tenant has on disk, and the latest of them, the latest first."""
+        """How many sessions `tenant` has on disk, and at most `limit` of them, the latest first."""
         stamps = _stamps(self.root / _name("t", tenant))
         latest = heapq.nlargest(limit, stamps)
         return len(stamps), [head for _, file in latest if (head := self._head_at(Path(file))) is not None]
 
     def sweep(self, retain_s: float, in_use: Callable[[SessionKey], bool] = lambda _: False) -> int:
-        """Deletes sessions whose last turn is longer ago than `retain_s`, and what crashes left. Returns how many."""
+        """Deletes sessions whose last turn is over `retain_s` seconds ago, and what crashes left; returns how many.
+
+        A session that `in_use` says yes to is kept.
+        """
         for trash in self.root.glob(f"*/{_TRASH}*"):
             shutil.rmtree(trash, ignore_errors=True)
         with self._lock:

@@ -207,7 +207,14 @@ class AgentPool:
         child_env: Callable[[SessionKey], Mapping[str, str]] = _no_env,
         closers: int = CLOSERS,
     ) -> None:
-        """`workdirs`: where temporary working directories are made; `child_env`: marks every child of a session."""
+        """Builds an empty pool; its threads start with the first turn.
+
+        `deployment`: limits, caps and times come from its `[pool]` and `[tenants]`. `factories`: what opens a session's
+        host in each mode that is offered. `archive`: where evicted sessions go. `clock`: time for idle times and
+        deadlines. `workdirs`: the directory that temporary working directories are made in; None: the system's.
+        `child_env`: the variables by which every child of a session is known. `closers`: how many sessions may be
+        closing at once.
+        """
         config = deployment.deployment
         self._times = rung_times(config)
         self._memory_bytes = config.capacity.memory_bytes if config.capacity is not None else None
@@ -236,22 +243,25 @@ class AgentPool:
     def submit(self, order: TurnOrder, on_event: EventSink | None = None) -> Future[TurnReport]:
         """Asks for one turn; returns at once.
 
-        The future ends with the turn's report, or with a CapacityError when there is no place for it, another GovError
-        when its session cannot be opened. `future.cancel()` works until the turn has its place; `cancel` from then on.
-        `on_event` is called on the turn's thread.
+        `order`: who asks what, under which profile and in which mode. `on_event` is called on the turn's thread. The
+        future ends with the turn's report, or with a CapacityError when there is no place for it, another GovError when
+        its session cannot be opened. `future.cancel()` works until the turn has its place; `cancel` from then on.
         """
         future: Future[TurnReport] = Future()
         self._acquire(Ticket(order, future, self._turns.granted, on_event or _ignore, self._clock.monotonic()))
         return future
 
     def lease(self, order: TurnOrder) -> Future[HeldLease]:
-        """Asks for the session itself instead of a turn on it; the order's message is not used."""
+        """Asks for the session itself instead of a turn on it; returns at once.
+
+        `order`: as for `submit`, but its message is not used. The future ends with the lease, or as that of `submit`.
+        """
         future: Future[HeldLease] = Future()
         self._acquire(Ticket(order, future, self._lend, _ignore, self._clock.monotonic()))
         return future
 
     def cancel(self, key: SessionKey, reason: str = "cancelled", *, turn_id: str | None = None) -> bool:
-        """Cancels the session's turn in flight, or the first that waits for it; or the one with this id.
+        """Cancels the turn in flight of the session `key`, or the first that waits for it; with `turn_id` that alone.
 
         `reason`: `cancelled`, `client_gone`, `shutdown`. False: there was none.
         """
@@ -275,7 +285,7 @@ class AgentPool:
     # -- sessions --------------------------------------------------------------------------------------------------
 
     def delete(self, key: SessionKey) -> bool:
-        """Removes a session for good: agent, archive and working directory; cancels its turn. Blocks, 5 s at most.
+        """Removes the session `key` for good, with archive and working directory; cancels its turn. Blocks 5 s at most.
 
         False: there was no such session. A turn that comes later begins a new one.
         """
@@ -299,7 +309,7 @@ class AgentPool:
         return existed or before is not SessionState.GONE
 
     def session(self, key: SessionKey) -> SessionInfo | None:
-        """One session, in memory or hibernated. May read a file."""
+        """The session `key`, in memory or hibernated; None: there is none. May read a file: blocks."""
         found = resident_infos(self._engine, key=key)
         if found:
             return found[0]
@@ -309,11 +319,11 @@ class AgentPool:
         return info_of_head(head) if head is not None else None
 
     def sessions(self, tenant: str | None = None) -> list[SessionInfo]:
-        """A tenant's sessions, the latest 1,000 hibernated ones too; without a tenant everyone's in memory. Blocks."""
+        """The sessions of `tenant`, the latest 1,000 hibernated ones too; None: everyone's in memory. Blocks."""
         return resident_infos(self._engine) if tenant is None else self.listing(tenant)[1]
 
     def listing(self, tenant: str) -> tuple[int, list[SessionInfo]]:
-        """How many sessions a tenant has, and those in memory with the latest 1,000 on disk. Reads files: blocks."""
+        """How many sessions `tenant` has, and those in memory with the latest 1,000 on disk. Reads files: blocks."""
         resident = resident_infos(self._engine, tenant)
         known = {info.key for info in resident}
         on_disk, heads = self._archive.heads(tenant)
@@ -322,7 +332,7 @@ class AgentPool:
         return max(on_disk + unsaved, len(resident) + len(asleep)), resident + asleep
 
     def profile_of(self, key: SessionKey) -> str | None:
-        """The profile of a session in memory; None for one that is not. Never blocks."""
+        """The profile of the session `key`; None where it is not in memory. Never blocks."""
         with self._engine.lock:
             resident = self._engine.residents.get(key)
         return resident.spec.profile.profile.name if resident is not None else None
@@ -332,7 +342,7 @@ class AgentPool:
         return stats_of(self._engine, self._rung.label)
 
     def subscribe(self, observer: PoolObserver) -> None:
-        """Adds an observer of everything that happens from now on."""
+        """Tells `observer` of everything that happens from now on, on the pool's threads: it must not block."""
         self._engine.subscribe(observer)
 
     # -- limits ----------------------------------------------------------------------------------------------------
@@ -343,11 +353,14 @@ class AgentPool:
         return self._engine.core.limits
 
     def resize(self, limits: PoolLimits) -> None:
-        """New limits, at once: surplus idle sessions leave memory, busy ones finish first."""
+        """Puts `limits` in place of those that held: surplus idle sessions leave memory, busy ones finish first."""
         self._engine.decide(lambda now: self._engine.core.resize(now, limits))
 
     def memory_used(self, used_bytes: int) -> None:
-        """A reading of the memory in use; above nine tenths of the plan's, idle sessions leave until it is eight."""
+        """Takes a reading: `used_bytes` is what the service holds in memory now.
+
+        Above nine tenths of the capacity plan's memory, idle sessions leave until it is eight.
+        """
         if self._memory_bytes:
             engine = self._engine
             fraction = used_bytes / self._memory_bytes

@@ -21,7 +21,7 @@ class Simulator(LocalProcess):
     """A running simulator. Use as a context manager or call `close()`; it also dies with its parent."""
 
     def truth(self, *, requests: bool = True) -> Truth:
-        """What it received and produced so far."""
+        """What it received and produced so far; with `requests` each one, without them the sums alone."""
         return Truth.model_validate(self._call("GET", f"/sim/truth?requests={int(requests)}"))
 
     def reset(self) -> None:
@@ -29,17 +29,18 @@ class Simulator(LocalProcess):
         self._call("POST", "/sim/reset", {})
 
     def configure(self, script: ScriptSource) -> None:
-        """Takes another script from the next request on."""
+        """Takes another `script` from the next request on. Raises ConfigError where it is wrong."""
         self._call("POST", "/sim/configure", load_script(script).model_dump(mode="json", exclude_unset=True))
 
     def release(self, name: str, *, stay_open: bool = False) -> int:
-        """Lets requests on hold under this name go; returns how many. `stay_open`: later ones pass too."""
+        """Lets requests on hold under `name` go; returns how many. `stay_open`: later ones pass too."""
         return int(self._call("POST", "/sim/release", {"name": name, "stay_open": stay_open})["released"])
 
     def wait_for(self, *, timeout_s: float = 10.0, idle: bool = False, **at_least: int) -> Truth:
-        """Waits until counts are reached: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`.
+        """Waits, `timeout_s` seconds at most, until every count in `at_least` is reached.
 
-        `idle` waits until nothing is in flight. Raises TimeoutError with the counts there were.
+        The counts: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`. `idle` waits until
+        nothing is in flight. Raises TimeoutError with the counts there were.
         """
         query = urlencode({"timeout": timeout_s, "idle": int(idle), **at_least})
         status, body = self.ask("GET", f"/sim/wait?{query}", timeout_s=timeout_s + 5.0)
@@ -57,9 +58,10 @@ class Simulator(LocalProcess):
 
 
 def start_simulator(script: ScriptSource = None, *, seed: int | None = None, port: int = 0) -> Simulator:
-    """Starts a simulator on a free loopback port; `seed` overrides the script's.
+    """Starts a simulator on loopback; the caller closes it.
 
-    Raises ConfigError for a wrong script, InternalError when the process does not come up.
+    `script`: what it answers, as values, a file's path or None for its default. `seed` overrides the script's. `port`:
+    0 takes a free one. Raises ConfigError for a wrong script, InternalError when the process does not come up.
     """
     loaded = load_script(script)
     if seed is not None:
