@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from agentao_gov.checklist.probe_config import ProbeConfig
 from agentao_gov.checklist.report import ChecklistReport
 from agentao_gov.checklist.target import walk_target
 from agentao_gov.errors import ConfigError
+from agentao_gov.process.owner import host_token
 from agentao_gov.simulator import Simulator
 from tests.checklist.conftest import House
 
@@ -86,7 +88,7 @@ def stub() -> Iterator[Callable[..., str]]:
     """Starts services that are nothing of ours: `stub(kind)` is the address of one that always does the same."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(kind: str, metrics: str = "") -> str:
+    def start(kind: str, metrics: str = "", status: Any = None) -> str:
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, format: str, *args: Any) -> None:
                 """Silent."""
@@ -101,6 +103,8 @@ def stub() -> Iterator[Callable[..., str]]:
             def do_GET(self) -> None:
                 if kind == "html":
                     self._send(200, "<html></html>", "text/html; charset=utf-8")
+                elif self.path == "/v1/status" and status is not None:
+                    self._send(200, json.dumps(status), "application/json")
                 elif self.path == "/metrics":
                     self._send(200, metrics, "text/plain")
                 else:
@@ -163,6 +167,24 @@ def test_metrics_may_have_other_names(house: House, stub: Any) -> None:
     assert "[pass] /metrics has chats_open: it is there" in evidence
     assert "[pass] /metrics has helpers: it is there" in evidence
     assert any(line.startswith("[fail] chats_open follows three new sessions: from 5 to 5") for line in evidence)
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("another machine", "[skip] agentao_gov_process_memory_bytes is true: not seen: its process is not on this"),
+        (host_token(), "[fail] agentao_gov_process_memory_bytes is true: metric 0 MiB, /proc"),
+    ],
+)
+def test_memory_is_compared_with_the_process_that_the_service_names_and_no_other(
+    house: House, stub: Any, host: str, line: str
+) -> None:
+    """Whoever listens on the same port of this machine is a stranger, or a proxy."""
+    address = stub("accepts", "agentao_gov_process_memory_bytes 5\n", {"instance": {"pid": os.getpid(), "host": host}})
+    report = _walk(house, address, "monitoring")
+
+    evidence = next(item for item in report.items if item.id == "monitoring").evidence
+    assert [text for text in evidence if text.startswith(line)]
 
 
 def test_credentials_in_an_address_are_not_shown(house: House, stub: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import subprocess
 import sys
 import threading
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agentao_gov.loadtest.target import Target, group_limit, limits_of, oom_kills, promised_by
+from agentao_gov.loadtest.target import Target, existing_target, group_limit, limits_of, oom_kills, promised_by
+from agentao_gov.process.owner import host_token
 from tests.loadtest.conftest import Stub
 
 Starter = Callable[..., Stub]
@@ -100,6 +102,16 @@ def test_a_key_goes_to_the_target_alone(monkeypatch: pytest.MonkeyPatch) -> None
     assert heard == [("/base/v1/status", "Bearer key")]
     assert sent_on == [("/v1/status", "Bearer key")]
     assert overheard == []
+
+
+@pytest.mark.parametrize(("host", "seen"), [(host_token(), True), ("another machine", False)])
+def test_the_process_under_load_is_the_one_that_the_service_names(host: str, seen: bool) -> None:
+    """Not whoever listens on the port of this machine: that may be a proxy of a service elsewhere."""
+    instance = {"instance": {"pid": 4711, "host": host}}
+    with listening(json.dumps(instance).encode()) as (url, _):
+        target = existing_target(url, api_key=None)
+
+    assert target.found_pid == (4711 if seen else None)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from agentao_gov.governor.report import redact
 from agentao_gov.testrig.client import HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["PROBES", "Foreign", "check_target", "walk_target"]
+__all__ = ["PROBES", "ProbedTarget", "check_target", "walk_target"]
 
 
 #: Turns at once that a foreign service is asked for, and those spent against its budget: each may cost real tokens.
@@ -54,8 +54,8 @@ _REFUSAL_CODES = (429, 503)
 
 
 @dataclass
-class Foreign:
-    """The service, and what is known of it."""
+class ProbedTarget:
+    """The service that is walked, and what is known of it."""
 
     client: ServiceClient
     #: What it is asked for as `model`.
@@ -91,7 +91,7 @@ class Foreign:
         return [future.result(TURN_S_MAX + 10) for future in futures]
 
 
-def _serves(target: Foreign) -> Check | None:
+def _serves(target: ProbedTarget) -> Check | None:
     """A service that answers nothing proves no limit by its refusals; None when it served the first turn."""
     if target.first.status == 200:
         return None
@@ -104,7 +104,7 @@ _UNSERVED = Remedy(
 )
 
 
-def _session_caps(target: Foreign, item: Item) -> list[Check] | str:
+def _session_caps(target: ProbedTarget, item: Item) -> list[Check] | str:
     if unserved := _serves(target):
         return [unserved]
     limits, checks, too_high = target.limits, list[Check](), list[str]()
@@ -120,7 +120,7 @@ def _session_caps(target: Foreign, item: Item) -> list[Check] | str:
     return checks
 
 
-def _cap(target: Foreign, whose: str, cap: int | None, tries: int) -> list[Check]:
+def _cap(target: ProbedTarget, whose: str, cap: int | None, tries: int) -> list[Check]:
     tag = secrets.token_hex(4)
     slow = directive("Say one word.", first_token=SLOW) if target.scripted else "Say one word."
     turns = [(f"chk-{tag}-{n}", "checklist-ann" if whose == "user" else f"checklist-{tag}-{n}") for n in range(tries)]
@@ -143,7 +143,7 @@ def _cap(target: Foreign, whose: str, cap: int | None, tries: int) -> list[Check
     return checks
 
 
-def _daily_token_budget(target: Foreign, item: Item) -> list[Check] | str:
+def _daily_token_budget(target: ProbedTarget, item: Item) -> list[Check] | str:
     if unserved := _serves(target):
         return [unserved]
     limit = target.limits.daily_tokens or (
@@ -192,7 +192,7 @@ def _exhausted(answer: HttpAnswer) -> bool:
     return answer.status == 429 and (answer.code == "budget_exhausted" or typed)
 
 
-def _turn_timeout(target: Foreign, item: Item) -> list[Check] | str:
+def _turn_timeout(target: ProbedTarget, item: Item) -> list[Check] | str:
     if unserved := _serves(target):
         return [unserved]
     if not target.scripted:
@@ -207,7 +207,7 @@ def _turn_timeout(target: Foreign, item: Item) -> list[Check] | str:
     return [verdict(answer.status == 504, expected, f"got {answer}")]
 
 
-def _max_iterations(target: Foreign, item: Item) -> list[Check] | str:
+def _max_iterations(target: ProbedTarget, item: Item) -> list[Check] | str:
     if unserved := _serves(target):
         return [unserved]
     if not target.scripted:
@@ -225,7 +225,7 @@ def _max_iterations(target: Foreign, item: Item) -> list[Check] | str:
     return [verdict(ended, f"an endless tool loop ends after at most {cap} iterations", text)]
 
 
-def _monitoring(target: Foreign, item: Item) -> list[Check] | str:
+def _monitoring(target: ProbedTarget, item: Item) -> list[Check] | str:
     target.listener.doing(item, "reading /metrics while sessions open")
     names = {name: f"agentao_gov_{name}" for name in OUR_METRICS} | target.facts.deployment.checklist.metrics
     metrics = target.client.metrics()
@@ -237,15 +237,26 @@ def _monitoring(target: Foreign, item: Item) -> list[Check] | str:
         checks.append(verdict(there, f"/metrics has {names[name]}", text, (), Remedy(note=note)))
     if (before := metrics.get(names["sessions"])) is not None and target.first.status == 200:
         checks.append(_follows(target, names["sessions"], before))
-    said, true = metrics.get(names["process_memory_bytes"]), _resident_bytes(target.client)
-    if said is not None and true is not None:
-        good = abs(said - true) <= MEMORY_TOLERANCE * true
-        text = f"metric {said / 2**20:.0f} MiB, /proc {true / 2**20:.0f} MiB"
-        checks.append(verdict(good, f"{names['process_memory_bytes']} is true", text))
-    return checks
+    return [*checks, *_memory(target, names["process_memory_bytes"], metrics.get(names["process_memory_bytes"]))]
 
 
-def _follows(target: Foreign, name: str, before: float) -> Check:
+def _memory(target: ProbedTarget, name: str, said: float | None) -> list[Check]:
+    """Compares the metric with what the kernel says of the very process that the service names, if it is here."""
+    pids = target.client.serving_pids()
+    if said is None:
+        return []
+    try:
+        true = int(psutil.Process(pids[0]).memory_info().rss) if pids and len(pids) == 1 else None
+    except psutil.Error:
+        true = None
+    if true is None:
+        why = "it does not say which process serves" if pids is None else "its process is not on this machine"
+        return [Check("skip", f"{name} is true", f"not seen: {'several processes serve' if pids else why}")]
+    text = f"metric {said / 2**20:.0f} MiB, /proc {true / 2**20:.0f} MiB"
+    return [verdict(abs(said - true) <= MEMORY_TOLERANCE * true, f"{name} is true", text)]
+
+
+def _follows(target: ProbedTarget, name: str, before: float) -> Check:
     tag = secrets.token_hex(4)
     for n in range(3):
         target.ask(f"chk-{tag}-{n}", "Hello.", user=f"checklist-{tag}-{n}")
@@ -257,35 +268,17 @@ def _follows(target: Foreign, name: str, before: float) -> Check:
     return verdict(after >= before + 3, f"{name} follows three new sessions", f"from {before:.0f} to {after:.0f}")
 
 
-def _resident_bytes(client: ServiceClient) -> int | None:
-    """What the process that listens there weighs; None when it is not on this machine, or somebody else's."""
-    port = urlsplit(client.base_url).port
-    try:
-        pids = {
-            connection.pid
-            for connection in psutil.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-            and connection.laddr
-            and connection.laddr.port == port
-            and connection.pid
-        }
-        # Workers share a socket, and only one of them answers.
-        return int(psutil.Process(pids.pop()).memory_info().rss) if len(pids) == 1 else None
-    except psutil.Error:
-        return None
-
-
-def _pool_limits(target: Foreign, item: Item) -> list[Check] | str:
+def _pool_limits(target: ProbedTarget, item: Item) -> list[Check] | str:
     del target, item
     return "filling a pool that others use would evict their sessions; run it against your configuration instead"
 
 
-def _graceful_shutdown(target: Foreign, item: Item) -> list[Check] | str:
+def _graceful_shutdown(target: ProbedTarget, item: Item) -> list[Check] | str:
     del target, item
     return "it would end a service that others use; run it against your configuration instead"
 
 
-PROBES: Mapping[ItemId, Callable[[Foreign, Item], list[Check] | str]] = {
+PROBES: Mapping[ItemId, Callable[[ProbedTarget, Item], list[Check] | str]] = {
     "session_caps": _session_caps,
     "daily_token_budget": _daily_token_budget,
     "turn_timeout": _turn_timeout,
@@ -295,10 +288,6 @@ PROBES: Mapping[ItemId, Callable[[Foreign, Item], list[Check] | str]] = {
     "monitoring": _monitoring,
 }
 
-
-# Walks a service that already runs: what can be proved from outside is proved, the rest is skipped with the reason.
-#
-# Only loopback is walked without the caller's word for it.
 
 #: How long the first plain turn may take; a service that is slower cannot be walked in minutes.
 FIRST_TURN_S_MAX = 60.0
@@ -361,7 +350,9 @@ def walk_target(
     )
 
 
-def _reach(url: str, facts: Facts, profile: ResolvedProfile, key_variable: str | None, listener: Listener) -> Foreign:
+def _reach(
+    url: str, facts: Facts, profile: ResolvedProfile, key_variable: str | None, listener: Listener
+) -> ProbedTarget:
     key = os.environ.get(key_variable) if key_variable else None
     if key_variable and not key:
         raise ConfigError(f"The environment variable {key_variable} is not set.", hint=f"export {key_variable}=...")
@@ -375,7 +366,7 @@ def _reach(url: str, facts: Facts, profile: ResolvedProfile, key_variable: str |
     names = [str(row.get("id")) for row in answer.rows]
     wanted = profile.profile.name
     name = wanted if wanted in names or not names else names[0]
-    target = Foreign(client, name, facts, listener, tenant=_tenant(facts, key))
+    target = ProbedTarget(client, name, facts, listener, tenant=_tenant(facts, key))
     word = secrets.token_hex(4)
     target.first = target.ask(f"chk-{word}", directive("Hello.", text=word), timeout_s=FIRST_TURN_S_MAX)
     _not_html(target.first, shown)
@@ -404,14 +395,14 @@ def _text(answer: HttpAnswer) -> str:
         return ""
 
 
-def _remove(target: Foreign) -> None:
+def _remove(target: ProbedTarget) -> None:
     """Takes the probes' sessions away again, as long as the service answers."""
     for session in dict.fromkeys(target.opened):
         if target.client.request("DELETE", f"/v1/sessions/{session}", timeout_s=DELETE_S_MAX).status == 0:
             return
 
 
-def _item(target: Foreign, item: Item) -> ItemReport:
+def _item(target: ProbedTarget, item: Item) -> ItemReport:
     began = time.monotonic()
     outcome = PROBES[item.id](target, item)
     if isinstance(outcome, str):

@@ -101,18 +101,28 @@ def check_ownership(url: str, *, owned: bool) -> None:
 
 
 def existing_target(url: str, *, api_key: str | None, tenant: str = "default") -> Target:
-    """A service that already runs. Raises ConfigError when nothing answers."""
+    """A service that already runs. Raises ConfigError when nothing answers.
+
+    Args:
+        url: where it listens, with or without `/v1`.
+        api_key: the tenant's; None where none is needed.
+        tenant: whose turns the report calls them.
+    """
     target = Target(url, {tenant: api_key} if api_key else {}, (tenant,))
     if not target.answers():
         raise ConfigError(f"Nothing answers at {url}.", hint="Start the service first, or leave --target out.")
+    pids = ServiceClient(url, api_key).serving_pids(timeout_s=_ANSWER_S_MAX)
     parts = urlsplit(url)
-    if is_loopback(parts.hostname or "") and parts.port is not None:
+    if pids:
+        target.found_pid = pids[0]
+    elif pids is None and is_loopback(parts.hostname or "") and parts.port is not None:
+        # Another kind of service: on loopback, who listens is who answers.
         target.found_pid = _listener(parts.port)
     return target
 
 
 def _listener(port: int) -> int | None:
-    """The process that listens on a port of this machine, as far as it may be known."""
+    """The process that listens on a loopback port, as far as it may be known."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:

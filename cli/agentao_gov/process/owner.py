@@ -5,6 +5,7 @@ Whatever outlives a process names its owner in this way: a reservation in the le
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from agentao_gov.clock import Clock
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef
 
-__all__ = ["Liveness", "Owner", "boot_id", "this_process"]
+__all__ = ["Liveness", "Owner", "boot_id", "host_token", "this_process"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
@@ -61,6 +62,15 @@ class Owner:
 def boot_id() -> str:
     """Names this boot of the machine."""
     return _BOOT_ID.read_text().strip()
+
+
+@cache
+def host_token() -> str:
+    """Names this boot and this namespace of pids to others, without saying which machine it is.
+
+    Two processes with the same token see each other under the same pids.
+    """
+    return hashlib.sha256(f"{boot_id()} {_PID_NAMESPACE.readlink()}".encode()).hexdigest()[:16]
 
 
 def this_process() -> Owner:

@@ -154,10 +154,11 @@ class Readiness(TypedDict):
 
 
 class Instance(TypedDict):
-    """The process that answers; `pids` are all workers'."""
+    """The process that answers; `pids` are all workers', and mean something where `host` is the reader's own."""
 
     version: str
     pid: int
+    host: str
     worker: int
     workers: int
     uptime_s: float

@@ -12,6 +12,7 @@ from agentao_gov.governor.report import BudgetLine
 from agentao_gov.monitor.alerts import Alert
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import RUNGS, Observed
+from agentao_gov.process.owner import host_token
 from agentao_gov.process.tree import ORPHANS_KILLED
 from agentao_gov.service.answers import (
     AlertState,
@@ -83,6 +84,7 @@ def _instance(gateway: Gateway, tenant: str | None) -> Instance:
     return {
         "version": version("agentao-gov"),
         "pid": os.getpid(),
+        "host": host_token(),
         "worker": gateway.worker,
         "workers": gateway.workers,
         "uptime_s": round(time.time() - gateway.started_at, 1),

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentao_gov.process.owner import host_token
+
 __all__ = ["DOORS", "Door", "HttpAnswer", "Scrape", "ServiceClient", "exchange", "in_background"]
 
 _P = ParamSpec("_P")
@@ -210,6 +212,18 @@ class ServiceClient:
         """The status document; empty when it cannot be had."""
         answer = self.request("GET", "/v1/status", timeout_s=timeout_s)
         return answer.body if answer.status == 200 and isinstance(answer.body, dict) else {}
+
+    def serving_pids(self, *, timeout_s: float = 5.0) -> list[int] | None:
+        """The service's own processes, as it names them itself, one a worker.
+
+        Empty where they are not on this machine, and None where the service does not say. Whoever listens on a port may
+        be a proxy, or a stranger beside a service elsewhere.
+        """
+        instance = self.status(timeout_s=timeout_s).get("instance")
+        if not isinstance(instance, dict) or not isinstance(instance.get("pid"), int):
+            return None
+        pids = instance.get("pids") or [instance["pid"]]
+        return list(pids) if instance.get("host") == host_token() else []
 
     def metrics(self, *, timeout_s: float = 30.0) -> Scrape:
         """A scrape; empty when it cannot be had."""
