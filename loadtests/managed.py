@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from flask import Response, jsonify, request
 from gevent.queue import Queue
 from locust import User, events, task
 from locust.env import Environment
@@ -27,6 +28,8 @@ from agentao_gov.loadtest.record import TurnSample
 POLL_S = 0.05
 FLUSH_S = 0.1
 KEYS = "AGENTAO_GOV_LOADTEST_KEYS"
+#: Locust's buttons EDIT and NEW by their colours: a schedule knows no users.
+HIDDEN = b"<style>.MuiButton-containedSecondary, .MuiButton-containedSuccess { display: none }</style>"
 
 
 class Planned(User):
@@ -43,6 +46,8 @@ class Sink:
     def __init__(self, write: Any) -> None:
         self._lines: list[str] = []
         self._write = write
+        #: Whether all is said: Locust's own way down says "stopped" once more.
+        self.finished = False
         self._flusher = gevent.spawn(self._run)
 
     def emit(self, line: str) -> None:
@@ -141,10 +146,36 @@ def start(environment: Environment, **_: Any) -> None:
         return
     folder = Path(os.environ["AGENTAO_GOV_LOADTEST"])
     sink = Sink(to_file(folder / "samples.jsonl"))
+    show(environment, sink)
     if isinstance(runner, MasterRunner):
         gevent.spawn(telling, sink, run_master, environment, runner, folder, sink)
     else:
         gevent.spawn(telling, sink, run_alone, environment, folder, sink)
+
+
+def show(environment: Environment, sink: Sink) -> None:
+    """Locust's page shows the run and can stop it; what a plan does not know is not offered."""
+
+    @events.test_stop.add_listener
+    def stopped(**_: Any) -> None:
+        if not sink.finished:
+            sink.emit('{"t":"stopped"}')
+
+    if environment.web_ui is None:
+        return
+    app = environment.web_ui.app
+
+    @app.before_request
+    def refuse() -> Response | None:
+        if not request.path.endswith("/swarm"):
+            return None
+        return jsonify({"success": False, "message": "The plan of `agentao-gov loadtest` says what is sent."})
+
+    @app.after_request
+    def hide(response: Response) -> Response:
+        if response.mimetype == "text/html" and not response.direct_passthrough:
+            response.set_data(response.get_data().replace(b"</head>", HIDDEN + b"</head>"))
+        return response
 
 
 def telling(sink: Sink, function: Any, *args: Any) -> None:
@@ -205,6 +236,7 @@ def on_my_clock(message: dict[str, Any]) -> dict[str, Any]:
 
 def finish(environment: Environment, sink: Sink) -> None:
     """Says that all is said, and ends Locust."""
+    sink.finished = True
     sink.emit('{"t":"finished"}')
     sink.flush()
     assert environment.runner is not None

@@ -136,3 +136,12 @@ def test_the_table_shows_evidence_and_remedy_of_what_failed() -> None:
     assert "[fail] it <refuses>: it | accepts" in text
     assert "session_daily_tokens = 1000" in text
     assert "[pass]" not in text
+
+
+def test_a_passed_item_is_one_line_in_a_table_and_whole_in_the_json() -> None:
+    """A cell that holds thirty observations is read by nobody."""
+    report = _report(*[Check("pass", f"limit {n} holds", f"it refused at {n}") for n in range(30)])
+
+    assert "30 checks hold" in rendered(report, "markdown")
+    assert "limit 7 holds" not in rendered(report, "markdown").split("\n## ")[0]
+    assert "limit 7 holds" in rendered(report, "json")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.testrig.client import exchange
 from agentao_gov.testrig.service import free_port
 from tests.loadtest.conftest import ROOT, Stub
 
@@ -100,3 +101,27 @@ def test_a_planned_run_shows_locusts_page_beside(stub: Callable[..., Stub], star
 
     eventually(f"http://127.0.0.1:{web}/stats/requests", answered, run)
     assert "<title>Locust</title>" in eventually(f"http://127.0.0.1:{web}/", lambda _: True, run)
+
+
+def test_stop_on_locusts_page_ends_the_schedule_and_the_run(
+    stub: Callable[..., Stub], start: Start, tmp_path: Path
+) -> None:
+    """A brake that stops only a picture would be none; the plan knows no users, so EDIT and NEW are not offered."""
+    web = free_port()
+    flags = ["--target", stub().url, "--no-checklist", "--rate", "20", "--duration", "100s", "--mix", "qa=1"]
+    run = start(
+        "agentao_gov.main", "loadtest", *flags, "--web", "--web-port", str(web), "--report", str(tmp_path / "report")
+    )
+    eventually(f"http://127.0.0.1:{web}/stats/requests", answered, run)
+    page = eventually(f"http://127.0.0.1:{web}/", lambda _: True, run)
+
+    edited = exchange(f"http://127.0.0.1:{web}", "POST", "/swarm", {"user_count": 9})
+    exchange(f"http://127.0.0.1:{web}", "POST", "/stop", {})
+
+    assert run.wait(60) == 130
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (report["conclusion"], report["partial"]) == ("interrupted", True)
+    assert report["reasons"] == ["ended by STOP on Locust's page; the report is partial"]
+    assert report["duration_s"] < 60
+    assert "MuiButton-containedSecondary" in page
+    assert edited.body["success"] is False

@@ -185,3 +185,23 @@ def test_a_page_of_another_gate_can_be_made() -> None:
     )
 
     assert "fine" in html_page(Page("Checklist", gate, "now"))
+
+
+def test_a_late_generator_that_passes_says_why(report: LoadTestReport) -> None:
+    """23 ms late where 10 are allowed looks like a contradiction, unless chance is named."""
+    generator = {**report.generator, "by_chance": ["p99"], "bound": None}
+
+    cases = gate_report(report.model_copy(update={"generator": generator})).cases
+
+    case = next(case for case in cases if case.id == "generator")
+    assert case.status == "pass"
+    assert "p99 1.0 ms (at most 63.5 ms); p99 within chance, with 300 turns" in case.observed
+
+
+def test_a_threshold_is_told_once_and_the_page_says_what_was_loaded(report: LoadTestReport) -> None:
+    """Its title is its condition; target, model, mix and versions stand above it."""
+    summary = render(report, "markdown")
+
+    row = next(line for line in summary.splitlines() if "turn\\_p95&lt;2s" in line)
+    assert row.count("turn\\_p95&lt;2s") == 1
+    assert all(f"**{name}**" in summary for name in ("target", "model", "mix", "versions"))

@@ -90,6 +90,13 @@ class ItemReport(_ChecklistPart):
     #: The configuration's file and line that the trouble is about; null where there is none.
     place: Place | None = None
 
+    @property
+    def summary(self) -> str:
+        """What decided, in a line; a passed item has many observations, and all of them are good."""
+        if self.status != "pass":
+            return self.observed
+        return f"{sum(line.startswith('[pass]') for line in self.evidence)} checks hold"
+
 
 class ChecklistReport(_ChecklistPart):
     """The whole report."""
@@ -201,8 +208,8 @@ def _case(item: ItemReport, report: ChecklistReport) -> GateCase:
         id=item.id,
         title=f"{item.number}. {item.title}",
         status=status,
-        expected=item.expected,
-        observed=item.observed,
+        expected="" if item.status == "pass" else item.expected,
+        observed=item.summary,
         evidence=(*item.evidence, *(f"scaled: {s.key} {s.configured} → {s.probed}" for s in item.scaled)),
         remedy=item.remedy or "",
         duration_ms=item.duration_ms,

@@ -89,7 +89,7 @@ def print_checklist(report: ChecklistReport, stream: TextIO) -> None:
     else:
         for item in report.items:
             # Not through Rich, which makes spaces of tabs.
-            stream.write(f"{item.status}\t{item.id}\t{item.title}\t{_observed(item)}\n")
+            stream.write(f"{item.status}\t{item.id}\t{item.title}\t{clean(item.summary)}\n")
     for item in report.items:
         if item.status in ("fail", "warn"):
             _print_details(item, stream)
@@ -116,15 +116,8 @@ def _table(report: ChecklistReport) -> Table:
         table.add_column(header, overflow="fold")
     for item in report.items:
         mark = Text(f"{_MARKS[item.status]} {item.status}", style=_STYLES[item.status])
-        table.add_row(mark, Text(f"{item.number}. {item.title}"), Text(_observed(item), style=STYLES["dim"]))
+        table.add_row(mark, Text(f"{item.number}. {item.title}"), Text(clean(item.summary), style=STYLES["dim"]))
     return table
-
-
-def _observed(item: ItemReport) -> str:
-    """What decided; a passed item has many observations, and all of them are good."""
-    if item.status == "pass":
-        return f"{sum(line.startswith('[pass]') for line in item.evidence)} checks hold"
-    return clean(item.observed)
 
 
 def _print_details(item: ItemReport, stream: TextIO) -> None:

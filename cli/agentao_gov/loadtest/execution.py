@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,6 +208,8 @@ class Execution:
                 return
             if self.options.web_port is not None:
                 self.view.note(f"Locust's web UI: http://127.0.0.1:{self.options.web_port}")
+            if self.target.service is not None:
+                self.view.note(f"the service's own page: {self.target.url}/")
             if self.options.shape == "capacity":
                 self._search()
             elif self.options.victim is not None:
@@ -248,6 +251,8 @@ class Execution:
         return placed
 
     def _should_stop(self) -> bool:
+        if self.driver.file.remarks_of("stopped") and not self.stop():
+            self.stop.set(signal.SIGINT, by="STOP on Locust's page")
         if self.stop():
             return True
         # A foreign service is asked once, at the end: asking ten times a second would be load of its own.

@@ -238,6 +238,8 @@ class GeneratorFigures:
     bound: str | None = None
     #: TurnsPart that it could not send: their failure is none of the service's.
     unsent: int = 0
+    #: What lies beyond its limit, with turns so few that it says nothing of the percentile.
+    by_chance: tuple[str, ...] = ()
     limits_ms: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -251,6 +253,7 @@ class GeneratorFigures:
             "limits_ms": self.limits_ms,
             "bound": self.bound,
             "unsent": self.unsent,
+            "by_chance": list(self.by_chance),
         }
 
 
@@ -277,8 +280,10 @@ def generator_figures(
         limit_us = max(floor_us, _LATE_SHARE * (took.percentile_us(percentile) or 0))
         figures.limits_ms[f"p{percentile:g}"] = round(limit_us / 1000, 3)
         sent_us, read_us = (seen.percentile_us(percentile) or 0 for seen in (late, lag))
-        enough = late.count >= _JUDGED_MIN and not _by_chance(samples, limit_us, percentile)
-        if figures.bound is None and sent_us > limit_us and enough:
+        chance = _by_chance(samples, limit_us, percentile)
+        if sent_us > limit_us and chance:
+            figures.by_chance += (f"p{percentile:g}",)
+        if figures.bound is None and sent_us > limit_us and late.count >= _JUDGED_MIN and not chance:
             figures.bound = _was_late("its turns started", sent_us, percentile, limit_us, figures.cpu_max)
         # An answer is timed when the event loop comes to read it; sessions that never pause are late in no other way.
         if figures.bound is None and read_us > limit_us and lag.count >= samples_needed(percentile):

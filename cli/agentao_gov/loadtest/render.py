@@ -79,8 +79,13 @@ def _load(plan: Mapping[str, Any]) -> str:
 def facts(report: LoadTestReport) -> list[tuple[str, str]]:
     """A dozen lines that say what this was."""
     plan, turns = report.plan, report.turns
+    pace = plan["model_pace_s"]
+    model = f"simulated, first token after {pace['first_token']:g} s, then {pace['per_token']:g} s a token"
     rows = [
+        ("target", "the configuration, started for this run" if plan["target"] == "own" else str(plan["target"])),
+        ("model", model if plan["simulated"] else "the service's own"),
         ("load", f"{_load(plan)}, {plan['duration_s']:g} s, seed {plan['seed']}"),
+        ("mix", ", ".join(f"{name} {weight:g}" for name, weight in plan["mix"].items())),
         ("turns", f"{turns.attempted} attempted, {turns.answered} answered, {show_value(turns.rate_per_s, 'per_s')}"),
         ("goodput", show_value(turns.goodput_per_s, "per_s")),
         ("tokens", f"{report.tokens['total']:,} ({report.tokens['llm_calls']:,} calls)"),
@@ -106,6 +111,7 @@ def facts(report: LoadTestReport) -> list[tuple[str, str]]:
             ("memory growth", f"{show_value(slope['slope'], 'bytes_per_turn')} once warm (95 %: {low} to {high})")
         )
     seen = report.environment
+    rows.append(("versions", ", ".join(f"{name} {number}" for name, number in seen["versions"].items())))
     rows.append(("machine", f"{seen['cpus']} CPUs, {seen['system']} {seen['machine']}, Python {seen['python']}"))
     return rows
 
@@ -176,6 +182,8 @@ def _leaks_table(report: LoadTestReport) -> GateTable:
         part = report.server.leaks.get(name)
         if part and part["floors"]:
             leaked = "-" if part["leaked"] is None else str(part["leaked"])
+            if not part["leaked"] and part["floors"][-1] > part["floors"][0]:
+                leaked += f", as up to {part['kept']} are opened once and kept"
             rows.append((title, " → ".join(map(str, part["floors"])), leaked))
     return GateTable("From rest to rest", ("", "at each rest", "leaked"), tuple(rows))
 
@@ -284,12 +292,15 @@ def _generator_case(report: LoadTestReport) -> GateCase:
     bound = generator.get("bound")
     late = generator.get("lateness_ms") or {}
     limits = generator.get("limits_ms") or {}
+    seen = ", ".join(f"{name} {show_ms(late.get(name))} (at most {show_ms(limit)})" for name, limit in limits.items())
+    if chance := generator.get("by_chance"):
+        seen += f"; {' and '.join(chance)} within chance, with {late.get('count')} turns"
     return GateCase(
         id="generator",
         title="the load generator kept its own schedule",
         status="inconclusive" if bound or not late.get("count") else "pass",
         expected=", ".join(f"{name} at most {value:g} ms late" for name, value in limits.items()),
-        observed=bound or f"p50 {show_ms(late.get('p50'))}, p99 {show_ms(late.get('p99'))} late",
+        observed=bound or f"turns started late by {seen}",
     )
 
 
@@ -461,8 +472,8 @@ def _server_charts(report: LoadTestReport) -> list[Chart | None]:
         # Seen over all probes, while second 0 is the beginning of the one that the figures are about.
         x, shift = "seconds since the search began", -float(rows[0]["at_s"])
     memory = (
-        _server_line(rows, "process tree", "memory_bytes", _MIB, shift),
-        _server_line(rows, "service", "rss_bytes", _MIB, shift),
+        _server_line(rows, "process tree, shared pages once (PSS)", "memory_bytes", _MIB, shift),
+        _server_line(rows, "service, resident (RSS)", "rss_bytes", _MIB, shift),
     )
     counts = (
         _server_line(rows, "descriptors", "fds", 1, shift),

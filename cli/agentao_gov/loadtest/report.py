@@ -216,6 +216,8 @@ class Findings:
     service_died: str | None = None
     generator_died: str | None = None
     signal: int | None = None
+    #: Who ended the run, where it was no signal.
+    stopped_by: str = ""
     #: Why the run was refused before it began, with its exit code.
     refused: tuple[str, int] | None = None
 
@@ -444,6 +446,7 @@ def _ending(
         generator_died=findings.generator_died,
         service_died=findings.service_died,
         signal=findings.signal,
+        stopped_by=findings.stopped_by,
         checklist_failed=findings.checklist_failed,
         **capacity_end(execution),
     )

@@ -232,7 +232,7 @@ class LoadTestRun:
             check_port("--web-port", self.options.web_port)
         with private_folder("agentao-gov-loadtest-") as folder:
             plan, execution = self._run_in(folder, findings)
-        findings.signal = self.stop.signal
+        findings.signal, findings.stopped_by = self.stop.signal, self.stop.by
         report = assemble(self.options, plan, self.thresholds, execution, findings)
         if self.options.baseline is not None and findings.signal is None:
             # The comparison needs the report's own figures, so it is made in a second pass.
@@ -284,7 +284,7 @@ class LoadTestRun:
     def _target(self, folder: Path) -> Target:
         options = self.options
         if options.target is not None:
-            return existing_target(options.target, api_key=api_key(options), tenant=options.tenant or "default")
+            return existing_target(options.target, api_key=api_key(options), tenant=options.tenant or _whose(options))
         assert self.deployment is not None
         self.view.note("starting the service and its model")
         plan = self._plan(_NOWHERE)
@@ -395,6 +395,11 @@ class LoadTestRun:
         if self.options.report_dir is not None and raw.exists():
             self.options.report_dir.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(raw, self.options.report_dir / "samples.jsonl")
+
+
+def _whose(options: LoadOptions) -> str:
+    """The tenant of a target that nobody named: a key is some tenant's, and without one everybody is `default`."""
+    return "default" if options.api_key_env is None else "the key's"
 
 
 def run_checklist(options: LoadOptions, stop: Stop) -> tuple[int, dict[str, Any]]:

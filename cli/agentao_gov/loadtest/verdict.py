@@ -44,6 +44,8 @@ class Ending:
     service_died: str | None = None
     #: The signal that ended the run early.
     signal: int | None = None
+    #: Who ended it, where it was no signal.
+    stopped_by: str = ""
     checklist_failed: bool = False
     #: For `--shape capacity`: why there is no capacity; None: found, or not searched.
     capacity_failed: str | None = None
@@ -69,8 +71,8 @@ def judge(ending: Ending) -> RunVerdict:
     if ending.refused is not None:
         return RunVerdict("fail", ending.refused[1], (ending.refused[0],))
     if ending.signal is not None:
-        name = signal.Signals(ending.signal).name
-        return RunVerdict("interrupted", 128 + ending.signal, (f"ended by {name}; the report is partial",))
+        by = ending.stopped_by or signal.Signals(ending.signal).name
+        return RunVerdict("interrupted", 128 + ending.signal, (f"ended by {by}; the report is partial",))
     failed = _failures(ending)
     doubts = _doubts(ending)
     # A generator that is gone or could not send, and books that do not balance, spoil every figure; one that was late

@@ -74,8 +74,10 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        #: The first signal; None while nobody asked.
+        #: The first signal, or the one that stands for it; None while nobody asked.
         self.signal: int | None = None
+        #: Who asked, where it was no signal.
+        self.by = ""
 
     def __call__(self) -> bool:
         return self._event.is_set()
@@ -84,11 +86,16 @@ class Stop:
         """Waits, but not longer than until somebody asks; whether somebody did."""
         return self._event.wait(seconds)
 
-    def set(self, signum: int) -> None:
-        """Asks the run to end. The second time the process ends at once, as people expect of a second Ctrl-C."""
+    def set(self, signum: int, *, by: str = "") -> None:
+        """Asks the run to end. The second time the process ends at once, as people expect of a second Ctrl-C.
+
+        Args:
+            signum: the signal, which makes the exit code.
+            by: who asks, where it was no signal.
+        """
         if self._event.is_set():
             raise KeyboardInterrupt
-        self.signal = signum
+        self.signal, self.by = signum, by
         self._event.set()
 
     @contextmanager

@@ -45,6 +45,11 @@ class GateCase:
     file: str | None = None
     line: int | None = None
 
+    @property
+    def beside_title(self) -> str:
+        """What is expected, where the title does not say it already: a threshold's title is its condition."""
+        return "" if self.expected == self.title else self.expected
+
 
 @dataclass(frozen=True, slots=True)
 class GateTable:

@@ -120,7 +120,7 @@ def markdown(report: GateReport) -> str:
 
 
 def _case_row(case: GateCase) -> str:
-    cells = (f"{_MARKS[case.status]} {case.status}", _text(case.title), _text(case.expected), _text(case.observed))
+    cells = (f"{_MARKS[case.status]} {case.status}", _text(case.title), _text(case.beside_title), _text(case.observed))
     return f"| {' | '.join(cells)} |"
 
 

@@ -79,7 +79,7 @@ def _block(title: str, rows: Sequence[Row]) -> Group:
 
 def _finding(case: GateCase) -> str:
     """What was seen; beside what was expected where that says more than the title and the case is not green."""
-    told = case.status in ("pass", "skip") or case.expected in ("", case.title)
+    told = case.status in ("pass", "skip") or not case.beside_title
     return clean(case.observed if told else f"{case.observed}; expected {case.expected}")
 
 
