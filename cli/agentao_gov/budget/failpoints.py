@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["POINTS", "UPKEEP_POINTS", "install", "reach"]
+__all__ = ["POINTS", "TAKEOVER_POINT", "UPKEEP_POINTS", "install", "reach"]
 
 #: In the order in which a call meets them; the three around the send are reached by the model client.
 POINTS = (
@@ -25,7 +25,8 @@ POINTS = (
     "during_recovery",
 )
 
-#: In a file ledger's upkeep, which no call waits for.
+#: When a file of an older layout is taken over; and in a file ledger's upkeep, which no call waits for.
+TAKEOVER_POINT = "before_takeover_commit"
 UPKEEP_POINTS = (
     "before_cut_commit",
     "after_cut_commit",

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from agentao_gov.budget import journal
+from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.high_water import HighWater
 from agentao_gov.budget.journal import GENESIS, Entry
+from agentao_gov.budget.sqlite.migration import FROM_LAYOUT, take_over
 from agentao_gov.errors import StoreError
 
 __all__ = [
@@ -160,7 +161,10 @@ def _connect(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
 
 
 def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
-    """Makes the file and its tables where there are none; private from the first moment."""
+    """Makes the file and its tables where there are none, and takes over what the version before wrote.
+
+    The file is private from the first moment. `now_ms`, Unix milliseconds, is the time of the first entry.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _touch(path)
     for ours in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
@@ -175,8 +179,13 @@ def create(path: Path, now_ms: int, lock_wait_s: float) -> None:
         patiently(lambda: connection.execute("PRAGMA auto_vacuum=INCREMENTAL"), lock_wait_s)
         patiently(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), lock_wait_s)
         begin_immediate(connection, lock_wait_s)
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        layout = connection.execute("PRAGMA user_version").fetchone()[0]
+        if layout == 0:
             _fill(connection, path, now_ms)
+        elif layout == FROM_LAYOUT and connection.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION_ID:
+            take_over(connection)
+            connection.execute(f"PRAGMA user_version={_LAYOUT}")
+            failpoints.reach("before_takeover_commit")
         connection.execute("COMMIT")
         check_layout(connection, path)
     finally:
@@ -217,6 +226,11 @@ def check_layout(connection: sqlite3.Connection, path: Path) -> None:
     """Raises StoreError for a file that is no ledger, or one of another layout. Only reads."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     layout = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application == _APPLICATION_ID and layout == FROM_LAYOUT:
+        raise StoreError(
+            f"{path} was written by an older agentao-gov.",
+            hint="`agentao-gov budget show`, or any start of the service, takes it over; no balance changes.",
+        )
     if application != _APPLICATION_ID or layout != _LAYOUT:
         raise StoreError(
             f"{path} is no token ledger of this version (application {application:#x}, layout {layout}).",
