@@ -10,7 +10,7 @@ import pytest
 from agentao_gov.loadtest.compare import Comparison
 from agentao_gov.loadtest.record import TurnTally
 from agentao_gov.loadtest.thresholds import ThresholdResult, parse_threshold
-from agentao_gov.loadtest.verdict import Ending, judge
+from agentao_gov.loadtest.verdict import RunEnding, judge
 
 
 def books(**outcomes: int) -> TurnTally:
@@ -64,7 +64,7 @@ PASS = {"tally": ANSWERED, "thresholds": [result("pass")]}
 )
 def test_an_ending_has_one_code_and_its_reasons(ending: dict[str, Any], code: int) -> None:
     """A pass has no reason to give; everything else has."""
-    verdict = judge(Ending(**ending))
+    verdict = judge(RunEnding(**ending))
 
     assert verdict.exit_code == code
     assert (verdict.word == "pass") == (code == 0) == (not verdict.reasons)
@@ -72,4 +72,4 @@ def test_an_ending_has_one_code_and_its_reasons(ending: dict[str, Any], code: in
 
 def test_an_empty_ending_is_never_green() -> None:
     """The least one can know is not enough."""
-    assert judge(Ending(TurnTally())).exit_code == 11
+    assert judge(RunEnding(TurnTally())).exit_code == 11

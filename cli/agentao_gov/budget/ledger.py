@@ -24,6 +24,7 @@ from agentao_gov.budget.types import (
     LIMIT_TOKENS_MAX,
     Balance,
     CancelledWait,
+    Ledger,
     Reservation,
     ReservationLostError,
     ReserveRequest,
@@ -86,10 +87,13 @@ _OWED_MAX = 10_000
 _log = logging.getLogger(__name__)
 
 
-class TokenLedger:
+class TokenLedger(Ledger):
     """Implements `Ledger` over a store. Thread-safe; one per process.
 
-    Starts a thread that says this process lives and resolves what dead ones left; `close` ends it.
+    Starts a thread that says this process lives and resolves what dead ones left; `close` ends it. `store`: where the
+    record is kept; the ledger closes it. `clock`: time for waits. `settings`: prices and soft thresholds, passed on to
+    the store. `on_store_failure`: whether calls are refused, or allowed without a record, while the store cannot
+    answer. `heartbeat_s`: seconds between signs of life; None: there are none, for a ledger that is used for a moment.
     """
 
     def __init__(
@@ -132,7 +136,6 @@ class TokenLedger:
     def reserve(
         self, request: ReserveRequest, *, deadline: Deadline, cancelled: threading.Event | None = None
     ) -> Reservation:
-        """See Ledger."""
         _check(request)
         try:
             return self._reserve(request, deadline, cancelled)
@@ -174,7 +177,6 @@ class TokenLedger:
             raise self._ended(end, scope, request)
 
     def dispatch(self, reservation_id: str) -> None:
-        """See Ledger. Raises ReservationLostError when the call must not be sent."""
         if self._is_unrecorded(reservation_id):
             return
         try:
@@ -185,7 +187,6 @@ class TokenLedger:
             self._let_through("dispatch", error)
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
-        """See Ledger."""
         if self._is_unrecorded(reservation_id):
             return output_tokens
         try:
@@ -199,7 +200,6 @@ class TokenLedger:
     def settle(
         self, reservation_id: str, prompt_tokens: int, completion_tokens: int, *, estimated_tokens: int = 0
     ) -> None:
-        """See Ledger."""
         prompt, completion = _believable(prompt_tokens), _believable(completion_tokens)
         estimated = min(estimated_tokens, prompt + completion)
         self._end(
@@ -209,24 +209,24 @@ class TokenLedger:
         )
 
     def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """See Ledger."""
         prompt, completion = _believable(prompt_tokens), _believable(completion_tokens)
         self._end(
             "charge", reservation_id, lambda: self._report(self._store.charge(reservation_id, prompt, completion))
         )
 
     def release(self, reservation_id: str) -> None:
-        """See Ledger."""
         self._end("release", reservation_id, lambda: self._store.release(reservation_id))
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """See Ledger."""
         return self._store.balances(scopes)
 
     # ── for commands and the service ──────────────────────────────────────────────────────────────
 
     def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
-        """Adds to the limit of today's window alone; those who wait may go on."""
+        """Adds `tokens` to the limit of `scope` for today's window alone; those who wait may go on.
+
+        Raises ConfigError where the scope has no limit, UsageError for an amount that is none.
+        """
         if scope.limit is None:
             raise ConfigError(f"{scope.scope} has no limit that a grant could add to.")
         if not 0 < tokens <= LIMIT_TOKENS_MAX:

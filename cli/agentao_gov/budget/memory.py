@@ -174,7 +174,7 @@ class MemoryStore(LocalStore):
             self.settings.notice(answered)
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:  # noqa: ARG002
-        """Notices reach everyone here, so there is nothing to look up."""
+        # Notices reach everyone here, so there is nothing to look up.
         return []
 
     def heartbeat(self) -> None:

@@ -170,10 +170,10 @@ def tenant_timezone(deployment: ResolvedDeployment | Deployment, tenant: str) ->
 
 
 def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> TokenLedger:
-    """Opens the ledger that the deployment names; creates it where there is none.
+    """Opens the ledger that `deployment` names; creates it where there is none. The caller closes it.
 
-    Raises ConfigError for an unknown zone or store, StoreError when it cannot be used (with `on_store_failure =
-    "allow"` each later use does). Blocks for file access.
+    `clock`: time for budget days and waits. Raises ConfigError for an unknown zone or store, StoreError when it cannot
+    be used (with `on_store_failure = "allow"` each later use does). Blocks for file access.
     """
     budget = deployment.deployment.budget
     for name in {budget.timezone, *(t.timezone for t in deployment.deployment.tenants.values() if t.timezone)}:

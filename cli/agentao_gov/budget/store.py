@@ -117,47 +117,50 @@ class Store(Protocol):
     settings: StoreSettings
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
-        """Holds the tokens, refuses, or queues the call (and keeps its place when asked again)."""
+        """Holds the tokens of `request`, refuses, or queues the call (and keeps its place when asked again)."""
         ...
 
     def withdraw(self, reservation_id: str) -> None:
-        """Ends a wait; if the call was granted in the same moment and not sent, gives the tokens back."""
+        """Ends the wait of `reservation_id`; where it was granted meanwhile and not sent, gives the tokens back."""
         ...
 
     def dispatch(self, reservation_id: str) -> None:
-        """reserved → dispatched. Raises ReservationLostError when the reservation is no longer held."""
+        """Notes that the call `reservation_id` is being sent. Raises ReservationLostError when it is no longer held."""
         ...
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
-        """Adds to a held output; returns how much, at once."""
+        """Adds up to `output_tokens` to the held output of `reservation_id`; returns how much, at once."""
         ...
 
     def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
-        """Posts what was used."""
+        """Posts what the call `reservation_id` used: `prompt` and `completion` tokens.
+
+        `estimated`: how many of both no provider reported.
+        """
         ...
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
-        """Posts an upper bound."""
+        """Posts an upper bound for the call `reservation_id`: `prompt` and `completion` tokens."""
         ...
 
     def release(self, reservation_id: str) -> None:
-        """Gives everything back."""
+        """Gives everything back that `reservation_id` holds."""
         ...
 
     def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
-        """Adds to the limit of today's window."""
+        """Adds `tokens` to the limit of `scope` for today's window."""
         ...
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """Today's balance of each scope, zero where nothing was recorded."""
+        """Today's balance of each of `scopes`, zero where nothing was recorded."""
         ...
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        """Every balance but those of turns, of today's windows; of one window where it is named, or `"all"`."""
+        """Every balance but those of turns: of today's windows, of the `window` that is named, or of `"all"`."""
         ...
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
-        """Which of these calls no longer wait. Cheap when nothing changed since the last time."""
+        """Which of the calls `reservation_ids` no longer wait. Cheap when nothing changed since the last time."""
         ...
 
     def serve_waiting(self) -> None:

@@ -136,36 +136,46 @@ class Ledger(Protocol):
     ) -> Reservation:
         """Holds tokens in all scopes in one atomic step, waiting fairly while others may still give tokens back.
 
-        Raises BudgetExhaustedError when nothing can come back in this window, BudgetImpossibleError when the
-        request is larger than a limit, TurnTimeoutError at the deadline, StoreError when the store cannot answer.
-        A set `cancelled` event ends the wait with BudgetExhaustedError's sibling CancelledWait from budget.errors.
+        `request`: the call, its scopes and how many tokens. `deadline`: until when it waits. `cancelled`: an event
+        that, once set, ends the wait with CancelledWait. Raises BudgetExhaustedError when nothing can come back in this
+        window, BudgetImpossibleError when the request is larger than a limit, TurnTimeoutError at the deadline,
+        StoreError when the store cannot answer.
         """
         ...
 
     def dispatch(self, reservation_id: str) -> None:
-        """Journals that the call is being sent. From here on unknown usage is charged, never given back."""
+        """Journals that the call `reservation_id` is being sent: from here on unknown usage is charged, not given back.
+
+        Raises ReservationLostError when the call must not be sent.
+        """
         ...
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
-        """Asks for more output for a running stream; returns what was granted, 0 where nothing is left."""
+        """Asks for `output_tokens` more for the stream of `reservation_id`; returns what was granted, maybe 0."""
         ...
 
     def settle(
         self, reservation_id: str, prompt_tokens: int, completion_tokens: int, *, estimated_tokens: int = 0
     ) -> None:
-        """Replaces the reservation by what was used. `estimated_tokens` flags a part no provider reported."""
+        """Replaces the reservation `reservation_id` by what was used: `prompt_tokens` and `completion_tokens`.
+
+        `estimated_tokens`: how many of both no provider reported.
+        """
         ...
 
     def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Charges an upper bound for a call whose usage never came; a later `settle` posts the correction."""
+        """Charges an upper bound, `prompt_tokens` and `completion_tokens`, for a call whose usage never came.
+
+        A later `settle` of the same `reservation_id` posts the correction.
+        """
         ...
 
     def release(self, reservation_id: str) -> None:
-        """Gives everything back: the call was not sent."""
+        """Gives back all that `reservation_id` holds: the call was not sent."""
         ...
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """Today's balance of each scope."""
+        """Today's balance of each of `scopes`."""
         ...
 
 

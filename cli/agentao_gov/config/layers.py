@@ -20,7 +20,7 @@ from agentao_gov.errors import UsageError
 
 __all__ = [
     "ENV_PREFIX",
-    "Layer",
+    "ConfigLayer",
     "Layers",
     "Overrides",
     "environment_layers",
@@ -134,7 +134,7 @@ class Overrides:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class ConfigLayer:
     """Values from one place. `source` is the text shown to people; None: the source is made from the key."""
 
     values: dict[str, Any]
@@ -151,11 +151,11 @@ RANK_DEFAULT, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 10, 100, 200
 class Layers:
     """Layers in rising order, merged. Tables merge key by key; lists and values replace."""
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
+    def __init__(self, layers: Iterable[ConfigLayer]) -> None:
         self.layers = list(layers)
         self.values: dict[str, Any] = {}
         #: The layer that each leaf's value came from, by dotted key.
-        self.origin: dict[str, Layer] = {}
+        self.origin: dict[str, ConfigLayer] = {}
         for layer in self.layers:
             _merge(self.values, layer.values)
             for key, _ in flatten(layer.values, empty_tables=True):
@@ -166,7 +166,7 @@ class Layers:
         layer = self.layer_of(key)
         return layer.rank if layer else RANK_DEFAULT
 
-    def layer_of(self, key: str) -> Layer | None:
+    def layer_of(self, key: str) -> ConfigLayer | None:
         """The layer of a key, or of the table it names."""
         if key in self.origin:
             return self.origin[key]
@@ -196,29 +196,29 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return table
 
 
-def environment_layers(environ: Mapping[str, str], model: type[BaseModel]) -> Iterator[Layer]:
+def environment_layers(environ: Mapping[str, str], model: type[BaseModel]) -> Iterator[ConfigLayer]:
     """One layer per `AGENTAO_GOV__TABLE__KEY` that belongs to this model."""
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX):
             key = ".".join(name[len(ENV_PREFIX) :].lower().split("__"))
             value = from_text(environ[name], type_at(model, key))
-            yield Layer(nested(key, value), f"environment {name}", RANK_ENVIRONMENT)
+            yield ConfigLayer(nested(key, value), f"environment {name}", RANK_ENVIRONMENT)
 
 
-def set_layers(sets: Iterable[str], model: type[BaseModel]) -> Iterator[Layer]:
+def set_layers(sets: Iterable[str], model: type[BaseModel]) -> Iterator[ConfigLayer]:
     """One layer per `--set K=V`. Raises UsageError where there is no `=`."""
     for item in sets:
         key, equals, text = item.partition("=")
         key = key.strip()
         if not equals or not all(key.split(".")):
             raise UsageError(f"--set {item!r} is not KEY=VALUE.", hint="Write it like --set limits.turn_timeout=30s.")
-        yield Layer(nested(key, from_text(text.strip(), type_at(model, key))), f"--set {key}", RANK_SET)
+        yield ConfigLayer(nested(key, from_text(text.strip(), type_at(model, key))), f"--set {key}", RANK_SET)
 
 
-def flag_layers(flags: Mapping[str, tuple[str, Any]]) -> Iterator[Layer]:
+def flag_layers(flags: Mapping[str, tuple[str, Any]]) -> Iterator[ConfigLayer]:
     """One layer per flag that was given."""
     for key, (flag, value) in flags.items():
-        yield Layer(nested(key, value), f"flag {flag}", RANK_FLAG)
+        yield ConfigLayer(nested(key, value), f"flag {flag}", RANK_FLAG)
 
 
 def from_text(text: str, kind: Any) -> Any:

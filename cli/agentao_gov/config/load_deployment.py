@@ -10,7 +10,7 @@ from typing import Literal
 
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.config.findings import Finding, raise_errors
-from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides, flatten
+from agentao_gov.config.layers import RANK_FILE, ConfigLayer, Layers, Overrides, flatten
 from agentao_gov.config.load_profile import inspect_profile, profile_paths
 from agentao_gov.config.model import model_findings
 from agentao_gov.config.resolved import ResolvedDeployment, layers_for
@@ -72,10 +72,10 @@ def inspect_deployment(
     """As `load_deployment`, but errors in the file's values are returned, not raised: for `config check`."""
     environ = os.environ if environ is None else environ
     file = find_deployment(path, environ)
-    stack: list[Layer] = []
+    stack: list[ConfigLayer] = []
     if file is not None:
         values, text = read_toml(file, what="deployment file")
-        stack.append(Layer(values, f"file {file.name}", RANK_FILE, file, text))
+        stack.append(ConfigLayer(values, f"file {file.name}", RANK_FILE, file, text))
     stack += layers_for(Deployment, overrides or Overrides(), environ)
     layers = Layers(stack)
     deployment, findings = build(Deployment, layers)

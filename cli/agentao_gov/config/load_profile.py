@@ -10,7 +10,7 @@ from typing import Any
 
 from agentao_gov.config.checks import fit_tool_timeouts, recommendations, tool_name_findings
 from agentao_gov.config.findings import Finding, raise_errors
-from agentao_gov.config.layers import RANK_FILE, Layer, Layers, Overrides, flatten
+from agentao_gov.config.layers import RANK_FILE, ConfigLayer, Layers, Overrides, flatten
 from agentao_gov.config.model import context_cap, known_model, model_findings
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile, layers_for
@@ -148,14 +148,14 @@ def _parent_path(parent: str, child: Path, deployment: ResolvedDeployment | None
     return found
 
 
-def _file_layer(link: _Link, rank: int) -> Layer:
+def _file_layer(link: _Link, rank: int) -> ConfigLayer:
     # A description belongs to the profile that wrote it, and so does the name.
     name = link.values.get("name")
     label = name if isinstance(name, str) else link.path.stem
-    return Layer(link.values, f"profile {label}", rank, link.path, link.text)
+    return ConfigLayer(link.values, f"profile {label}", rank, link.path, link.text)
 
 
-def _with_tool_flag(files: list[Layer], upper: list[Layer]) -> Iterator[Layer]:
+def _with_tool_flag(files: list[ConfigLayer], upper: list[ConfigLayer]) -> Iterator[ConfigLayer]:
     """`--tool-timeout` also overrides the time-outs by tool name and of MCP servers."""
     for layer in upper:
         yield layer
@@ -167,7 +167,7 @@ def _with_tool_flag(files: list[Layer], upper: list[Layer]) -> Iterator[Layer]:
         values: dict[str, Any] = {"limits": {"tool_timeouts": dict.fromkeys(sorted(names), value)}}
         if servers:
             values["mcp"] = {"servers": {name: {"request_timeout": value} for name in sorted(servers)}}
-        yield Layer(values, layer.source, layer.rank)
+        yield ConfigLayer(values, layer.source, layer.rank)
 
 
 def _table(values: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

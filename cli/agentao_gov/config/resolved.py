@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import (
-    Layer,
+    ConfigLayer,
     Overrides,
     environment_layers,
     flag_layers,
@@ -84,7 +84,7 @@ class ResolvedDeployment:
 # Shares out what the environment and `--set` say between the profile and the deployment, by table.
 
 
-def layers_for(model: type[BaseModel], overrides: Overrides, environ: Mapping[str, str]) -> Iterator[Layer]:
+def layers_for(model: type[BaseModel], overrides: Overrides, environ: Mapping[str, str]) -> Iterator[ConfigLayer]:
     """The layers of environment, `--set` and flags that belong to one model, lowest first.
 
     `model.*` belongs to both. Raises ConfigError for a key that neither has: a mistyped override that is ignored
@@ -104,7 +104,7 @@ def layers_for(model: type[BaseModel], overrides: Overrides, environ: Mapping[st
             raise ConfigError(f"{layer.source}: unknown key{_suggestion(layer)}.")
 
 
-def _suggestion(layer: Layer) -> str:
+def _suggestion(layer: ConfigLayer) -> str:
     key = next(iter(layer.values))
     value = layer.values[key]
     while isinstance(value, dict) and value:

@@ -42,7 +42,7 @@ from agentao_gov.loadtest.record import PhaseRecord, TurnSample
 from agentao_gov.loadtest.schedule import Segment, span_s
 from agentao_gov.loadtest.server_series import ServerRow, peaks_of
 from agentao_gov.loadtest.thresholds import Observation, Threshold, ThresholdResult, evaluate, samples_needed
-from agentao_gov.loadtest.verdict import Ending, judge
+from agentao_gov.loadtest.verdict import RunEnding, judge
 
 __all__ = [
     "Findings",
@@ -433,8 +433,8 @@ def _look(
 
 def _ending(
     options: LoadOptions, plan: LoadPlan | None, execution: Execution | None, findings: Findings, seen: _Seen
-) -> Ending:
-    return Ending(
+) -> RunEnding:
+    return RunEnding(
         tally=seen.figures.tally,
         imbalances=seen.imbalances,
         bounds=_own_bounds(options, plan, seen.generator.get("upper_bounds_reached", ())),

@@ -15,14 +15,14 @@ from agentao_gov.loadtest.compare import Comparison
 from agentao_gov.loadtest.record import TurnTally
 from agentao_gov.loadtest.thresholds import ThresholdResult
 
-__all__ = ["Conclusion", "Ending", "RunVerdict", "judge"]
+__all__ = ["Conclusion", "RunEnding", "RunVerdict", "judge"]
 
 Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
 _PASS, _FAILED, _INCONCLUSIVE = 0, 1, 11
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunEnding:
     """All that decides how a run is judged."""
 
     tally: TurnTally
@@ -66,7 +66,7 @@ class RunVerdict:
         return "pass" if self.conclusion == "pass" else "fail"
 
 
-def judge(ending: Ending) -> RunVerdict:
+def judge(ending: RunEnding) -> RunVerdict:
     """The conclusion. What speaks against trusting the numbers comes before what the numbers say."""
     if ending.refused is not None:
         return RunVerdict("fail", ending.refused[1], (ending.refused[0],))
@@ -94,7 +94,7 @@ class _Reason:
     latency: bool = False
 
 
-def _failures(ending: Ending) -> list[_Reason]:
+def _failures(ending: RunEnding) -> list[_Reason]:
     reasons = []
     if ending.service_died is not None:
         reasons.append(_Reason(f"the service died: {ending.service_died}"))
@@ -121,7 +121,7 @@ def _worse(comparison: Comparison) -> str:
     return f"{comparison.name} is {comparison.ratio:.2f} times its baseline"
 
 
-def _doubts(ending: Ending) -> list[str]:
+def _doubts(ending: RunEnding) -> list[str]:
     doubts = []
     if ending.imbalances or not ending.tally.balanced:
         what = "; ".join(ending.imbalances[:3]) or "some turns have no end, or two"

@@ -49,11 +49,10 @@ class LocalProcess:
         return self._process.poll() is None
 
     def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float) -> tuple[int, Any]:
-        """Status and JSON of one answer. Raises OSError, HTTPException, ValueError.
+        """Asks the process over HTTP: `method` and `path`; returns the status and the JSON of one answer.
 
-        Args:
-            body: sent as JSON; None sends nothing.
-            timeout_s: for connecting and for each read.
+        `body`: sent as JSON; None sends nothing. `timeout_s`: seconds for connecting and for each read. Raises OSError,
+        HTTPException, ValueError.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:

@@ -1,0 +1,166 @@
+"""Holds what makes the house easy to take over: few files, one name for one thing, docstrings, tests by module."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentao_gov
+from tests.test_architecture import FILES, PACKAGE
+
+TESTS = Path(__file__).parent
+
+#: How many files a package may have. More are more to know before the first change: join what changes together, or
+#: say here why a new noun is worth it.
+FILES_MAX = {
+    "budget": 25,
+    "checklist": 24,
+    "commands": 26,
+    "config": 16,
+    "governor": 24,
+    "loadtest": 24,
+    "monitor": 12,
+    "pool": 17,
+    "process": 20,
+    "report": 10,
+    "service": 20,
+    "simulator": 16,
+    "testrig": 5,
+    "worker": 12,
+}
+#: Class names that stand in two packages, each an ordinary word of both. No other may join them.
+NAMES_TWICE = {"Entry", "Heartbeat", "Shutdown", "Ticket", "Waiter"}
+#: Tests of no single module, and what they tell.
+SCENARIOS = {
+    "budget/test_abuse.py": "names and amounts nobody should send, over every store",
+    "budget/test_append.py": "several openings of one file",
+    "budget/test_command.py": "`agentao-gov budget`, over real ledgers",
+    "budget/test_crash.py": "kill -9 at every named point",
+    "budget/test_fail_closed.py": "whatever is wrong with a store: no model call",
+    "budget/test_model.py": "random lives of a store against a reference model",
+    "budget/test_processes.py": "real processes on one ledger",
+    "budget/test_queue.py": "whose turn it is, over every store",
+    "budget/test_retention.py": "old entries become a checkpoint",
+    "budget/test_simulation.py": "millions of steps of the core",
+    "budget/test_sqlite.py": "the file: private, fail-closed, shared, every changed byte found",
+    "budget/test_sqlite_file.py": "what others do to a ledger's files while it is open",
+    "checklist/test_command.py": "`agentao-gov checklist`: output, formats, exit codes",
+    "checklist/test_probes.py": "broken configurations and a broken product: the item that should fail, fails",
+    "checklist/test_probes_servers.py": "the user's own MCP servers",
+    "commands/test_asking.py": "what a person is shown before a tool may run",
+    "commands/test_batch.py": "`run --batch`",
+    "commands/test_files.py": "init, profile, config and tenant: what they write, show and judge",
+    "commands/test_main.py": "the command line as a whole: help, usage errors, exit codes",
+    "commands/test_signals.py": "Ctrl-C and SIGTERM on a real terminal",
+    "config/test_shipped_profiles.py": "the profiles of the wheel, with their effective settings",
+    "governor/test_hints.py": "file names in a conversation, as agentao finds them",
+    "loadtest/test_command.py": "`agentao-gov loadtest`: usage, refusals, dry runs",
+    "loadtest/test_plain_locust.py": "`locust -f loadtests/locustfile.py` by itself",
+    "pool/test_fairness.py": "who is next, in virtual time",
+    "pool/test_hosting_modes.py": "one suite over every hosting mode",
+    "pool/test_memory.py": "what sessions weigh",
+    "pool/test_persistence.py": "pools that share sessions with other processes and with their past",
+    "pool/test_published_sample.py": "what the pool published in agentao's guide does wrong",
+    "pool/test_rests.py": "idle sessions let go of memory",
+    "pool/test_shared_state.py": "containers that share a state directory",
+    "pool/test_simulation.py": "millions of steps of the core",
+    "process/test_attacks.py": "what tools do to what hosts them",
+    "process/test_cgroup.py": "sessions in control groups",
+    "process/test_cold_start.py": "session processes that start from nothing",
+    "process/test_kill_matrix.py": "whatever dies, nothing outlives its service",
+    "process/test_neighbours.py": "a session that misbehaves harms no other",
+    "process/test_seen.py": "what a running service says about its processes",
+    "process/test_shared_servers.py": "MCP servers that sessions share",
+    "process/test_subprocess_host.py": "the worker's host, over the process tree",
+    "process/test_subprocess_ledger.py": "the worker's two ends of the ledger",
+    "process/test_subprocess_report.py": "what a session process says of itself",
+    "process/test_warden.py": "the warden's three processes together",
+    "process/test_wire.py": "the worker's wire",
+    "process/test_untrusted_directory.py": "nothing is imported from the working directory",
+}
+
+
+@pytest.mark.parametrize("package", FILES_MAX)
+def test_a_package_has_no_more_files_than_its_nouns(package: str) -> None:
+    """One noun a file: a package that grows by fragments cannot be taken over."""
+    count = sum(file.relative_to(PACKAGE).parts[0] == package for file in FILES)
+
+    assert count <= FILES_MAX[package]
+
+
+def test_every_package_has_a_ceiling() -> None:
+    """A new package is a new word for everybody: it is written down here."""
+    packages = {file.relative_to(PACKAGE).parts[0] for file in FILES if len(file.relative_to(PACKAGE).parts) > 1}
+
+    assert packages == set(FILES_MAX)
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """Who greps for a class finds the one that is meant."""
+    names = Counter(
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+
+    assert {name for name, count in names.items() if count > 1} <= NAMES_TWICE
+
+
+def public_callables() -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Name, callable and docstring of what `agentao_gov` exports: functions, constructors, methods of ours.
+
+    A constructor's parameters stand in its class's docstring or in its own. Fields of data classes, models and
+    enumerations are not parameters: a comment beside each says what it holds.
+    """
+    for name in agentao_gov.__all__:
+        exported = getattr(agentao_gov, name)
+        if not inspect.isclass(exported):
+            yield name, exported, inspect.getdoc(exported) or ""
+            continue
+        protocol = getattr(exported, "_is_protocol", False)
+        if "__init__" in vars(exported) and not (protocol or hasattr(exported, "__dataclass_fields__")):
+            made = exported.__init__
+            yield name, made, f"{inspect.getdoc(exported)} {made.__doc__}"
+        for method_name, method in inspect.getmembers(exported, inspect.isroutine):
+            if not method_name.startswith("_") and (getattr(method, "__module__", None) or "").startswith(
+                "agentao_gov"
+            ):
+                yield f"{name}.{method_name}", method, inspect.getdoc(method) or ""
+
+
+PUBLIC = {name: (called, text) for name, called, text in public_callables()}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_docstring_names_every_parameter(name: str) -> None:
+    """In backticks, so that a reader finds it; "see there" is no docstring."""
+    called, text = PUBLIC[name]
+    parameters = [each for each in inspect.signature(called).parameters if each not in {"self", "cls"}]
+
+    assert [each for each in parameters if not re.search(rf"`{each}[`=]", text)] == []
+    assert text.strip()
+    assert not text.startswith("See ")
+
+
+def test_a_test_is_found_from_its_module() -> None:
+    """`tests/PACKAGE/test_MODULE*.py` tries `PACKAGE/MODULE.py`; what tries several modules is a listed scenario."""
+    modules: dict[str, set[str]] = {}
+    for file in FILES:
+        package, *rest = file.relative_to(PACKAGE).with_suffix("").parts
+        modules.setdefault(package, set()).update(part for part in rest if part != "__init__")
+    elsewhere = {
+        str(file.relative_to(TESTS))
+        for package, names in modules.items()
+        for file in sorted((TESTS / package).glob("test_*.py"))
+        if not any(re.fullmatch(rf"test_{name}(_.*)?", file.stem) for name in names)
+    }
+
+    assert elsewhere - set(SCENARIOS) == set()
