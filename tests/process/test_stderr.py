@@ -111,5 +111,8 @@ def test_a_server_that_floods_its_standard_error_goes_on_and_the_log_stays_short
     report = subprocesses.ask(host, say(text="after", tool={"name": "mcp_zoo_wait", "args": {}}))
 
     assert [call.outcome for call in report.tool_calls] == ["ok"]
-    assert f"In the process of session {host.spec.key}: noise" in caplog.text
+    assert (
+        f"In the process of session {host.spec.key}: In the MCP server zoo of session {host.spec.key}: noise"
+        in caplog.text
+    )
     assert len(caplog.text) < 1_000_000

@@ -45,7 +45,8 @@ def _tool_time_limits(profile: Profile) -> Iterator[tuple[str, float]]:
     for name, seconds in profile.limits.tool_timeouts_s.items():
         yield f"limits.tool_timeouts.{name}", seconds
     for name, server in profile.mcp.servers.items():
-        yield f"mcp.servers.{name}.request_timeout", server.request_timeout_s
+        if server.request_timeout_s is not None:
+            yield f"mcp.servers.{name}.request_timeout", server.request_timeout_s
 
 
 def _with_ceiling(profile: Profile, turn_s: float) -> Profile:
@@ -57,8 +58,9 @@ def _with_ceiling(profile: Profile, turn_s: float) -> Profile:
         }
     )
     servers = {
-        name: server.model_copy(update={"request_timeout_s": min(server.request_timeout_s, turn_s)})
+        name: server.model_copy(update={"request_timeout_s": min(own, turn_s) if own is not None else None})
         for name, server in profile.mcp.servers.items()
+        for own in [server.request_timeout_s]
     }
     mcp = profile.mcp.model_copy(update={"servers": servers})
     return profile.model_copy(update={"limits": lowered, "mcp": mcp})

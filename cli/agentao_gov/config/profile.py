@@ -90,14 +90,16 @@ class Tools(Settings):
 
 
 class McpServer(Settings):
-    """`[mcp.servers.NAME]`: one MCP server over stdio. Both time limits are always set."""
+    """`[mcp.servers.NAME]`: one MCP server over stdio. Both time limits always hold."""
 
     command: Annotated[str, Field(min_length=1)]
     args: list[str] = Field(default=[])
     env: dict[str, str] = Field(default={})
     cwd: str | None = None
     startup_timeout_s: PositiveDuration = Field(default=10.0, alias="startup_timeout")
-    request_timeout_s: PositiveDuration = Field(default=30.0, alias="request_timeout")
+    request_timeout_s: PositiveDuration | None = Field(
+        default=None, alias="request_timeout", description="Limit of a call; absent: `[limits] tool_timeout`."
+    )
     share: Literal["session", "tenant", "process"] = Field(
         default="session", description="Who shares one server process. It costs 50-200 MB each."
     )

@@ -7,13 +7,11 @@ With the shared HTTP client this takes 1-2 ms and about 30 KB (a plain `Agentao(
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import agentao.context_manager
 from agentao import Agentao
@@ -23,123 +21,34 @@ from agentao.mcp import InMemoryMCPRegistry
 from agentao.memory import MemoryManager, SQLiteMemoryStore
 from agentao.permissions import PermissionEngine
 from agentao.skills import SkillManager
-from agentao.tooling.mcp_tools import register_mcp_tools
 from agentao.tools.base import SHELL_TOOL_NAME
 
-from agentao_gov.clock import Deadline
+from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.governor.agentao_bounds import path_hints
 from agentao_gov.governor.confine import TrackedShell
 from agentao_gov.governor.file_program import ConfinedFileSystem
+from agentao_gov.governor.mcp_servers import SessionServers, SharedServers
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.tools import ToolGuard, mark_denied
 from agentao_gov.governor.transport import GovernedTransport
 from agentao_gov.governor.types import Conversation, SessionSpec
-from agentao_gov.process.tags import child_env, shared_tag
-from agentao_gov.process.tree import SessionTree, kill_processes
+from agentao_gov.process.tree import SessionTree
 
-if TYPE_CHECKING:
-    from agentao_gov.config.profile import McpServer
-
-__all__ = ["AgentParts", "SharedServers", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
+__all__ = ["AgentParts", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
 
 # agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
 # decides when to compact; the ledger counts by `tokens`, not by it.
 agentao.context_manager._TIKTOKEN_AVAILABLE = False
 
-_log = logging.getLogger(__name__)
-Share = Literal["tenant", "process"]
 #: Share of a model's window that the conversation may fill: the summariser needs the rest.
 WINDOW_SHARE = 0.8
-#: The MCP client's own limit comes this much after the guard's, which knows how to name a time-out.
-_MCP_BACKSTOP_S = 1.0
 _NOWHERE = "/nonexistent/agentao-gov"
 #: agentao's system prompt takes 2,350 tokens, which a small model on two cores reads for 15 s and cannot follow: it
 #: answered "Why not?" or went on for ever. With this one it answers the question, after a second.
 _BRIEF_PROMPT = "You are a helpful assistant. Answer the question directly, in one or two short sentences."
-
-
-# ── MCP servers that sessions share ────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One server. Its lock is held while it starts: the second session waits for the first one's start."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    manager: Any = None
-
-
-class SharedServers:
-    """MCP servers that several sessions share: one process a tenant, or one for all. Thread-safe.
-
-    A Python MCP server takes 46-67 MiB and a second to start, so sharing is the big saver. Shared servers carry a tag
-    of their own, not a session's: closing or killing a session leaves them alone; they end with the governor.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # Under `_lock`. Bounded by the servers that profiles name, times the tenants.
-        self._entries: dict[tuple[str, str, str, str], _Entry] = {}
-        self._tags: set[str] = set()
-
-    def get(self, share: Share, tenant: str, name: str, config: dict[str, Any]) -> tuple[Any, str | None]:
-        """The running server's manager, or None and why it is not available. Starts it where there is none.
-
-        `config` is the server in agentao's form; another one is another server. A server that failed is tried again by
-        the next session. Blocks while it starts.
-        """
-        owner = tenant if share == "tenant" else ""
-        key = (share, owner, name, json.dumps(config, sort_keys=True, default=str))
-        tag = shared_tag(share, owner)
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._tags.add(str(tag))
-        with entry.lock:
-            if entry.manager is not None:
-                return entry.manager, None
-            manager, problem = _start(name, {**config, "env": {**config["env"], **child_env(tag, "mcp")}})
-            entry.manager = manager
-            return manager, problem
-
-    def close(self) -> None:
-        """Ends all of them; by force those that do not leave."""
-        with self._lock:
-            entries, self._entries = list(self._entries.values()), {}
-            tags, self._tags = self._tags, set()
-        for entry in entries:
-            with entry.lock:
-                if entry.manager is not None:
-                    _stop(entry.manager)
-                    entry.manager = None
-        if tags:
-            kill_processes(tags)
-
-
-def _start(name: str, config: dict[str, Any]) -> tuple[Any, str | None]:
-    # The MCP SDK takes a second and 30 MB to import; only profiles with servers pay.
-    from agentao.mcp import McpClientManager
-
-    manager = McpClientManager({name: config})
-    try:
-        manager.connect_all()
-    except Exception as error:
-        _stop(manager)
-        return None, str(error)
-    (status,) = manager.get_server_status()
-    if status["status"] != "connected":
-        _stop(manager)
-        return None, str(status.get("error") or status["status"])
-    return manager, None
-
-
-def _stop(manager: Any) -> None:
-    try:
-        manager.disconnect_all()
-    except Exception:
-        _log.exception("Ending a shared MCP server failed")
 
 
 # ── sub-agents ─────────────────────────────────────────────────────────────────────────────────────
@@ -195,6 +104,7 @@ class AgentParts:
     guard: ToolGuard
     shell: TrackedShell
     tree: SessionTree
+    servers: SessionServers
     warnings: list[Reason] = field(default_factory=list)
 
 
@@ -221,32 +131,6 @@ def _skills(spec: SessionSpec) -> Any:
     return SkillManager(skills_dir=str(where), working_directory=spec.workdir)
 
 
-def _mcp_config(server: McpServer, deadline: Deadline) -> dict[str, Any]:
-    """A server in agentao's form, both time limits set. The start gets what the opening has left."""
-    return {
-        "command": server.command,
-        "args": list(server.args),
-        "env": dict(server.env),
-        "trust": True,
-        "timeout": {
-            "startup": max(0.1, min(server.startup_timeout_s, deadline.remaining_s())),
-            "request": server.request_timeout_s + _MCP_BACKSTOP_S,
-        },
-        **({"cwd": server.cwd} if server.cwd else {}),
-    }
-
-
-def own_servers(spec: SessionSpec, tree: SessionTree, deadline: Deadline) -> dict[str, dict[str, Any]]:
-    """The servers that are this session's alone, each child marked as its."""
-    servers: dict[str, dict[str, Any]] = {}
-    for name, server in spec.profile.profile.mcp.servers.items():
-        if server.share == "session":
-            config = _mcp_config(server, deadline)
-            # The MCP SDK passes on a handful of variables only, so the mark must stand here.
-            servers[name] = {"cwd": str(spec.workdir), **config, "env": {**config["env"], **tree.env("mcp")}}
-    return servers
-
-
 def context_tokens(spec: SessionSpec) -> int:
     """The context cap: the profile's, but never more than a known window leaves beside the summariser."""
     cap = int(spec.profile.profile.limits.max_context_tokens)
@@ -263,6 +147,7 @@ def build_agent(
     guard: ToolGuard,
     tree: SessionTree,
     shared: SharedServers,
+    clock: Clock,
     deadline: Deadline,
     extra_tools: Sequence[Any] = (),
 ) -> AgentParts:
@@ -275,6 +160,7 @@ def build_agent(
     shell = TrackedShell(
         tree, profile.limits.tool_timeouts_s.get("run_shell_command", profile.limits.tool_timeout_s), model.secrets
     )
+    servers = SessionServers(spec, tree, shared, clock)
     try:
         agent = Agentao(
             working_directory=spec.workdir,
@@ -284,7 +170,7 @@ def build_agent(
             skill_manager=_skills(spec),
             memory_manager=_memory(spec),
             mcp_registry=InMemoryMCPRegistry(),
-            extra_mcp_servers=own_servers(spec, tree, deadline) or None,
+            extra_mcp_servers=servers.own(deadline) or None,
             max_context_tokens=context_tokens(spec),
             filesystem=ConfinedFileSystem(spec.workdir, mark_denied),
             shell=shell,
@@ -295,13 +181,14 @@ def build_agent(
         raise ConfigError(f"The session's agent could not be built: {error}") from error
     except OSError as error:
         raise InternalError(f"The session's agent could not be built: {error}") from error
-    parts = AgentParts(agent, model, transport, guard, shell, tree)
+    parts = AgentParts(agent, model, transport, guard, shell, tree, servers)
     transport.agent = agent
     agent._extract_context_hints = lambda: path_hints(agent.messages)  # type: ignore[method-assign]
     if spec.model.kind == "embedded":
         agent._build_system_prompt = lambda: _BRIEF_PROMPT  # type: ignore[method-assign]
-    _join_shared(parts, spec, shared, deadline)
+    servers.join(agent, deadline)
     _prune(parts, spec)
+    servers.admit()
     if profile.tools.sub_agents:
         govern_sub_agents(agent, sub_model, guard, profile.limits.max_iterations)
     else:
@@ -310,7 +197,6 @@ def build_agent(
     guard.guard_all(agent.tools.tools.values())
     if SHELL_TOOL_NAME in agent.tools.tools:
         _warm_shell_rules()
-    _check_mcp(parts)
     return parts
 
 
@@ -324,65 +210,18 @@ def _warm_shell_rules() -> None:
     PermissionEngine(project_root=Path(_NOWHERE), rules=[]).decide_detail(SHELL_TOOL_NAME, {"command": "true"})
 
 
-def _join_shared(parts: AgentParts, spec: SessionSpec, shared: SharedServers, deadline: Deadline) -> None:
-    """Gives the agent the tools of the servers it shares with others."""
-    for name, server in spec.profile.profile.mcp.servers.items():
-        if server.share == "session":
-            continue
-        # The start-up limit is no part of what tells servers apart.
-        config = _mcp_config(server, Deadline.never())
-        if deadline.remaining_s() <= 0:
-            parts.warnings.append(Reason(f"MCP server {name} is not available: no time was left to start it"))
-            continue
-        manager, problem = shared.get(server.share, spec.key.tenant, name, config)
-        if problem is not None:
-            parts.warnings.append(_not_available(name, problem))
-        else:
-            register_mcp_tools(parts.agent, manager)
-
-
 def _prune(parts: AgentParts, spec: SessionSpec) -> None:
     """Leaves the tools that are allowed: by name, by being an MCP server's, or by starting a permitted sub-agent."""
     tools = spec.profile.profile.tools
     allow = set(tools.allow)
     registry = parts.agent.tools
-    read_only = tools.permission_mode == "read-only"
     for name, tool in list(registry.tools.items()):
-        if registry.origin(name) == "mcp":
-            if read_only:
-                _admit(tool)
-        elif name not in allow and not (tools.sub_agents and is_sub_agent_tool(tool)):
+        permitted = name in allow or registry.origin(name) == "mcp" or (tools.sub_agents and is_sub_agent_tool(tool))
+        if not permitted:
             registry.unregister(name)
     missing = sorted(allow - set(registry.tools))
     if missing:
         parts.warnings.append(Reason(f"tools.allow names tools that do not exist here: {', '.join(missing)}"))
-
-
-def _admit(tool: Any) -> None:
-    """Lets an MCP tool run in read-only mode: the operator configured its server, which is the permission.
-
-    agentao asks the tool, whose answer is a property of its class, so this one instance gets a class that says yes.
-    """
-    if not tool.is_read_only:
-        kind = type(tool)
-        says = {"is_read_only": True, "requires_confirmation": False, "__module__": kind.__module__}
-        tool.__class__ = type(f"Admitted{kind.__name__}", (kind,), says)
-
-
-def _check_mcp(parts: AgentParts) -> None:
-    manager = parts.agent.mcp_manager
-    if manager is None:
-        return
-    for status in manager.get_server_status():
-        if status.get("status") != "connected":
-            why = status.get("error") or status.get("status")
-            parts.warnings.append(_not_available(str(status.get("name")), str(why)))
-
-
-def _not_available(name: str, why: str) -> Reason:
-    """What a server says for itself holds its command and paths."""
-    public = f"MCP server {name} is not available"
-    return Reason(public, f"{public}: {why}")
 
 
 def restore(parts: AgentParts, conversation: Conversation) -> None:

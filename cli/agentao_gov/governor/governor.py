@@ -14,8 +14,9 @@ from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.governor.build import SharedServers, build_agent, is_sub_agent_tool, restore
+from agentao_gov.governor.build import build_agent, is_sub_agent_tool, restore
 from agentao_gov.governor.http import HttpClient
+from agentao_gov.governor.mcp_servers import SharedServers
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
@@ -73,7 +74,7 @@ class Governor:
         self._confirm = confirm
         self._ask = ask
         self._http = http if http is not None else HttpClient()
-        self._shared = SharedServers()
+        self._shared = SharedServers(clock)
         # 0.2 s, which would else fall into the first turn.
         threading.Thread(target=count_tokens, args=("warm",), name="warm-tokenizer", daemon=True).start()
 
@@ -111,6 +112,7 @@ class Governor:
             guard=guard,
             tree=SessionTree(spec.child_env.get(TAG_VARIABLE) or session_tag(spec.key.tenant, spec.key.session)),
             shared=self._shared,
+            clock=self._clock,
             deadline=deadline,
             extra_tools=self._tools(spec) if self._tools is not None else (),
         )
@@ -158,7 +160,7 @@ class Governor:
 
 
 def _tool_limit_s(spec: SessionSpec, tool: Any) -> float:
-    """A tool's limit: its own, its MCP server's, or the profile's. A sub-agent's is the turn's."""
+    """A tool's limit in seconds: its own, else its MCP server's, else the profile's. A sub-agent's is the turn's."""
     profile = spec.profile.profile
     own = profile.limits.tool_timeouts_s.get(tool.name)
     if own is not None:
@@ -166,7 +168,8 @@ def _tool_limit_s(spec: SessionSpec, tool: Any) -> float:
     if is_sub_agent_tool(tool):
         return float(profile.limits.turn_timeout_s)
     server = profile.mcp.servers.get(getattr(tool, "_server_name", ""))
-    return float(server.request_timeout_s if server is not None else profile.limits.tool_timeout_s)
+    own = server.request_timeout_s if server is not None else None
+    return float(profile.limits.tool_timeout_s if own is None else own)
 
 
 def _note_refused(agent: Any, log: ToolLog, names: Sequence[str]) -> None:

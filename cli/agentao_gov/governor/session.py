@@ -267,15 +267,14 @@ class GovernedSession:
         """Ends agent, servers and shells in order; by force what is left at `deadline`. Blocks until then."""
         self._closed = True
         self.cancel("shutdown")
-        agent = self._parts.agent
-        has_children = agent.mcp_manager is not None
+        has_children = self._has_servers()
         if has_children:
             # An MCP server that ignores end-of-input takes agentao 4 s and more.
-            closer = threading.Thread(target=_close_agent, args=(agent,), name="close-agent", daemon=True)
+            closer = threading.Thread(target=_close_agent, args=(self._parts,), name="close-agent", daemon=True)
             closer.start()
             closer.join(min(deadline.remaining_s(), threading.TIMEOUT_MAX))
         else:
-            _close_agent(agent)
+            _close_agent(self._parts)
         self._parts.shell.sweep()
         if has_children:
             self._parts.tree.kill()
@@ -294,7 +293,7 @@ class GovernedSession:
 
     def process_ids(self) -> tuple[int, ...]:
         """Roots of the process trees this session owns."""
-        if self._parts.agent.mcp_manager is None and not self._parts.shell.used:
+        if not self._has_servers() and not self._parts.shell.used:
             return ()
         members = {ref.pid for ref in self._parts.tree.members()}
         stats = procfs.stats(sorted(members))
@@ -303,7 +302,7 @@ class GovernedSession:
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────
 
     def _turn(self, request: TurnRequest, on_event: EventSink) -> TurnReport:
-        limits = self._spec.profile.profile.limits
+        parts, limits = self._parts, self._spec.profile.profile.limits
         started_at = self._clock.time()
         deadline = Deadline.after(limits.turn_timeout_s, self._clock)
         failure: GovError | None = None
@@ -337,7 +336,7 @@ class GovernedSession:
             result,
             started_at=started_at,
             limits=self._limits,
-            warnings=(*map(Reason, self._spec.profile.adjustments), *self._parts.warnings),
+            warnings=(*map(Reason, self._spec.profile.adjustments), *parts.warnings, *parts.servers.warnings()),
         )
         self._observers.tell(lambda observer: observer.turn_ended(turn.labels, report))
         return report
@@ -354,6 +353,7 @@ class GovernedSession:
         history = list(parts.agent.messages)
 
         def chat() -> str:
+            parts.servers.try_again(parts.guard, turn.token, turn.deadline)
             answer: str = parts.agent.chat(request.message, limits.max_iterations, turn.token)
             return answer
 
@@ -410,9 +410,12 @@ class GovernedSession:
                 stack_of(thread),
             )
 
+    def _has_servers(self) -> bool:
+        return self._parts.agent.mcp_manager is not None or self._parts.servers.started_late
+
     def _kill_children(self) -> None:
         parts = self._parts
-        if parts.agent.mcp_manager is not None or parts.shell.used:
+        if self._has_servers() or parts.shell.used:
             parts.tree.kill(within_s=0.5)
 
     def _labels(self, request: TurnRequest) -> TurnLabels:
@@ -432,8 +435,9 @@ def _crash(error: BaseException) -> Reason:
     return Reason("Something failed in the turn itself.", f"{type(error).__name__}: {error}")
 
 
-def _close_agent(agent: Any) -> None:
+def _close_agent(parts: AgentParts) -> None:
     try:
-        agent.close()
+        parts.servers.close()
+        parts.agent.close()
     except Exception:
         _log.exception("Closing an agent failed")
