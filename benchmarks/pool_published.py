@@ -2,7 +2,7 @@
 
 Written anew from what the guide says of it, with its decisions kept: one dictionary by session id, one lock around
 everything, eviction before the look-up, idle time counted from `get`, agents built and closed under the lock.
-`benchmarks/pool.py` measures beside it; `tests/pool/test_published_sample.py` shows what it does wrong.
+`benchmarks/pool.py` measures beside it; `tests/pool/test_pool_published_sample.py` shows what it does wrong.
 """
 
 from __future__ import annotations

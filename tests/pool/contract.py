@@ -1,4 +1,4 @@
-"""What every hosting mode promises: one suite, run over each of them by `test_hosting_modes.py`.
+"""What every hosting mode promises: one suite, run over each of them by `test_host_modes.py`.
 
 A mode is a way to make a `PoolBench`; a class that inherits `HostingContract` and has the fixture `pool` is held to
 all of it. Messages script the simulated model (`say`), so that what comes back shows what was sent.

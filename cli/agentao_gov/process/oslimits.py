@@ -82,7 +82,7 @@ class OsLimits:
                 continue
             hard = resource.getrlimit(which)[1]
             allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            if which == resource.RLIMIT_CPU and allowed > 1:
+            if which == resource.RLIMIT_CPU:
                 # The hard limit kills without a word; a second earlier the soft one sends the signal that names it.
                 resource.setrlimit(which, (allowed, allowed + 1 if hard == resource.RLIM_INFINITY else hard))
                 continue

@@ -16,8 +16,7 @@ from agentao_gov.worker.factory import SubprocessFactory
 from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
-from tests.process.conftest import Subprocesses, alive
-from tests.process.test_subprocess_host import PATIENT, SHELL, SHORT, background, python, shell
+from tests.worker.sessions import PATIENT, SHELL, SHORT, Subprocesses, alive, background, python, shell
 
 #: The process that runs the agent is the shell's parent, the warden that one's.
 WARDEN = "$(cut -d' ' -f4 /proc/$PPID/stat)"

@@ -7,18 +7,15 @@ import dataclasses
 import errno
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TextEvent, ToolEvent, TurnReport
+from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TextEvent, ToolEvent
 from agentao_gov.process import procfs
 from agentao_gov.process.stderr import StderrReader
 from agentao_gov.process.tags import child_env, session_tag
@@ -27,34 +24,7 @@ from agentao_gov.worker.host import SubprocessHost
 from agentao_gov.worker.spawn import SessionProcess
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
-from tests.process.conftest import Subprocesses, alive
-
-SHELL = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
-SHORT = {"turn_timeout": 1, "cancel_grace": 1, "tool_timeout": 1}
-PATIENT = {"turn_timeout": 15, "tool_timeout": 12}
-
-
-def shell(command: str) -> str:
-    return say(text="after", tool={"name": "run_shell_command", "args": {"command": command}})
-
-
-def python(program: str) -> str:
-    """A shell command that runs a Python program."""
-    return f"{sys.executable} -I -S -c '{program}'"
-
-
-def worker_pid(host: Any) -> int:
-    """The process that runs the agent: the child of the session's warden."""
-    (warden,) = host.process_ids()
-    return next(s.ref.pid for s in procfs.stats() if s.ppid == warden)
-
-
-def background(subprocesses: Subprocesses, host: Any, message: str) -> tuple[threading.Thread, list[TurnReport]]:
-    """Runs a turn on a thread of its own."""
-    reports: list[TurnReport] = []
-    thread = threading.Thread(target=lambda: reports.append(subprocesses.ask(host, message)), daemon=True)
-    thread.start()
-    return thread, reports
+from tests.worker.sessions import PATIENT, SHELL, SHORT, Subprocesses, alive, background, python, shell, worker_pid
 
 
 def test_a_turn_reports_what_the_provider_counted(subprocesses: Subprocesses) -> None:

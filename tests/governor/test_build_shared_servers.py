@@ -14,13 +14,10 @@ from agentao_gov.clock import Deadline
 from agentao_gov.governor import Governor, SessionKey
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.process import take_census
-from tests.governor.conftest import harness, http, simulator
 from tests.governor.harness import Harness, say
 from tests.process import zoo
 
-__all__ = ["harness", "http", "simulator"]
-
-ZOO = Path(__file__).with_name("mcp_zoo.py")
+ZOO = Path(__file__).parents[1] / "process" / "mcp_zoo.py"
 Open = Callable[[str, str, str], GovernedSession]
 
 

@@ -12,7 +12,7 @@ from agentao_gov.governor import Outcome, TurnRequest, Usage
 from agentao_gov.governor.report import Reason
 from agentao_gov.worker.factory import SubprocessFactory
 from agentao_gov.worker.host import TurnWitness
-from tests.process.conftest import Subprocesses
+from tests.worker.sessions import Subprocesses
 
 
 @pytest.fixture

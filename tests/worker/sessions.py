@@ -1,40 +1,46 @@
-"""Sessions in processes: one zygote and one ledger for all tests, a session of its own for each."""
+"""Sessions in processes as the tests open them, and what their tools are told to do."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pydantic import SecretStr
 
-from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
-from agentao_gov.budget.reservation import Price
+from agentao_gov.budget import TokenLedger
 from agentao_gov.budget.types import Balance, Scope, ScopeLimit
-from agentao_gov.clock import SYSTEM_CLOCK, Deadline
+from agentao_gov.clock import Deadline
 from agentao_gov.config import ModelChoice
 from agentao_gov.governor import Conversation, SessionKey, SessionSpec, TurnEvent, TurnReport, TurnRequest
-from agentao_gov.process.oslimits import OsLimits
+from agentao_gov.process import SessionTree, procfs
+from agentao_gov.process.tags import TAG_VARIABLE
 from agentao_gov.simulator import Simulator
-from agentao_gov.worker.factory import SubprocessFactory, SubprocessSettings
+from agentao_gov.worker.factory import SubprocessFactory
 from agentao_gov.worker.host import SubprocessHost
-from tests.governor.harness import resolved
+from tests.governor.harness import resolved, say
 from tests.process import zoo
-from tests.support.simulator import simulator, simulator_process
-from tests.support.zygote import shared_zygote
 
-__all__ = ["simulator", "simulator_process"]
+__all__ = [
+    "PATIENT",
+    "SHELL",
+    "SHORT",
+    "Subprocesses",
+    "alive",
+    "background",
+    "python",
+    "shell",
+    "worker_pid",
+]
+
+SHELL = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
+SHORT = {"turn_timeout": 1, "cancel_grace": 1, "tool_timeout": 1}
+PATIENT = {"turn_timeout": 15, "tool_timeout": 12}
 
 _numbers = itertools.count(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The zygote's start falls into the first test that needs it: seconds, on a busy machine tens of them."""
-    for item in items:
-        if "subprocesses" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(90))
 
 
 class Subprocesses:
@@ -84,51 +90,28 @@ class Subprocesses:
 
 def alive(host: SubprocessHost) -> Sequence[int]:
     """The processes of a session's tree, and those that left it but carry its tag."""
-    from agentao_gov.process import SessionTree
-    from agentao_gov.process.tags import TAG_VARIABLE
-
     tree = SessionTree(host.spec.child_env[TAG_VARIABLE])
     return sorted({*host.process_ids(), *(ref.pid for ref in tree.members())})
 
 
-@pytest.fixture(scope="session")
-def ledger() -> Iterator[TokenLedger]:
-    prices = {"simulated": Price(2_000_000, 8_000_000)}
-    settings = StoreSettings(price=prices.get)
-    ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK), SYSTEM_CLOCK, settings=settings, heartbeat_s=None)
-    yield ledger
-    ledger.close()
+def shell(command: str) -> str:
+    return say(text="after", tool={"name": "run_shell_command", "args": {"command": command}})
 
 
-@pytest.fixture(scope="session")
-def make_factory(ledger: TokenLedger) -> Iterator[Callable[..., SubprocessFactory]]:
-    """Makes factories that are shut down at the end."""
-    made: list[SubprocessFactory] = []
-
-    def make(*, own_zygote: bool = False, **settings: Any) -> SubprocessFactory:
-        zygote = None if own_zygote else shared_zygote()
-        made.append(SubprocessFactory(ledger=ledger, settings=SubprocessSettings(**settings), zygote=zygote))
-        return made[-1]
-
-    yield make
-    for factory in made:
-        factory.shutdown(Deadline.after(5))
-    shared_zygote().end()
+def python(program: str) -> str:
+    """A shell command that runs a Python program."""
+    return f"{sys.executable} -I -S -c '{program}'"
 
 
-@pytest.fixture(scope="session")
-def limited_factory(make_factory: Callable[..., SubprocessFactory]) -> SubprocessFactory:
-    """The factory of most tests: limits low enough to be met, high enough to work."""
-    limits = OsLimits(memory_bytes=160 << 20, processes=40, files=256, file_bytes=1 << 20)
-    factory = make_factory(limits=limits, ready=1)
-    factory.prepare(Deadline.after(60))
-    return factory
+def worker_pid(host: Any) -> int:
+    """The process that runs the agent: the child of the session's warden."""
+    (warden,) = host.process_ids()
+    return next(s.ref.pid for s in procfs.stats() if s.ppid == warden)
 
 
-@pytest.fixture
-def subprocesses(
-    simulator: Simulator, tmp_path: Path, limited_factory: SubprocessFactory, ledger: TokenLedger
-) -> Iterator[Subprocesses]:
-    made = Subprocesses(simulator, tmp_path, limited_factory, ledger)
-    yield made
-    made.close()
+def background(subprocesses: Subprocesses, host: Any, message: str) -> tuple[threading.Thread, list[TurnReport]]:
+    """Runs a turn on a thread of its own."""
+    reports: list[TurnReport] = []
+    thread = threading.Thread(target=lambda: reports.append(subprocesses.ask(host, message)), daemon=True)
+    thread.start()
+    return thread, reports

@@ -11,8 +11,7 @@ import pytest
 from agentao_gov.governor import Outcome
 from agentao_gov.worker.host import SubprocessHost
 from tests.governor.harness import HANG_S, say
-from tests.process.conftest import Subprocesses
-from tests.process.test_subprocess_host import python, shell
+from tests.worker.sessions import Subprocesses, python, shell
 
 EATS = 'b = []\nwhile True: b.append(b"x" * (1 << 20))'
 FORKS = "import os, time\nfor _ in range(500):\n  if os.fork() == 0: time.sleep(30)"

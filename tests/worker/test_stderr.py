@@ -13,9 +13,9 @@ import pytest
 from agentao_gov.process.stderr import StderrReader
 from tests.governor.harness import HANG_S, say
 from tests.process import zoo
-from tests.process.conftest import Subprocesses
+from tests.worker.sessions import Subprocesses
 
-ZOO = Path(__file__).with_name("mcp_zoo.py")
+ZOO = Path(__file__).parents[1] / "process" / "mcp_zoo.py"
 
 
 @pytest.fixture

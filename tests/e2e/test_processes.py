@@ -16,7 +16,7 @@ from tests.e2e.service import Deployment, say, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-ZOO = Path(__file__).with_name("mcp_zoo.py")
+ZOO = Path(__file__).parents[1] / "process" / "mcp_zoo.py"
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.worker.factory import SubprocessFactory
 from tests.governor.harness import HANG_S, say
-from tests.process.conftest import Subprocesses, alive
-from tests.process.test_subprocess_host import worker_pid
+from tests.worker.sessions import Subprocesses, alive, worker_pid
 
 
 def test_a_tenant_s_own_python_starts_cold(
