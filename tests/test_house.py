@@ -129,6 +129,27 @@ def test_a_public_docstring_names_every_parameter(name: str) -> None:
     assert not text.startswith("See ")
 
 
+CONTRIBUTING = (TESTS.parent / "CONTRIBUTING.md").read_text("utf-8")
+RULES = [
+    (file, name)
+    for file, names in re.findall(r"`(\w+/\w+\.py|\w+\.py)` ((?:`\w+`(?:, )?)+)", CONTRIBUTING)
+    for name in re.findall(r"\w+", names)
+]
+
+
+@pytest.mark.parametrize(("file", "name"), RULES)
+def test_a_rule_stands_where_contributing_says(file: str, name: str) -> None:
+    """Its table is how a stranger finds a rule in half a minute."""
+    source = (PACKAGE / file).read_text("utf-8")
+
+    assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b.*=", source, re.MULTILINE)
+
+
+def test_the_rules_are_listed() -> None:
+    """The twelve that everybody asks for."""
+    assert len(RULES) >= 12
+
+
 def test_a_test_is_found_from_its_module() -> None:
     """`tests/PACKAGE/test_MODULE*.py` tries `PACKAGE/MODULE.py`; what tries several modules is a listed scenario."""
     modules: dict[str, set[str]] = {}
