@@ -46,7 +46,14 @@ _JUNK_RECORDS_MAX, _JUNK_PERIOD_S = 60, 60.0
 
 # ── what servers write that is no answer ───────────────────────────────────────────────────────────
 
-_READER = StderrReader()
+
+@functools.lru_cache(maxsize=1)
+def _reader() -> StderrReader:
+    """The one of this process. A fork gets another: it has no thread of its parent's."""
+    return StderrReader()
+
+
+os.register_at_fork(after_in_child=_reader.cache_clear)
 
 
 @functools.lru_cache(maxsize=4_096)
@@ -88,7 +95,7 @@ def _hear_servers() -> None:
             read, write = os.pipe()
             # Closed once the server has it: the reader ends with the last writer.
             with os.fdopen(write, "w") as errlog:
-                _READER.add(read, _relay(name).error_output)
+                _reader().add(read, _relay(name).error_output)
                 streams = await stack.enter_async_context(plain(server, errlog))
             yield streams
 
