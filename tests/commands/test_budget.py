@@ -25,9 +25,11 @@ session_daily_tokens = 1_000
 
 [tenants.acme]
 daily_tokens = 8_000
-timezone = "Asia/Shanghai"
+timezone = "Pacific/Kiritimati"
 
+# Always another date than the tenant above: 25 hours behind it.
 [tenants.quiet]
+timezone = "Pacific/Pago_Pago"
 
 [state]
 dir = "{state}"
@@ -69,7 +71,7 @@ def spend(deployment: ResolvedDeployment, tokens: int = 900, model: str = "gpt-4
 
 
 def test_show_lists_every_scope_and_the_tenants_that_used_nothing(budget: Any, deployment: ResolvedDeployment) -> None:
-    """With limits, the tenant's own day, and cost."""
+    """With limits, the tenant's own day, and cost; tenants stand together although today has two dates."""
     spend(deployment)
 
     code, out, _ = budget("show", "--json")
@@ -85,7 +87,8 @@ def test_show_lists_every_scope_and_the_tenants_that_used_nothing(budget: Any, d
         "user:acme/ann": (900, 2_000),
         "session:acme/s-1": (900, 1_000),
     }
-    assert lines["tenant:acme"]["timezone"] == "Asia/Shanghai"
+    assert lines["tenant:acme"]["window"] > lines["tenant:quiet"]["window"]
+    assert lines["tenant:acme"]["timezone"] == "Pacific/Kiritimati"
     assert lines["tenant:acme"]["cost_usd"] == pytest.approx(900 * 2e-6)
 
 
@@ -170,7 +173,7 @@ def test_export_writes_balances_and_journal(budget: Any, deployment: ResolvedDep
     assert [entry["number"] for entry in entries] == list(range(1, len(entries) + 1))
     settled = next(entry for entry in entries if entry["kind"] == "settle")
     assert (settled["kind"], settled["used"]) == ("settle", 900)
-    assert settled["lines"][0].startswith("tenant:acme Asia/Shanghai ")
+    assert settled["lines"][0].startswith("tenant:acme Pacific/Kiritimati ")
     assert target.stat().st_mode & 0o777 == 0o600
 
 
