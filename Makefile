@@ -31,8 +31,8 @@ test-slow: $(STAMP) ## everything that takes long: real process trees, whole ser
 	$(BIN)/python -m pytest -m slow --timeout 240
 
 test-long: $(STAMP) ## the part of it that CI runs: millions of simulated steps, everything killed at every point, a minute's soak
-	$(BIN)/python -m pytest -m slow --timeout 240 tests/pool/test_core_simulation.py tests/budget/test_simulation.py \
-		tests/budget/test_crash.py tests/process/test_warden_kill_matrix.py tests/e2e/test_soak.py
+	$(BIN)/python -m pytest -m slow --timeout 240 tests/pool/test_core_simulation.py tests/budget/test_core.py \
+		tests/budget/test_failpoints.py tests/process/test_warden_kill_matrix.py tests/e2e/test_soak.py
 
 lint: $(STAMP) ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,32 +11,17 @@ from agentao_gov.budget import RedisStore, Store
 from agentao_gov.clock import Clock
 from tests.budget.stores import ALL, LASTING, OpenStore, opener
 from tests.support.clock import FakeClock
+from tests.support.redis_server import RedisServer, redis_server
+
+__all__ = ["redis_server"]
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis or Valkey server of our own, on a socket in a private directory."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("no redis-server or valkey-server here: `apt-get install redis-server` runs these tests too")
-    # Not the test's own directory: a socket's path has to be short.
-    directory = tmp_path_factory.mktemp("r")
-    path = directory / "s"
-    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(directory)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        give_up = time.monotonic() + 15
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    break
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < give_up, "the server does not listen"
-            time.sleep(0.01)
-        yield f"unix://{path}"
-    finally:
-        server.terminate()
-        server.wait(10)
+    """A server that many tests share, each with a ledger of its own name."""
+    shared = RedisServer(tmp_path_factory.mktemp("r"))
+    yield shared.url
+    shared.close()
 
 
 @pytest.fixture

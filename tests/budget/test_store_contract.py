@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +11,6 @@ from agentao_gov.budget import (
     Balance,
     Crossing,
     MemoryStore,
-    RedisStore,
     Reservation,
     ReservationLostError,
     ReservationState,
@@ -22,7 +20,6 @@ from agentao_gov.budget import (
 )
 from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.store import Refused, Waiting
-from agentao_gov.clock import Clock
 from tests.budget.calls import PLENTY, balance, call, idle, scopes
 from tests.budget.stores import OpenStore
 from tests.support.clock import FakeClock
@@ -693,43 +690,6 @@ def test_a_step_happens_as_a_whole_or_not_at_all(clock: FakeClock) -> None:
     left = balance(store, limits)
     assert (left.used, left.reserved) == (0, 200)
     assert any("holds tokens of a balance that is not there" in problem for problem in store.verify().problems)
-
-
-@pytest.mark.redis
-def test_redis_says_so_where_an_open_call_has_lost_its_balance(redis_ledger: Callable[[Clock], RedisStore]) -> None:
-    """And where less than nothing is reserved."""
-    store = redis_ledger(FakeClock())
-    store.reserve(call("c-1", scopes()))
-    names = {name.partition(":")[0]: name for name in store._redis.smembers(store._session.key_of("lines"))}
-    store._redis.delete(store._session.key_of(f"line:{names['turn']}"))
-    store._redis.hset(store._session.key_of(f"line:{names['user']}"), "reserved", -20)
-
-    problems = store.verify().problems
-
-    assert any("c-1 holds tokens of a balance that is not there" in problem for problem in problems)
-    assert any("-20 tokens are reserved" in problem for problem in problems)
-    store.close()
-
-
-@pytest.mark.redis
-def test_a_turn_in_redis_outlives_the_time_after_its_last_call(redis_ledger: Callable[[Clock], RedisStore]) -> None:
-    """Its record expires only while nothing is open on it."""
-    store = redis_ledger(FakeClock())
-    limits = scopes()
-    store.reserve(call("c-1", limits))
-    store.reserve(call("c-2", limits))
-    line = store._session.key_of("line:turn:t-1 UTC turn")
-
-    store.settle("c-1", 5, 5, 0)
-    held = store._redis.pttl(line)
-    store.settle("c-2", 5, 5, 0)
-    ended = store._redis.pttl(line)
-    store.reserve(call("c-3", limits))
-
-    assert held == -1
-    assert ended > 0
-    assert store._redis.pttl(line) == -1
-    store.close()
 
 
 def test_more_threads_at_once_than_a_client_has_connections_are_all_served(open_store: OpenStore) -> None:

@@ -6,19 +6,17 @@ import json
 import os
 import resource
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from agentao_gov.simulator import Simulator
+from tests.support.redis_server import RedisServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -196,65 +194,12 @@ def test_where_the_operator_allows_it_turns_go_on_and_each_use_is_logged(tmp_pat
 # ── Redis ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Server:
-    """A Redis server of one test, that can be stopped and damaged."""
-
-    def __init__(self, program: str, directory: Path) -> None:
-        self._directory = directory
-        self.path = directory / "s"
-        self._command = [program, "--port", "0", "--unixsocket", str(self.path), "--dir", str(directory), "--save", ""]
-        self.url = f"unix://{self.path}"
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        give_up = time.monotonic() + 15
-        while True:
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(self.path)) == 0:
-                    return
-            assert time.monotonic() < give_up, "the server does not listen"
-            time.sleep(0.01)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self.path.unlink(missing_ok=True)
-
-    def lose_everything(self) -> None:
-        self.kill()
-        self.start()
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def ask(self, *words: str) -> None:
-        import redis
-
-        with closing(redis.Redis.from_url(self.url)) as client:
-            client.execute_command(*words)  # type: ignore[no-untyped-call]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        pytest.skip("no redis-server or valkey-server here: `apt-get install redis-server` runs these tests too")
-    made = Server(program, tmp_path_factory.mktemp("r"))
-    yield made
-    made.close()
-
-
-REDIS_DAMAGES: dict[str, Callable[[Server], None]] = {
-    "gone": Server.kill,
-    "hanging": Server.pause,
+REDIS_DAMAGES: dict[str, Callable[[RedisServer], object]] = {
+    "gone": RedisServer.kill,
+    "hanging": RedisServer.pause,
     "full": lambda server: server.ask("CONFIG", "SET", "maxmemory", "1"),
     "emptied": lambda server: server.ask("FLUSHALL"),
-    "restarted without its data": Server.lose_everything,
+    "restarted without its data": RedisServer.lose_everything,
     "evicting": lambda server: server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"),
     "a replica": lambda server: server.ask("REPLICAOF", "127.0.0.1", "1"),
 }
@@ -262,12 +207,14 @@ REDIS_DAMAGES: dict[str, Callable[[Server], None]] = {
 
 @pytest.mark.redis
 @pytest.mark.parametrize("damage", REDIS_DAMAGES)
-def test_a_damaged_server_refuses_every_turn(tmp_path: Path, simulator: Simulator, server: Server, damage: str) -> None:
+def test_a_damaged_server_refuses_every_turn(
+    tmp_path: Path, simulator: Simulator, redis_server: RedisServer, damage: str
+) -> None:
     """Lost, full, empty, or one that would forget: not one call."""
-    deployment = Deployment(tmp_path, simulator, store=server.url)
+    deployment = Deployment(tmp_path, simulator, store=redis_server.url)
     assert deployment.run()[0] == 0
     before = deployment.calls()
-    REDIS_DAMAGES[damage](server)
+    REDIS_DAMAGES[damage](redis_server)
 
     refused(*deployment.run())
 
@@ -275,14 +222,16 @@ def test_a_damaged_server_refuses_every_turn(tmp_path: Path, simulator: Simulato
 
 
 @pytest.mark.redis
-def test_a_server_lost_in_mid_turn_stops_the_turn(tmp_path: Path, simulator: Simulator, server: Server) -> None:
+def test_a_server_lost_in_mid_turn_stops_the_turn(
+    tmp_path: Path, simulator: Simulator, redis_server: RedisServer
+) -> None:
     """The call in flight was recorded; the next one is not made."""
-    deployment = Deployment(tmp_path, simulator, store=server.url)
+    deployment = Deployment(tmp_path, simulator, store=redis_server.url)
     deployment.run()
     before = deployment.calls()
     process = deployment.start(f"go\n@sim {json.dumps(ENDLESS)}")
     simulator.wait_for(held=1, timeout_s=40)
-    server.kill()
+    redis_server.kill()
 
     simulator.release("gate")
     out, err = process.communicate(timeout=60)

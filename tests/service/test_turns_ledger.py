@@ -16,11 +16,12 @@ import pytest
 from agentao_gov.budget import Scope, ScopeLimit, SqliteStore
 from agentao_gov.budget.journal import decode
 from agentao_gov.simulator import Simulator
-from tests.budget.test_fail_closed import Server, flip, other_file, server
+from tests.budget.test_store_fail_closed import flip, other_file
 from tests.e2e.raw import raw
 from tests.e2e.service import Answer, Deployment, Service, running, say, wait_until
+from tests.support.redis_server import RedisServer, redis_server
 
-__all__ = ["server"]
+__all__ = ["redis_server"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -202,11 +203,11 @@ def test_a_file_that_another_process_holds_refuses_and_serves_again_after_it(
 
 
 @pytest.mark.redis
-def test_a_lost_redis_refuses(deployment: Deployment, simulator: Simulator, server: Server) -> None:
+def test_a_lost_redis_refuses(deployment: Deployment, simulator: Simulator, redis_server: RedisServer) -> None:
     """The connection is gone in the middle of the service's life."""
-    service = deployment.start("--no-warden", budget={"store": server.url})
+    service = deployment.start("--no-warden", budget={"store": redis_server.url})
     assert service.turn("old", "hello").status == 200
 
-    server.kill()
+    redis_server.kill()
 
     assert_refused(service, simulator)

@@ -1,6 +1,6 @@
 """Named points at which a test's process can be made to die. Inert unless that process installs a hook itself.
 
-Nothing outside the process can reach it: no variable, no flag. `tests/budget/test_crash.py` goes through all of them.
+Nothing outside the process can reach it: no variable, no flag. `tests/budget/test_failpoints.py` goes through all.
 """
 
 from __future__ import annotations

@@ -75,34 +75,34 @@ def reservation_of(answer: dict[str, Any]) -> Reservation:
     )
 
 
-def balance_of(line: dict[str, Any]) -> Balance:
-    """A line as the script tells it."""
-    limit = line.get("limit")
+def balance_of(told: dict[str, Any]) -> Balance:
+    """A balance as the script tells it."""
+    limit = told.get("limit")
     return Balance(
-        Scope(cast("ScopeKind", line["kind"]), line["key"]),
-        line["window"],
-        line["timezone"],
+        Scope(cast("ScopeKind", told["kind"]), told["key"]),
+        told["window"],
+        told["timezone"],
         None if limit is None else int(limit),
-        int(line["used"]),
-        int(line["reserved"]),
-        int(line["estimated"]),
-        int(line["granted"]),
-        int(line["cost"]),
-        int(line["unpriced"]),
+        int(told["used"]),
+        int(told["reserved"]),
+        int(told["estimated"]),
+        int(told["granted"]),
+        int(told["cost"]),
+        int(told["unpriced"]),
     )
 
 
 def refused(answer: dict[str, Any], request: ReserveRequest, retry_after_s: float | None) -> Refused:
     """A refusal with the figures of the scope that says no."""
-    return refusal(Answer(answer["answer"]), balance_of(answer["line"]), request, retry_after_s)
+    return refusal(Answer(answer["answer"]), balance_of(answer["balance"]), request, retry_after_s)
 
 
 def crossings_of(answer: dict[str, Any]) -> tuple[Crossing, ...]:
     """Soft thresholds passed; Lua writes an empty list as an object."""
     found = []
-    for line in answer.get("crossings") or ():
-        balance = balance_of(line)
-        found.append(Crossing(balance.scope, balance.window, line["threshold"], balance.used, balance.limit or 0))
+    for told in answer.get("crossings") or ():
+        balance = balance_of(told)
+        found.append(Crossing(balance.scope, balance.window, told["threshold"], balance.used, balance.limit or 0))
     return tuple(found)
 
 
@@ -179,9 +179,11 @@ class RedisSession:
         #: The furthest entry this process has seen; only ever grows, so a race between threads does no harm.
         self._last = 0
         self._high_water: HighWater | None = None
+        #: Set while the server may throw keys away: nothing is admitted then.
+        self._evicts: StoreError | None = None
         self._ledger_id = secrets.token_hex(16)
         self._ledger_id = str(self.call("create")["ledger"])
-        self._check_eviction()
+        self.check_eviction()
 
     def admit(self, mark: Path) -> None:
         """Compares the ledger with this machine's mark of it."""
@@ -269,6 +271,8 @@ class RedisSession:
             "keep_ms": _KEEP_MS,
             **arguments,
         }
+        if op == "reserve" and self._evicts is not None:
+            raise self._evicts
         if op in ("reserve", "dispatch", "settle"):
             failpoints.reach(f"before_{op}_commit")
         with guard():
@@ -291,26 +295,38 @@ class RedisSession:
                     "The Redis server no longer has this ledger.",
                     hint="Restore it; or restart, and remove the .mark file, to begin a new one.",
                 )
+            case "vanished":
+                raise StoreError(
+                    f"The Redis ledger has lost {answer['what']}: it was evicted, deleted or not restored.",
+                    hint="Restore the server's data. Spending would be forgotten, so nothing is admitted.",
+                )
             case "older":
                 raise StoreError(
                     f"The Redis ledger ends at entry {answer['last']:,}, not at {self._last:,}: an older copy.",
                     hint="Restore the newer one. Spending would be forgotten, so nothing is admitted.",
                 )
 
-    def _check_eviction(self) -> None:
-        """A server that may throw keys away would forget spending."""
+    def check_eviction(self) -> None:
+        """Raises StoreError for a server that may throw keys away, and from then on for every reservation.
+
+        It would forget spending. The policy can be changed at any time: called at the start and with every heartbeat.
+        """
         import redis
 
         try:
             policy = self.client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
-        except redis.RedisError:
+        except redis.ResponseError:
             # Hosted servers hide their configuration; there the operator has to know.
             return
+        except redis.RedisError as error:
+            raise _lost(error) from error
+        self._evicts = None
         if policy != "noeviction":
-            raise StoreError(
+            self._evicts = StoreError(
                 f"The Redis server may evict the ledger's keys (maxmemory-policy {policy}).",
                 hint="Set maxmemory-policy noeviction, or use a server of its own for the ledger.",
             )
+            raise self._evicts
 
 
 def _connect(url: str, timeout_s: float) -> Any:
@@ -350,7 +366,11 @@ def guard() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise StoreError(
-            f"The token ledger in Redis cannot be used: {type(error).__name__}: {str(error).rstrip('.')}.",
-            hint="Check that the server runs, is reachable and has memory left.",
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> StoreError:
+    return StoreError(
+        f"The token ledger in Redis cannot be used: {type(error).__name__}: {str(error).rstrip('.')}.",
+        hint="Check that the server runs, is reachable and has memory left.",
+    )

@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentao_gov.budget import failpoints
 from agentao_gov.budget.admission import Ticket, fair_order
@@ -152,11 +152,12 @@ class RedisReader:
             before = self._session.call("look")["last"]
             checkpoint = self.checkpoint()
             rows = list(self.journal())
-            balances = [balance_record_of(name, record) for name, record in self._lines().items()]
-            calls = [call_record_of(call_id, record) for call_id, record in self._calls().items()]
+            found: list[str] = []
+            balances = _readable("balance", self._lines(), balance_record_of, found)
+            calls = _readable("reservation", self._calls(), call_record_of, found)
             if self._session.call("look")["last"] == before:
                 result = replay(rows, link, checkpoint.replay())
-                return verify_records(result, checkpoint, balances, calls, expires=True)
+                return verify_records(result, checkpoint, balances, calls, found=found, expires=True)
 
     def _calls(self) -> dict[str, dict[str, str]]:
         client, prefix = self._session.client, self._session.key_of("call:")
@@ -177,10 +178,28 @@ class RedisReader:
         return self._session.key_of(f"line:{name}")
 
 
+R = TypeVar("R")
+
+
+def _readable(
+    what: str, records: dict[str, dict[str, str]], read: Callable[[str, dict[str, str]], R], found: list[str]
+) -> list[R]:
+    """Records as values; one that cannot be read is added to `found` instead."""
+    values = []
+    for name, record in records.items():
+        try:
+            values.append(read(name, record))
+        except (KeyError, ValueError, TypeError) as error:
+            found.append(f"{what} {name} cannot be read: {type(error).__name__} {error}")
+    return values
+
+
 def _strings(values: Iterable[Any]) -> list[str]:
     return [str(value) for value in values]
 
 
+#: Balances looked for with each heartbeat: one that a server threw away is noticed before anybody asks for it.
+_SAMPLE = 50
 #: How long one process may serve the queue before another may think that it died.
 _SERVING_MS = 2_000
 
@@ -379,6 +398,7 @@ class RedisStore:
         """See Store. Neighbours on this machine are told dead by their process, others by their silence."""
         with guard():
             owners = self._redis.hgetall(self._session.prefix + "owners")
+        self._session.check_eviction()
         lost = [owner.id for text in owners.values() if (owner := Owner(**json.loads(text))).gone]
         if lost:
             failpoints.reach("during_recovery")
@@ -399,7 +419,7 @@ class RedisStore:
         rows = list(journal_rows(texts[: len(times)], checkpoint.number))
         if not rows:
             return
-        held = self._session.call("held")["lines"]
+        held = self._session.call("held")["names"]
         planned = plan(checkpoint, rows, over_by(times[-1]), held, link, moved=self._reader.moved)
         if planned is not None:
             self.cut(planned)
@@ -412,7 +432,7 @@ class RedisStore:
             number=planned.after.number,
             checkpoint=write_checkpoint(planned.after),
             calls=planned.calls,
-            lines=list(planned.over),
+            names=list(planned.over),
             note=planned.after.note(),
         )
 
@@ -423,7 +443,7 @@ class RedisStore:
     def _beat(self, lost: list[str]) -> float:
         """Returns the server's time in milliseconds."""
         about = json.dumps(asdict(self.owner))
-        answer = self._session.call("beat", about=about, gone=lost, lease_ms=self._lease_ms)
+        answer = self._session.call("beat", about=about, gone=lost, lease_ms=self._lease_ms, sample=_SAMPLE)
         if answer["freed"]:
             self._serve_if_waiting()
         return float(answer["now"])
@@ -444,7 +464,7 @@ class RedisStore:
         """See Store."""
         answer = self._session.fresh("grant", (scope,), tokens=tokens)
         self._serve_if_waiting()
-        return balance_of(answer["line"])
+        return balance_of(answer["balance"])
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
         """See Store."""
