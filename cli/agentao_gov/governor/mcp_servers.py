@@ -80,13 +80,25 @@ class _JunkFilter(logging.Filter):
         return allowed
 
 
-@functools.lru_cache(maxsize=1)
-def _hear_servers() -> None:
-    """Gives every stdio server of this process a standard error of its own. The SDK takes a second to import."""
-    import agentao.mcp.client
+_HEARING = threading.Lock()
 
-    names = vars(agentao.mcp.client)
-    plain = names["stdio_client"]
+
+def _hear_servers() -> None:
+    """Gives every stdio server of this process a standard error of its own. Idempotent.
+
+    Not at import: the SDK takes a second and 30 MB, and only profiles with servers pay.
+    """
+    with _HEARING:
+        import agentao.mcp.client
+
+        names = vars(agentao.mcp.client)
+        if names["stdio_client"].__module__ != __name__:
+            names["stdio_client"] = _heard(names["stdio_client"])
+            logging.getLogger("mcp.client.stdio").addFilter(_JunkFilter())
+
+
+def _heard(plain: Any) -> Any:
+    """The SDK's `stdio_client` with the server's standard error read here."""
 
     @contextlib.asynccontextmanager
     async def heard(server: Any) -> AsyncIterator[Any]:
@@ -99,8 +111,7 @@ def _hear_servers() -> None:
                 streams = await stack.enter_async_context(plain(server, errlog))
             yield streams
 
-    names["stdio_client"] = heard
-    logging.getLogger("mcp.client.stdio").addFilter(_JunkFilter())
+    return heard
 
 
 # ── starting ───────────────────────────────────────────────────────────────────────────────────────
