@@ -61,7 +61,8 @@ def parse_batch(lines: Iterable[str], *, name: str) -> list[BatchItem]:
     items: list[BatchItem] = []
     seen: dict[str | int, int] = {}
     for number, line in enumerate(lines, 1):
-        text = line.strip()
+        # Editors on Windows put a byte-order mark before the first line.
+        text = (line.removeprefix("\ufeff") if number == 1 else line).strip()
         if not text:
             continue
         item = _parse_line(text, number, f"{name}:{number}")

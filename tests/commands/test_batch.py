@@ -35,6 +35,16 @@ def test_every_line_gets_a_report_with_its_id(run: Cli, here: Path) -> None:
     assert "three, as it is" in (reports[4].answer or "")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(run: Cli, here: Path) -> None:
+    """Its id and profile hold, as in a file without one."""
+    line = json.dumps({"id": "a", "prompt": "one", "profile": "code"})
+    (here / "prompts.jsonl").write_text(f"{line}\n", encoding="utf-8-sig")
+
+    (report,) = _reports(run("--batch", "prompts.jsonl", "-q").out)
+
+    assert (report.id, report.profile) == ("a", "code")
+
+
 def test_turns_of_one_session_keep_the_files_order(run: Cli, here: Path, simulator: Simulator) -> None:
     """They are one conversation, however many jobs there are."""
     _write(here, *({"id": n, "prompt": f"turn {n}", "session": "s"} for n in range(4)))

@@ -48,7 +48,7 @@ def usd(pico: int) -> str:
 
 def _read(path: Path) -> dict[str, Price]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal)
     except (OSError, ValueError) as error:
         raise ConfigError(f"The price table {path} cannot be read: {error}.") from error
     models = document.get("models")

@@ -46,7 +46,7 @@ def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) 
         with _locked(target.parent):
             # First as it is: `change` may rely on a file that is right.
             _check_deployment(target)
-            document = tomlkit.parse(target.read_text(encoding="utf-8"))
+            document = tomlkit.parse(target.read_text(encoding="utf-8-sig"))
             change(document)
             write_whole(target, tomlkit.dumps(document), check=_check_deployment)
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def new_profile(name: str, source: str, config: Path | None) -> Path:
     deployment = load_deployment(config)
     resolved = load_profile(source, deployment=deployment, environ={})
     assert resolved.path is not None, "a loaded profile has a file"
-    document = tomlkit.parse(resolved.path.read_text("utf-8"))
+    document = tomlkit.parse(resolved.path.read_text("utf-8-sig"))
     document["name"] = name
     target = deployment.profiles_dir / f"{name}.toml"
     try:

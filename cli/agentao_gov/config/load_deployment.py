@@ -160,7 +160,7 @@ def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], obje
     findings = list(found)
     if deployment is None:
         return findings
-    text = deployment.path.read_text("utf-8") if deployment.path else ""
+    text = deployment.path.read_text("utf-8-sig") if deployment.path else ""
     known = profile_paths(deployment)
     for name, tenant in deployment.deployment.tenants.items():
         for profile in tenant.profiles or ():

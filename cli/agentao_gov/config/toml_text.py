@@ -19,6 +19,11 @@ _KEY = re.compile(
     r"""^\s*(?P<path>(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
 )
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+#: A name with letters beyond ASCII outside of quotes, which TOML does not know.
+_BARE_NON_ASCII = re.compile(r"""^[^"'#=]*[^\x00-\x7f"'#=]""")
+#: Tables and keys whose values no message repeats.
+_MAY_BE_SECRET = re.compile(r"key|token|secret|passw|auth|url|store|args|env|headers", re.IGNORECASE)
+_SHOWN_CHARS_MAX = 100
 # A configuration file is a few kilobytes; a device or a model file given by mistake is not read to its end.
 _SIZE_MAX = 1024**2
 
@@ -37,12 +42,29 @@ def read_toml(path: Path, *, what: str) -> tuple[dict[str, Any], str]:
     if len(raw) > _SIZE_MAX:
         raise ConfigError(f"The {what} {str(path)!r} is larger than 1 MiB; this is not a configuration file.")
     try:
-        text = raw.decode("utf-8")
+        # Editors on Windows put a byte-order mark in front, which TOML does not know.
+        text = raw.decode("utf-8-sig")
         return tomllib.loads(text), text
     except UnicodeDecodeError:
         raise ConfigError(f"The {what} {str(path)!r} is not UTF-8 text.") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"The {what} {str(path)!r} is not valid TOML: {error}.") from None
+        raise ConfigError(f"The {what} {str(path)!r} is not valid TOML: {error}.{_line_shown(text, error)}") from None
+
+
+def _line_shown(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """The line with the mistake, for below the message; without its value where that may be a secret."""
+    at = re.search(r"at line (\d+), column", str(error))
+    lines = text.splitlines()
+    if at is None or int(at[1]) > len(lines) or not lines[int(at[1]) - 1].strip():
+        return ""
+    number = int(at[1])
+    line = lines[number - 1].rstrip()
+    tables = [header["path"] for earlier in lines[: number - 1] if (header := _HEADER.match(earlier))]
+    name, equals, _ = line.partition("=")
+    if equals and _MAY_BE_SECRET.search(f"{tables[-1] if tables else ''}.{name}"):
+        line = f"{name}= …"
+    advice = "\n  A name with other letters than A-Z, a-z goes in quotes." if _BARE_NON_ASCII.match(line) else ""
+    return f"\n  {number} | {line[:_SHOWN_CHARS_MAX]}{advice}"
 
 
 def _create_hint(what: str) -> str:

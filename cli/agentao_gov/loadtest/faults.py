@@ -76,7 +76,7 @@ class _Script(BaseModel):
 def load_faults(path: Path) -> tuple[PlannedFault, ...]:
     """Reads a script. Raises ConfigError with the file and what is wrong."""
     try:
-        script = _Script.model_validate(tomllib.loads(path.read_text()))
+        script = _Script.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise ConfigError(f"--faults {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

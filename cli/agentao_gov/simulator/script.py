@@ -296,7 +296,7 @@ def read_directive(text: str) -> Behaviour | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}", hint="A simulator script is a .toml or .json file.") from error
