@@ -123,6 +123,15 @@ def test_a_grant_counts_for_today(budget: Any, deployment: ResolvedDeployment) -
     assert (session["limit"], session["granted"]) == (6_000, 5_000)
 
 
+def test_a_grant_to_a_tenant_that_is_not_listed_warns(budget: Any, deployment_file: Path) -> None:
+    """With `[tenants.default]` anybody may be one; a typing error would change a budget that nobody uses."""
+    deployment_file.write_text(deployment_file.read_text() + "[tenants.default]\n")
+
+    _, _, err = budget("grant", "tenant:acmee", "5k")
+
+    assert "did you mean 'acme'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -130,6 +130,49 @@ def test_an_internal_error_leaves_its_traceback_in_a_private_file(
     assert "Traceback" in file.read_text()
 
 
+#: The root and everything that temporary directories are looked for in is read-only; one volume is not.
+READ_ONLY = """
+mount --make-rprivate /
+mount --bind / / && mount -o remount,ro,bind /
+for place in /tmp /var/tmp /usr/tmp; do
+    if [ -d $place ]; then mount --bind $place $place && mount -o remount,ro,bind $place; fi
+done
+mount -t tmpfs volume "$1"
+cd /
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize(("state", "code"), [("state", 0), ("../elsewhere", 3)])
+def test_a_container_with_a_read_only_root_needs_a_volume_for_its_state_alone(
+    tmp_path: Path, state: str, code: int
+) -> None:
+    """What is temporary goes there, too; without any place to write, the error says what to set."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make mount namespaces; as root, or in a container that may, this runs")
+    program = [str(Path(sys.executable).with_name("agentao-gov")), "run", "--model", "simulated", "-q", "hello"]
+    environment = {name: value for name, value in os.environ.items() if name not in {"TMPDIR", "TEMP", "TMP"}}
+
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", READ_ONLY, "sh", str(volume), *program],
+        env={**environment, "AGENTAO_GOV_STATE": str(volume / state)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == code, ended.stderr
+    assert ("AGENTAO_GOV_STATE" in ended.stderr) is (code == 3)
+
+
+def test_words_without_quotes_are_answered_with_how_to_write_them(cli: Cli) -> None:
+    """Nobody knows that a shell makes two arguments of two words."""
+    result = cli("run", "hello", "world")
+
+    assert result.code == 2
+    assert "in quotes" in result.err
+
+
 def test_an_interrupted_command_ends_with_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C is no error and leaves no traceback."""
     _break_init(monkeypatch, KeyboardInterrupt())

@@ -172,10 +172,25 @@ def test_who_asks_for_another_output_cap_gets_it() -> None:
     assert fitted.profile.limits.max_output_tokens == 1000
 
 
-def test_files_that_disagree_are_an_error() -> None:
-    """The profile asks for what the deployment's model does not have."""
-    with pytest.raises(ConfigError, match="64,000 is above 6,553, 80 % of the window of 8,192"):
-        fit_to_model(load_profile("qa"), _choice(8192))
+def test_files_that_disagree_are_an_error(tmp_path: Path) -> None:
+    """The user's profile asks for what the deployment's model does not have; the hint says how far to go down."""
+    (tmp_path / "mine.toml").write_text("[limits]\nmax_context_tokens = 64_000\n")
+
+    with pytest.raises(ConfigError, match="64,000 is above 6,553, 80 % of the window of 8,192") as caught:
+        fit_to_model(load_profile(tmp_path / "mine.toml"), _choice(8192))
+
+    assert "6553 or less" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["", 'extends = "research"\n'])
+def test_what_was_shipped_is_fitted_to_the_deployments_model(tmp_path: Path, text: str) -> None:
+    """A `[model] context_window` in the deployment must not make every shipped profile, or its heir, an error."""
+    (tmp_path / "mine.toml").write_text(text)
+
+    fitted = [fit_to_model(load_profile(name), _choice(32_000)) for name in ("code", tmp_path / "mine.toml")]
+
+    assert [profile.profile.limits.max_context_tokens for profile in fitted] == [25_600, 25_600]
+    assert all(profile.adjustments for profile in fitted)
 
 
 def test_a_context_flag_above_the_window_is_wrong_usage() -> None:

@@ -25,7 +25,11 @@ def _profile(tmp_path: Path, text: str) -> Path:
         ('[limits]\n\nturn_timout = "30s"\n', 3, "unknown key; did you mean limits.turn_timeout?"),
         ('name = "x"\n[limit]\nturn_timeout = "30s"\n', 2, "unknown key; did you mean limits?"),
         ('turn_timeout = "30s"\n', 1, "unknown key; did you mean limits.turn_timeout?"),
-        ('[mcp.servers.s]\ncommand = "x"\ntimeout = 3\n', 3, "unknown key; did you mean mcp.servers.s."),
+        (
+            '[mcp.servers.s]\ncommand = "x"\ntimeout = 3\n',
+            3,
+            "unknown key; did you mean mcp.servers.s.request_timeout?",
+        ),
         ("[limits]\nmax_iterations = 0\n", 2, "must be at least 1, not 0"),
         ("[limits]\nmax_iterations = true\n", 2, "must be a whole number, not True"),
         ('[limits]\nmax_iterations = "many"\n', 2, "must be a whole number, not 'many'"),

@@ -67,6 +67,7 @@ def _load(name: str) -> Any:
         from agentao_gov.governor.agentao_version import require_agentao
 
         require_agentao()
+        _provide_temporary_directory()
     module = import_module(f"agentao_gov.commands.{name}")
     app: typer.Typer | None = getattr(module, "app", None)
     if app is None:
@@ -78,6 +79,17 @@ def _load(name: str) -> Any:
     command = typer.main.get_command(app)
     command.name = name
     return command
+
+
+def _provide_temporary_directory() -> None:
+    import os
+    from pathlib import Path
+
+    from agentao_gov.config.deployment import State
+    from agentao_gov.process.scratch import provide_temporary_directory
+
+    # A deployment file may name another state directory; it is read later, and by processes that need one already.
+    provide_temporary_directory(Path(os.environ.get("AGENTAO_GOV_STATE") or State().dir).expanduser())
 
 
 def _version(wanted: bool) -> None:

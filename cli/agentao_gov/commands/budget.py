@@ -288,7 +288,10 @@ def _scope(text: str) -> Scope:
 
 def _check_tenant(deployment: ResolvedDeployment, scope: Scope) -> None:
     """A grant to a mistyped tenant would help nobody and say nothing."""
+    from difflib import get_close_matches
+
     from agentao_gov.errors import ConfigError
+    from agentao_gov.report.terminal import warn
 
     tenants = deployment.deployment.tenants
     tenant = scope.key.partition("/")[0]
@@ -297,6 +300,10 @@ def _check_tenant(deployment: ResolvedDeployment, scope: Scope) -> None:
             f"There is no tenant {tenant!r}; there are: {', '.join(sorted({*tenants, 'local'}))}.",
             hint="Add [tenants.NAME] or [tenants.default] to the deployment file.",
         )
+    if tenants and tenant not in {*tenants, "local"}:
+        near = get_close_matches(tenant, tenants, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else "."
+        warn(f"Tenant {tenant!r} is not listed: the budget of one that nobody may be is changed{meant}")
 
 
 @contextmanager

@@ -86,6 +86,9 @@ def nearest_key(model: type[BaseModel], key: str) -> str | None:
     parent, _, leaf = key.rpartition(".")
     known = [_with_names_of(known_key, key) for known_key in known_keys(model)]
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    if leaf == "timeout" and "request_timeout" in siblings:
+        # What agentao and other programs call a server's limit for one call.
+        return siblings["request_timeout"]
     if close := difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6):
         return siblings[close[0]]
     elsewhere = {k.rpartition(".")[2]: k for k in known if ANY not in k}
@@ -144,8 +147,8 @@ class ConfigLayer:
     text: str = ""
 
 
-#: Ranks: what is stronger may clamp what is weaker. Files of an `extends` chain take 10, 11, 12 …
-RANK_DEFAULT, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 10, 100, 200, 300
+#: Ranks: what is stronger may clamp what is weaker. Files of an `extends` chain take 10, 11, 12 …, shipped ones 1, 2 …
+RANK_DEFAULT, RANK_SHIPPED, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 1, 10, 100, 200, 300
 
 
 class Layers:

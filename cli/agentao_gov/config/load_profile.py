@@ -10,7 +10,7 @@ from typing import Any
 
 from agentao_gov.config.checks import fit_tool_timeouts, recommendations, tool_name_findings
 from agentao_gov.config.findings import Finding, raise_errors
-from agentao_gov.config.layers import RANK_FILE, ConfigLayer, Layers, Overrides, flatten
+from agentao_gov.config.layers import RANK_FILE, RANK_SHIPPED, ConfigLayer, Layers, Overrides, flatten
 from agentao_gov.config.model import context_cap, known_model, model_findings
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile, layers_for
@@ -75,7 +75,7 @@ def inspect_profile(
     overrides = overrides or Overrides()
     path = _locate(name, deployment)
     chain = _chain(path, deployment)
-    files = [_file_layer(link, RANK_FILE + i) for i, link in enumerate(chain)]
+    files = [_file_layer(link, _rank(link.path) + i) for i, link in enumerate(chain)]
     upper = list(layers_for(Profile, overrides, os.environ if environ is None else environ))
     upper = [layer for layer in upper if "model" not in layer.values or any("model" in f.values for f in files)]
     layers = Layers([*files, *_with_tool_flag(files, upper)])
@@ -146,6 +146,10 @@ def _parent_path(parent: str, child: Path, deployment: ResolvedDeployment | None
             hint="`agentao-gov profile list` shows them.",
         )
     return found
+
+
+def _rank(path: Path) -> int:
+    return RANK_SHIPPED if path.resolve().parent == shipped("profiles").resolve() else RANK_FILE
 
 
 def _file_layer(link: _Link, rank: int) -> ConfigLayer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from agentao_gov.config.findings import Finding
-from agentao_gov.config.layers import Layers
+from agentao_gov.config.layers import RANK_DEFAULT, RANK_FILE, Layers
 from agentao_gov.config.profile import ModelSettings
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
 from agentao_gov.config.validate import finding
@@ -187,7 +188,7 @@ def resolve_model(
     base_url = _valid_url(*next(((p.base_url, s) for s, p in places if p.base_url), (_OPENAI_URL, "default")))
     known = known_model(name)
     window = settings.context_window or (known.window if known else None)
-    return ModelChoice("remote", name, base_url, _key(places, base_url, environ), window, source, from_flag)
+    return ModelChoice("remote", name, base_url, _key(name, places, base_url, environ), window, source, from_flag)
 
 
 def _places(
@@ -223,7 +224,7 @@ def _source(sources: Mapping[str, str], otherwise: str) -> str:
     return otherwise
 
 
-def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mapping[str, str]) -> SecretStr:
+def _key(name: str, places: list[tuple[str, ModelSettings]], base_url: str, environ: Mapping[str, str]) -> SecretStr:
     variable, source = next(((p.api_key_env, s) for s, p in places if p.api_key_env), (None, ""))
     if variable is not None:
         if key := environ.get(variable):
@@ -239,9 +240,12 @@ def _key(places: list[tuple[str, ModelSettings]], base_url: str, environ: Mappin
             hint=f"Set it: export {variable}=...",
         )
     if base_url == _OPENAI_URL:
+        near = difflib.get_close_matches(name.lower(), _LOCAL, n=1)
         raise ConfigError(
             "OpenAI's models need an API key.",
-            hint="Set OPENAI_API_KEY, or give --base-url for another provider, or --model embedded.",
+            hint=f"Did you mean --model {near[0]}?"
+            if near
+            else "Set OPENAI_API_KEY, or give --base-url for another provider, or --model embedded.",
         )
     return SecretStr(_NO_KEY)
 
@@ -259,8 +263,8 @@ def _valid_url(url: str, source: str) -> str:
 def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:
     """`profile` with its context cap and output cap inside the window of `model`.
 
-    A model chosen by a flag, and a local one, is fitted to with a warning; where the files disagree with each other it
-    is a ConfigError, because somebody expects what cannot be had.
+    A model chosen by a flag, and a local one, is fitted to with a warning, and so is any by a value that was shipped;
+    where the user's files disagree with each other it is a ConfigError, because somebody expects what cannot be had.
     """
     return _fit_output(_fit_context(profile, model), model)
 
@@ -272,11 +276,14 @@ def _fit_context(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfil
     if limits.max_context_tokens <= cap:
         return profile
     key = "limits.max_context_tokens"
+    # Whoever left it as it was shipped insists on nothing.
+    written = profile.ranks.get(key, RANK_DEFAULT) >= RANK_FILE
     said = f"{limits.max_context_tokens:,} is above {cap:,}, 80 % of the window of {model.context_window:,} of"
     source = profile.source(key)
-    if _insisted(source) or not (model.from_flag or model.kind != "remote"):
+    if _insisted(source) or (written and not model.from_flag and model.kind == "remote"):
         wrong = UsageError if source.startswith("flag") else ConfigError
-        raise wrong(f"{key}: {said} {model.name!r} ({source}).", hint="Lower it, or choose a larger model.")
+        hint = f"Lower it to {cap} or less, or choose a model with a larger window ({model.source})."
+        raise wrong(f"{key}: {said} {model.name!r} ({source}).", hint=hint)
     # A quarter of the window for the answer leaves the prompt most of it.
     output = min(limits.max_output_tokens, max(1, model.context_window // 4))
     warning = Finding("warning", key, f"{said} {model.name!r}; lowered to {cap:,}", adjusted=True)

@@ -101,7 +101,7 @@ def layers_for(model: type[BaseModel], overrides: Overrides, environ: Mapping[st
         if section in model.model_fields:
             yield layer
         elif section not in other.model_fields:
-            raise ConfigError(f"{layer.source}: unknown key{_suggestion(layer)}.")
+            raise ConfigError(f"{layer.source}: unknown key{_suggestion(layer) or '.'}")
 
 
 def _suggestion(layer: ConfigLayer) -> str:

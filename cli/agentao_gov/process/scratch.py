@@ -17,10 +17,35 @@ import tempfile
 import threading
 from pathlib import Path
 
-__all__ = ["ScratchDirs"]
+from agentao_gov.errors import ConfigError
+
+__all__ = ["ScratchDirs", "provide_temporary_directory"]
 
 #: Each try is lost only to a process that starts at the same moment.
 _TRIES = 100
+
+
+def provide_temporary_directory(state_dir: Path) -> None:
+    """Makes `state_dir/tmp` the temporary directory of this process and its children where the system has none.
+
+    A container with a read-only root has no other place than the volume of its state. Raises ConfigError where that
+    cannot be written either.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        directory = state_dir / "tmp"
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"No temporary directory can be written, and {directory} cannot either: {error.strerror}.",
+                hint="Set TMPDIR to a directory that can, or AGENTAO_GOV_STATE to the volume of the state.",
+            ) from None
+        tempfile.tempdir = os.environ["TMPDIR"] = str(directory)
 
 
 class ScratchDirs:

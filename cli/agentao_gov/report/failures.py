@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def report_usage(error: Any, as_json: bool) -> int:
         sys.stderr.write(message + "\n")
         return 2
     hint = f"See {context.command_path} --help." if context is not None else None
+    if context is not None and context.info_name == "run" and "unexpected extra argument" in message:
+        hint = "A prompt of several words goes in quotes: agentao-gov run 'one two'."
     _show("usage", message, hint, as_json)
     return 2
 
@@ -73,10 +76,7 @@ def _show(code: str, message: str, hint: str | None, as_json: bool) -> None:
 def _write_traceback(error: BaseException) -> Path | None:
     text = "".join(traceback.format_exception(error))
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    state = os.environ.get("AGENTAO_GOV_STATE")
-    for directory in (Path(state).expanduser() if state else None, Path(tempfile.gettempdir())):
-        if directory is None:
-            continue
+    for directory in _crash_directories():
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # O_EXCL: in a shared temporary directory nobody else may have laid a link under this name.
@@ -87,6 +87,15 @@ def _write_traceback(error: BaseException) -> Path | None:
             out.write(text)
         return directory / name
     return None
+
+
+def _crash_directories() -> Iterator[Path]:
+    """Where a traceback may go: the state directory, then a temporary one, if there is any that can be written."""
+    with contextlib.suppress(RuntimeError):  # No home for the `~`.
+        if state := os.environ.get("AGENTAO_GOV_STATE"):
+            yield Path(state).expanduser()
+    with contextlib.suppress(OSError):
+        yield Path(tempfile.gettempdir())
 
 
 def _one_line(text: str) -> str:
