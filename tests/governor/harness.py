@@ -81,7 +81,7 @@ class Harness:
         )
 
     def governor(self, **options: Any) -> Governor:
-        return Governor(ledger=options.pop("ledger", self.ledger), http=self._http, **options)
+        return Governor(**{"ledger": self.ledger, "http": self._http, **options})
 
     def open(
         self,

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from agentao_gov.errors import ConfigError
 from agentao_gov.governor import Outcome
 from agentao_gov.governor.http import AbortScope, HttpClient, abortable
 from tests.governor.harness import Harness, say
@@ -278,6 +280,61 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch
         behind.close()
     assert answers == ["ok", "ok"]
     assert asked == [b"GET http://model.example/v1/models HTTP/1.1", b"GET /v1/models HTTP/1.1"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["localhost,127.0.0.1,::1", "[::1]", "::1/128", "fd00::/8", "10.0.0.0/8", ".example", "*.example", "a b", "["],
+)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"])
+def test_every_form_of_no_proxy_is_taken(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, variable: str, entry: str
+) -> None:
+    """`localhost,127.0.0.1,::1` is the commonest there is, and nothing started with it."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", entry)
+
+    with contextlib.closing(HttpClient()) as client:
+        session = harness.open(options={"http": client})
+        report = harness.ask(session, say(text="hi"))
+
+    assert report.answer == "hi"
+
+
+def test_a_host_of_no_proxy_is_reached_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPv6 networks among them."""
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "::1,fd00::1,intern.example")
+
+    with contextlib.closing(HttpClient()) as client:
+        direct = {
+            host: client._client._transport_for_url(httpx2.URL(f"https://{host}/v1")) is client._client._transport
+            for host in ("[::1]", "[fd00::1]", "intern.example", "a.intern.example", "model.example")
+        }
+
+    assert direct == {"[::1]": True, "[fd00::1]": True, "intern.example": True, "a.intern.example": True} | {
+        "model.example": False
+    }
+
+
+@pytest.mark.parametrize(
+    ("proxy", "why"), [("socks5://127.0.0.1:1080", "agentao-gov[socks]"), ("ftp://u:hunter2@x:1", "ftp://...")]
+)
+def test_a_proxy_that_cannot_be_used_is_an_error_of_the_addresses_behind_it_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, proxy: str, why: str
+) -> None:
+    """A model on this machine works; another one says what to install, before anything is sent, and no password."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+
+    with contextlib.closing(HttpClient()) as client:
+        report = harness.ask(harness.open(options={"http": client}), say(text="hi"))
+        with pytest.raises(ConfigError) as refused:
+            harness.open("s2", options={"http": client}, base_url="https://model.example/v1")
+
+    assert report.answer == "hi"
+    assert why in str(refused.value)
+    assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

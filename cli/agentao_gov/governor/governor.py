@@ -87,6 +87,7 @@ class Governor:
 
         Blocks while MCP servers start, each within its own limit and `deadline`. Raises ConfigError or InternalError.
         """
+        self._http.check(spec.model.base_url)
         try:
             spec.workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -19,14 +19,15 @@ import ssl
 import threading
 import time
 import typing
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import httpcore2
 import httpx2
 import openai
+from httpx2._utils import get_environment_proxies
 
+from agentao_gov.errors import ConfigError
 from agentao_gov.governor import sdk_import
 from agentao_gov.governor.classify import NotAModelError
 
@@ -416,20 +417,36 @@ def _transport(trust: Trust, proxy: str | None = None) -> httpx2.HTTPTransport:
     return transport
 
 
-def _environment_proxies(trust: Trust) -> dict[str, httpx2.HTTPTransport | None]:
-    """Transports for the proxies that the environment names; a client with its own transport would ignore them."""
-    found = urllib.request.getproxies()
-    mounts: dict[str, httpx2.HTTPTransport | None] = {}
-    for scheme in ("http", "https", "all"):
-        proxy = found.get(scheme)
-        if proxy:
-            url = proxy if "://" in proxy else f"http://{proxy}"
-            mounts[f"{scheme}://"] = _transport(trust, url)
-    if mounts:
-        for host in filter(None, (part.strip() for part in found.get("no", "").split(","))):
-            if host == "*":
-                return {}
-            mounts[f"all://{host}" if _is_address(host) else f"all://*{host.removeprefix('.')}"] = None
+class _UnusableProxy(httpx2.BaseTransport):
+    """Stands for a proxy that cannot be had: only an address that would go through it is refused."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ProxyError(self.why, request=request)
+
+
+def _through(trust: Trust, proxy: str) -> httpx2.BaseTransport:
+    scheme = proxy.partition("://")[0]
+    try:
+        return _transport(trust, proxy)
+    except ImportError:
+        return _UnusableProxy(f"A {scheme} proxy needs a package: pip install 'agentao-gov[socks]'.")
+    except (ValueError, httpx2.InvalidURL):
+        # Without its text, which may hold a password.
+        return _UnusableProxy(f"The environment names a proxy that is none of http, https and socks5: {scheme}://...")
+
+
+def _environment_proxies(trust: Trust) -> dict[str, httpx2.BaseTransport | None]:
+    """Transports for the proxies that the environment names; a client with its own transport would ignore them.
+
+    httpx knows the forms that NO_PROXY takes (IPv6 with and without brackets, networks, hosts, domains).
+    """
+    found = get_environment_proxies()
+    mounts = {pattern: None if proxy is None else _through(trust, proxy) for pattern, proxy in found.items()}
+    if any(mounts.values()):
+        # This machine needs no proxy, and no proxy can reach it.
         mounts |= {"all://localhost": None, "all://127.0.0.1": None, "all://[::1]": None}
     return mounts
 
@@ -466,6 +483,12 @@ class HttpClient:
                 )
                 self._endpoints[base_url, api_key] = found
             return found
+
+    def check(self, base_url: str) -> None:
+        """Raises ConfigError where calls to `base_url` would go through a proxy of the environment that is unusable."""
+        transport = self._client._transport_for_url(httpx2.URL(base_url))
+        if isinstance(transport, _UnusableProxy):
+            raise ConfigError(transport.why, hint="Or name the model's host in NO_PROXY.")
 
     def close(self) -> None:
         """Closes idle connections; calls in flight end with an error."""
