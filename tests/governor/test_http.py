@@ -32,7 +32,8 @@ MANY = 1_100
 class Peer:
     """A TCP peer that does what the test says, and says when a client is there."""
 
-    def __init__(self, behave: Callable[[socket.socket], object]) -> None:
+    def __init__(self, behave: Callable[[socket.socket], object], clients: int) -> None:
+        self._clients = clients
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.met = threading.Event()
@@ -42,8 +43,11 @@ class Peer:
         self._thread.start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = self._server.accept()
+        for _ in range(self._clients):
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
             with connection:
                 connection.settimeout(GUARD_S)
                 with contextlib.suppress(OSError):
@@ -59,8 +63,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer(behave: Callable[[socket.socket], object]) -> Iterator[Peer]:
-    running = Peer(behave)
+def peer(behave: Callable[[socket.socket], object], *, clients: int = 1) -> Iterator[Peer]:
+    running = Peer(behave, clients)
     try:
         yield running
     finally:
@@ -335,6 +339,40 @@ def test_a_proxy_that_cannot_be_used_is_an_error_of_the_addresses_behind_it_alon
     assert report.answer == "hi"
     assert why in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests", "words"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", 1, "407 Proxy Authentication"),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", 2, "503 Service Unavailable"),
+        (b"", 2, "cannot be reached"),
+        (b"HTTP/1.1 200 Connection established\r\n\r\nno TLS at all", 2, "cannot be reached"),
+    ],
+)
+def test_what_fails_at_a_proxy_is_not_charged(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, answer: bytes, requests: int, words: str
+) -> None:
+    """The model got nothing: 40,005 tokens stood in the ledger for three refusals. A refusal is not tried again."""
+    asked: list[bytes] = []
+
+    def refuse(connection: socket.socket) -> None:
+        asked.append(connection.recv(65_536))
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_WR)
+
+    with peer(refuse, clients=requests) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        with contextlib.closing(HttpClient()) as client:
+            options, limits = {"http": client}, {"llm_retries": 1}
+            session = harness.open(options=options, base_url="https://model.example/v1", limits=limits)
+            report = harness.ask(session, "hi")
+
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert words in str(report.operator_detail)
+    assert (report.usage.total_tokens, report.usage.llm_calls) == (0, 0)
+    assert harness.used(report) == (0, 0)
+    assert [line.split(b"\r\n")[0] for line in asked] == [b"CONNECT model.example:443 HTTP/1.1"] * requests
 
 
 @pytest.mark.parametrize(

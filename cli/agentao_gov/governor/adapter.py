@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
 from openai.types.chat import ChatCompletionChunk
@@ -244,6 +245,14 @@ class GovernedAdapter(OpenAICompletionsAdapter):
             if cancellation_token is not None and cancellation_token.is_cancelled:
                 return acc.build()
             raise
+
+    def classify_retry(self, exc: BaseException) -> tuple[bool, int | None, str | None]:
+        """Whether it may pass, its status, and the Retry-After that came with it."""
+        if isinstance(exc.__cause__, httpx2.ProxyError) and str(exc.__cause__).startswith("4"):
+            # A proxy that does not let us through will not in half a second either.
+            return False, None, None
+        found: tuple[bool, int | None, str | None] = super().classify_retry(exc)
+        return found
 
     def log_view(self, kwargs: dict[str, Any], messages: Any, tools: Any) -> dict[str, Any]:
         """What may be logged of a request: its settings, never its text."""

@@ -208,6 +208,8 @@ def _kind(error: BaseException, sent: bool) -> str:
         return f"The model did not {'answer' if sent else 'accept a connection'} in time."
     if _redirects(error):
         return "The model's endpoint only redirects."
+    if isinstance(error.__cause__, httpx2.ProxyError):
+        return "The model cannot be reached: a proxy before it refuses."
     if isinstance(error, openai.APIConnectionError):
         return "The connection to the model broke." if sent else "The model cannot be reached."
     if status is None:
@@ -225,6 +227,8 @@ def _sentence(error: BaseException, base_url: str, sent: bool) -> str:
         return f"The model at {base_url} did not {'answer' if sent else 'accept a connection'} in time."
     if _redirects(error):
         return f"The endpoint {base_url} only redirects to other addresses. Check the base URL."
+    if isinstance(error.__cause__, httpx2.ProxyError):
+        return f"A proxy refuses the way to the model at {base_url}: {error.__cause__}. Check HTTPS_PROXY and NO_PROXY."
     if isinstance(error, openai.APIConnectionError):
         cause = str(error.__cause__ or error).strip() or type(error.__cause__).__name__
         if sent:

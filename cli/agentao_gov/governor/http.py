@@ -35,6 +35,8 @@ __all__ = ["ANSWER_BYTES_MIN", "AbortScope", "HttpClient", "abortable", "timeout
 
 #: What every event of a streamed answer begins with; a head and a gateway's comments are no sign of work.
 _EVENT = b"data:"
+#: How the request for a tunnel begins, which goes to a proxy and no further. A model's begins with POST and then "{".
+_TO_PROXY = b"CONNECT "
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 #: How much of what nobody has read is looked at: more than a head and a first event.
 _PEEK_BYTES = 65_536
@@ -170,7 +172,7 @@ class _Stream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if not buffer:
             return
-        if self._scope is not None:
+        if self._scope is not None and not buffer.startswith(_TO_PROXY):
             self._scope.sent = True
         try:
             self._sock.settimeout(timeout)
