@@ -91,7 +91,7 @@ def test_a_process_that_does_not_read_keeps_nobody_waiting(subprocesses: Subproc
     subprocesses.ask(host, say(text="ok"))
     os.kill(worker_pid(host), signal.SIGSTOP)
     thread, reports = background(subprocesses, host, "x" * 900_000)
-    assert zoo.until(lambda: host._witness is not None)
+    assert zoo.until(lambda: host._record is not None)
 
     host.cancel("cancelled")
     thread.join(HANG_S)

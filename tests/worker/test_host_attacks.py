@@ -86,7 +86,7 @@ def test_a_warden_that_is_stopped_does_not_keep_a_turn_beyond_its_grace(
     """Nobody is left to kill the stopped process but the service itself: it does not wait for the warden to do it."""
     host = subprocesses.open(limits={"turn_timeout": 1, "tool_timeout": 1, "cancel_grace": 1}, tools=SHELL)
     # Where a warden is waited for at all; whoever waits for this one waits for a minute.
-    monkeypatch.setattr(SubprocessHost._bury, "__defaults__", (60.0,))
+    monkeypatch.setattr(SubprocessHost._end_process, "__defaults__", (60.0,))
 
     report = subprocesses.ask(host, shell(f"kill -STOP {WARDEN}; kill -STOP $PPID; sleep 300"))
 

@@ -11,23 +11,23 @@ from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.governor import Outcome, TurnRequest, Usage
 from agentao_gov.governor.report import Reason
 from agentao_gov.worker.factory import SubprocessFactory
-from agentao_gov.worker.host import TurnWitness
+from agentao_gov.worker.host import TurnRecord
 from tests.worker.sessions import Subprocesses
 
 
 @pytest.fixture
-def witness(subprocesses: Subprocesses) -> TurnWitness:
-    return TurnWitness(subprocesses.spec(), TurnRequest("turn", "hi", "ann"), (), lambda _event: None, SYSTEM_CLOCK)
+def record(subprocesses: Subprocesses) -> TurnRecord:
+    return TurnRecord(subprocesses.spec(), TurnRequest("turn", "hi", "ann"), (), lambda _event: None, SYSTEM_CLOCK)
 
 
 def test_a_report_carries_the_identity_and_the_totals_that_the_owner_knows(
-    subprocesses: Subprocesses, witness: TurnWitness
+    subprocesses: Subprocesses, record: TurnRecord
 ) -> None:
     """A process taken over by its tools cannot report for another tenant, nor hide what it spent."""
-    honest = witness.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
+    honest = record.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
     forged: dict[str, Any] = {"tenant": "other", "session": "x", "turn_id": "y", "user": "root", "exit_code": 3}
 
-    signed = witness.sign(
+    signed = record.sign(
         honest.model_copy(update=forged), Usage(prompt_tokens=40, completion_tokens=2, total_tokens=42)
     )
 
@@ -37,12 +37,12 @@ def test_a_report_carries_the_identity_and_the_totals_that_the_owner_knows(
     assert "reported 0 tokens, the ledger booked 42" in signed.warnings[0]
 
 
-def test_a_report_s_tokens_are_those_that_were_booked(subprocesses: Subprocesses, witness: TurnWitness) -> None:
+def test_a_report_s_tokens_are_those_that_were_booked(subprocesses: Subprocesses, record: TurnRecord) -> None:
     """A right total of wrong parts, or a negative one, does not reach a bill."""
-    honest = witness.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
+    honest = record.report(Outcome.ANSWERED, Reason("fine"), Usage(), subprocesses.ledger)
     said = Usage(prompt_tokens=-100, completion_tokens=142, total_tokens=42, cached_tokens=7)
 
-    signed = witness.sign(
+    signed = record.sign(
         honest.model_copy(update={"usage": said, "model": "gpt-5"}),
         Usage(prompt_tokens=40, completion_tokens=2, total_tokens=42, estimated_tokens=3),
     )

@@ -13,7 +13,7 @@ from agentao_gov.budget.store import Settlement
 from agentao_gov.budget.types import Balance, ReservationLostError, Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK
 from agentao_gov.errors import BudgetImpossibleError, StoreError
-from agentao_gov.worker.owner_ledger import LedgerDesk
+from agentao_gov.worker.owner_ledger import OwnerLedger
 from agentao_gov.worker.peer import WireError
 from agentao_gov.worker.wire import decode_error
 from tests.governor.harness import HANG_S
@@ -27,7 +27,7 @@ class Desk:
     def __init__(self, store: MemoryStore | None = None) -> None:
         store = store or MemoryStore(SYSTEM_CLOCK, StoreSettings())
         self.ledger = TokenLedger(store, SYSTEM_CLOCK, heartbeat_s=None)
-        self.desk = LedgerDesk(self.ledger, "acme", "gpt-4.1")
+        self.desk = OwnerLedger(self.ledger, "acme", "gpt-4.1")
         self.desk.begin("ann", (ACME,))
 
     def ask(self, op: str, **params: Any) -> Any:
@@ -113,7 +113,7 @@ def test_a_reservation_of_somebody_else_is_not_touched(desk: Desk, op: str) -> N
 def test_a_name_that_another_session_uses_is_another_reservation(desk: Desk) -> None:
     """The ledger answers a known id with the reservation it has: a process must not get at another's by its name."""
     theirs = Desk()
-    theirs.ledger, theirs.desk = desk.ledger, LedgerDesk(desk.ledger, "other", "gpt-4.1")
+    theirs.ledger, theirs.desk = desk.ledger, OwnerLedger(desk.ledger, "other", "gpt-4.1")
     others = ScopeLimit(Scope("tenant", "other"), 50_000)
     theirs.desk.begin("bob", (others,))
     theirs.reserve("r1", prompt=7_000, output=500)
@@ -142,7 +142,7 @@ def test_a_name_is_used_for_one_reservation_at_a_time(desk: Desk) -> None:
 
 def test_tokens_that_belong_to_no_turn_are_refused(desk: Desk) -> None:
     """Before its first turn a process has nobody's budget to spend from."""
-    early = LedgerDesk(desk.ledger, "acme", "gpt-4.1")
+    early = OwnerLedger(desk.ledger, "acme", "gpt-4.1")
     desk.desk = early
 
     assert isinstance(desk.reserve(), WireError)
@@ -185,7 +185,7 @@ def test_what_a_dead_process_held_is_charged_or_given_back(desk: Desk) -> None:
 def test_a_wait_of_a_dead_process_ends(desk: Desk) -> None:
     """A reservation that waits for others' tokens is called off, and holds nothing."""
     holder = Desk()
-    holder.ledger, holder.desk = desk.ledger, LedgerDesk(desk.ledger, "acme", "gpt-4.1")
+    holder.ledger, holder.desk = desk.ledger, OwnerLedger(desk.ledger, "acme", "gpt-4.1")
     holder.desk.begin("bob", (ACME,))
     holder.reserve("held", prompt=9_000, output=500)
     answers: list[Any] = []

@@ -1,4 +1,5 @@
-"""A session in a process of its own: how it is started, what it runs, and what goes over its wire.
+"""A session in a process of its own: how it is started, what runs in it, and what goes over its wire.
 
-The pool's end of it is `pool/subprocess_*.py`; what stands above the process is `process/warden/`.
+The owner's end is `factory` (opens sessions), `host` (drives one), `spawn` (starts processes), `owner_ledger` and
+`peer`; the process's end is `zygote` (forks it), `child` (runs in it) and `child_ledger`. `wire` is what both say.
 """

@@ -1,8 +1,8 @@
-"""A session process: agentao's ACP server with our own agent factory, one governed session, one wire to its owner.
+"""A session process: one governed session, agentao's ACP server as its read loop, one wire to its owner.
 
-The same Governor runs here as in the pool's own process, so limits, outcomes and the TurnReport are the same. `_gov/*`
-methods carry what ACP has no words for (the spec, deadlines, reports, the ledger); `session/prompt` and
-`session/cancel` work too. End-of-input, SIGTERM and a hung model call all end the process within a second.
+The same Governor runs here as in the pool's own process, so limits, outcomes and the TurnReport are the same. The
+methods are our own, `_gov/*`: ACP has no words for a spec, a deadline, a report or the ledger. End-of-input, SIGTERM
+and a hung model call all end the process within a second.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
-from agentao.acp import initialize, session_cancel, session_new, session_prompt
 from agentao.acp.server import AcpServer, JsonRpcHandlerError
 
 from agentao_gov.clock import Deadline
@@ -33,7 +30,7 @@ from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.turn import NullObserver
-from agentao_gov.governor.types import Conversation, SessionSpec, TextEvent, TurnEvent, TurnRequest
+from agentao_gov.governor.types import TurnEvent, TurnRequest
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.supervision import let_tools_yield
 from agentao_gov.process.tree import ORPHANS_KILLED
@@ -56,47 +53,6 @@ def warm_up() -> None:
     global _http
     _http = HttpClient()
     count_tokens("warm")
-
-
-class GovernedAgent:
-    """What agentao's ACP server takes for its agent: `chat` is one governed turn."""
-
-    def __init__(self, session: GovernedSession, spec: SessionSpec, server: AcpServer, transport: Any) -> None:
-        self.session = session
-        self.transport = transport
-        self.last_turn: Any = None
-        self.memory_manager = SimpleNamespace(archive_session=lambda _session_id: None)
-        self._spec = spec
-        self._server = server
-        self._session_id = ""
-
-    def chat(self, text: str, *, cancellation_token: Any, images: Any = None) -> str:
-        """A turn that a plain ACP client asked for. Images are refused: the governor's turns are text."""
-        if images:
-            raise TypeError("images are not supported")
-        unlink = cancellation_token.add_done_callback(lambda: self.session.cancel("cancelled"))
-        try:
-            request = TurnRequest(turn_id=uuid.uuid4().hex, message=text, user=self._spec.user)
-            report = self.session.turn(request, self._stream)
-        finally:
-            unlink()
-        # To a plain ACP client, whose operator this is.
-        self._server.write_notification(wire.REPORT, {"report": json.loads(report.for_operator().to_json())})
-        reason = {Outcome.MODEL_ERROR: "llm_error", Outcome.MAX_ITERATIONS: "max_iterations"}.get(report.outcome)
-        self.last_turn = SimpleNamespace(incomplete_reason=reason, text=report.answer or report.detail or "")
-        if report.outcome is Outcome.MAX_ITERATIONS:
-            self.transport.max_iterations_hit = True
-        return report.answer or ""
-
-    def close(self) -> None:
-        """Called by the server's shutdown; what takes longer is the warden's."""
-        self.session.close(Deadline.after(_END_S / 2))
-
-    def _stream(self, event: TurnEvent) -> None:
-        if isinstance(event, TextEvent):
-            content = {"type": "text", "text": event.delta}
-            update = {"sessionUpdate": "agent_message_chunk", "content": content}
-            self._server.write_notification("session/update", {"sessionId": self._session_id, "update": update})
 
 
 class WireObserver(NullObserver):
@@ -135,40 +91,34 @@ class WireLog(logging.Handler):
             self._server.write_notification(wire.LOG, {"level": record.levelno, "text": text})
 
 
-class Worker:
+class SessionServer:
     """The one session of this process and the methods that drive it."""
 
     def __init__(self, server: AcpServer) -> None:
         self._server = server
-        #: Made when the session opens: what was made ahead of it knows of no proxy.
-        self._governor: Governor | None = None
-        self._agent: GovernedAgent | None = None
-        #: What `_gov/open` brought, for the factory that the ACP server calls back.
-        self._opening: tuple[SessionSpec, Conversation | None, Deadline] | None = None
+        #: Opened once, and never replaced.
+        self._session: GovernedSession | None = None
         #: The messages the owner has already, so that a turn sends only what changed. Touched by one turn at a time.
         self._sent: list[Mapping[str, Any]] = []
 
     def register(self) -> None:
-        """All methods: ACP's own, and ours."""
-        server = self._server
-        initialize.register(server)
-        session_new.register(server, agent_factory=self._factory)
-        session_prompt.register(server)
-        session_cancel.register(server)
+        """Adds the methods to the server."""
         for method, handler in ((wire.OPEN, self._open), (wire.TURN, self._turn), (wire.CLOSE, self._close)):
-            server.register(method, functools.partial(_guarded, handler))
-        server.register(wire.CANCEL, self._cancel)
+            self._server.register(method, functools.partial(_guarded, handler))
+        self._server.register(wire.CANCEL, self._cancel)
 
-    def _factory(self, *, transport: Any, **_: Any) -> Any:
-        if self._opening is None or self._governor is None:
-            raise JsonRpcHandlerError(code=-32600, message="session/new before _gov/open")
-        spec, conversation, deadline = self._opening
-        session = self._governor.open(spec, conversation, deadline)
-        self._agent = GovernedAgent(session, spec, self._server, transport)
-        return self._agent
+    def cancel_turn(self) -> None:
+        """The end is near: the turn in flight stops, so that the server's drain returns."""
+        if self._session is not None:
+            self._session.cancel("shutdown")
+
+    def close(self) -> None:
+        """Ends the session in order; what takes longer is the warden's."""
+        if self._session is not None:
+            self._session.close(Deadline.after(_END_S / 2))
 
     def _open(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Takes on the session's identity (home, directory), then opens it through the ACP server's own handler."""
+        """Takes on the session's identity (home, directory), then opens it."""
         wanted = params["versions"]
         if wanted != wire.VERSIONS:
             found = ", ".join(f"{name} {wire.VERSIONS.get(name)} (the service: {wanted[name]})" for name in wanted)
@@ -187,17 +137,16 @@ class Worker:
         os.environ.update({**params["proxies"], "HOME": str(home), "TMPDIR": str(home / "tmp"), **spec.child_env})
         os.chdir(spec.workdir)
         http = HttpClient() if params["proxies"] or _http is None else _http
-        self._governor = Governor(ledger=WireLedger(self._server), observers=(WireObserver(self._server),), http=http)
-        self._opening = spec, conversation, Deadline.after(params["within_s"])
+        # Made here: what was made ahead of the session knows of no proxy.
+        governor = Governor(ledger=WireLedger(self._server), observers=(WireObserver(self._server),), http=http)
         self._sent = list(conversation.messages) if conversation is not None else []
-        self._server.state.initialized = True
-        opened: dict[str, Any] = session_new.handle_session_new(
-            self._server, {"cwd": str(spec.workdir), "mcpServers": []}, agent_factory=self._factory
-        )
-        return {"sessionId": opened["sessionId"]}
+        self._session = governor.open(spec, conversation, Deadline.after(params["within_s"]))
+        return {}
 
     def _turn(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        session = self._session()
+        session = self._session
+        if session is None:
+            raise InternalError("No session is open in this process.")
         request = TurnRequest(
             turn_id=params["turn_id"],
             message=params["message"],
@@ -229,24 +178,14 @@ class Worker:
         return {"keep": keep, "conversation": {**whole, "messages": messages[keep:]}}
 
     def _cancel(self, params: Mapping[str, Any]) -> None:
-        if self._agent is not None:
-            self._agent.session.cancel(str(params["reason"]))
+        if self._session is not None:
+            self._session.cancel(str(params["reason"]))
 
     def _close(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        if self._agent is not None:
-            self._agent.session.close(Deadline.after(params["within_s"]))
+        if self._session is not None:
+            self._session.close(Deadline.after(params["within_s"]))
         # What did not leave by itself, from servers' helpers to stuck turns' shells: the owner's metrics count it.
         return {"orphans_killed": ORPHANS_KILLED.total}
-
-    def _session(self) -> GovernedSession:
-        if self._agent is None:
-            raise InternalError("No session is open in this process.")
-        return self._agent.session
-
-    def cancel_turn(self) -> None:
-        """The end is near: the turn in flight stops, so that the server's drain returns."""
-        if self._agent is not None:
-            self._agent.session.cancel("shutdown")
 
 
 def _name_process(name: str) -> None:
@@ -302,17 +241,17 @@ def main() -> int:
     logging.getLogger("agentao").addHandler(logging.NullHandler())
     # A thread's stack is 8 MiB of address space by default; agentao's deepest recursion needs far less.
     threading.stack_size(2 << 20)
-    worker: list[Worker] = []
+    sessions: list[SessionServer] = []
 
     def on_end(code: int) -> None:
         _end_soon(code)
-        if worker:
-            worker[0].cancel_turn()
+        if sessions:
+            sessions[0].cancel_turn()
 
     def on_term(_number: int, _frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         on_end(143)
-        raise SystemExit(143)  # unwinds the read loop: cancels turns, closes the session
+        raise SystemExit(143)  # unwinds the read loop: cancels the turn, closes the session
 
     signal.signal(signal.SIGTERM, on_term)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's to interpret
@@ -322,9 +261,12 @@ def main() -> int:
     ):
         server = AcpServer(stdin=_Input(incoming, on_end), stdout=outgoing, max_workers=8)  # type: ignore[arg-type]
         logging.getLogger("agentao_gov").addHandler(WireLog(server))
-        worker.append(Worker(server))
-        worker[0].register()
-        server.run()
+        sessions.append(SessionServer(server))
+        sessions[0].register()
+        try:
+            server.run()
+        finally:
+            sessions[0].close()
     return 0
 
 

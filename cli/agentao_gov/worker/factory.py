@@ -261,4 +261,4 @@ def _discard(process: SessionProcess) -> None:
     """Closes what connects to a process that no session uses."""
     process.let_go()
     process.wire.close()
-    process.last_words(0)
+    process.read_exit(0)

@@ -22,7 +22,7 @@ from agentao_gov.governor.report import Usage
 from agentao_gov.worker.peer import WireError
 from agentao_gov.worker.wire import GOV_ERROR, encode_error
 
-__all__ = ["LedgerDesk"]
+__all__ = ["OwnerLedger"]
 
 _log = logging.getLogger(__name__)
 #: Tokens in one call are bounded by any model's window; beyond this a number is nonsense.
@@ -43,7 +43,7 @@ class _Open:
     dispatched: bool = False
 
 
-class LedgerDesk:
+class OwnerLedger:
     """Books for one session. Handlers come from the wire's reader thread; waits get a thread of their own."""
 
     def __init__(self, ledger: Ledger, tenant: str, model: str, clock: Clock = SYSTEM_CLOCK) -> None:

@@ -25,13 +25,18 @@ from agentao_gov.process.tree import ORPHANS_KILLED, kill_processes
 
 __all__ = ["ColdSpawner", "Ends", "SessionProcess", "ZygoteSpawner", "proxies", "scrubbed_env"]
 
-
-# One running session process as its owner has it: the pipes that lead to it, and how it is ended.
+#: What a session process is started with of the service's environment. Keys, tokens and everything else stay behind.
+_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+#: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
+GRACE_S = 0.3
+#: Importing everything takes a zygote two seconds, on a busy machine ten times that. A fork takes milliseconds.
+_START_S_MAX = 60.0
 
 
 @dataclass
 class SessionProcess:
-    """One running session process, seen from its owner."""
+    """One running session process as its owner has it: the pipes that lead to it, and how it is ended."""
 
     #: The warden: root of the tree, for accounting and for the kill of last resort.
     root: ProcessRef
@@ -44,7 +49,7 @@ class SessionProcess:
     errors: int
     #: Its control group, where there is one.
     cgroup: SessionCgroup | None = None
-    #: Whether the warden's last word said that it had ended everything below itself.
+    #: Whether the warden said at its end that it had ended everything below itself.
     ended_well: bool = False
     started_at: float = field(default_factory=time.monotonic)
     #: What to look at where it does not come up.
@@ -95,7 +100,7 @@ class SessionProcess:
         with self._lock:
             if self.status < 0:
                 return True
-            # Whoever reads the last words meanwhile leaves it open: another could get its number. Not a duplicate,
+            # Whoever reads the exit meanwhile leaves it open: another could get its number. Not a duplicate,
             # because a process must be ended also where no descriptor is to be had.
             watched = self.status
             self._watchers += 1
@@ -114,13 +119,13 @@ class SessionProcess:
             self._close_read()
 
     def _close_read(self) -> None:
-        """Closes what the last words were read from, once nobody watches it any more."""
+        """Closes what the exit was read from, once nobody watches it any more."""
         with self._lock:
             if self._watchers == 0 and self._read >= 0:
                 os.close(self._read)
                 self._read = -1
 
-    def last_words(self, within_s: float) -> tuple[int | None, str | None]:
+    def read_exit(self, within_s: float) -> tuple[int | None, str | None]:
         """The worker's exit code (negative: signal) and the limit that struck; call once, after the wire ended."""
         self._status_ended(within_s)
         with self._lock:
@@ -189,15 +194,6 @@ class Ends:
         stat = procfs.read_stat(pid)
         root = stat.ref if stat is not None else ProcessRef(pid, -1)
         return SessionProcess(root, self.ours, self.lifeline_w, self.status_r, self.errors_r, cgroup)
-
-
-#: What a session process is started with of the service's environment. Keys, tokens and everything else stay behind.
-_KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-#: From the death of the owner to SIGKILL: a polite MCP server leaves in 0.25 s.
-GRACE_S = 0.3
-#: Importing everything takes a zygote two seconds, on a busy machine ten times that. A fork takes milliseconds.
-_START_S_MAX = 60.0
 
 
 def scrubbed_env(extra: Mapping[str, str]) -> dict[str, str]:

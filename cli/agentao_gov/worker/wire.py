@@ -49,7 +49,7 @@ __all__ = [
 #: Owner to worker.
 OPEN, TURN, CANCEL, CLOSE = "_gov/open", "_gov/turn", "_gov/cancel", "_gov/close"
 #: Worker to owner.
-LEDGER, EVENT, OBSERVE, REPORT, LOG = "_gov/ledger", "_gov/event", "_gov/observe", "_gov/report", "_gov/log"
+LEDGER, EVENT, OBSERVE, LOG = "_gov/ledger", "_gov/event", "_gov/observe", "_gov/log"
 #: Of what must be the same on both sides: a tenant's own Python may have others.
 VERSIONS = {name: version(name) for name in ("agentao-gov", "agentao")}
 #: JSON-RPC error code of a GovError; `data` says which.

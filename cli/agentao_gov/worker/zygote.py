@@ -25,8 +25,6 @@ from agentao_gov.process.oslimits import OsLimits
 PRELOAD = (
     "agentao",
     "agentao.acp.server",
-    "agentao.acp.session_new",
-    "agentao.acp.session_prompt",
     "agentao.mcp",
     "agentao.memory",
     "agentao.skills",
