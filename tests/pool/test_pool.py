@@ -27,8 +27,8 @@ from agentao_gov.governor import TurnReport
 from agentao_gov.governor.report import Mode, Outcome
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, RungTimes, SessionState, StaleLeaseError
-from agentao_gov.pool.engine import Trimmer
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused
+from agentao_gov.pool.memory import Trimmer
 from tests.pool.bench import a_profile, eventually
 from tests.pool.conftest import MakePool
 from tests.pool.scripted import HANG_S, ScriptedHosts
@@ -656,7 +656,7 @@ def test_a_leaked_lease_is_reported_when_late_and_when_back(make_pool: MakePool)
     core = pool.pool._engine.core
     core.leases[lease.id].leak_at = 0.0
 
-    pool.pool._watch.look()
+    pool.pool._ticker.look()
     lease.release()
 
     leaks = [event for event in pool.events if isinstance(event, LeaseLeaked)]

@@ -29,8 +29,6 @@ from agentao_gov.pool.types import EVICTIONS, CloseReason, SessionState
 __all__ = ["PoolCore", "SessionHealth", "StaleLeaseError"]
 
 
-# The mechanics under `PoolCore`'s events: who is next, who opens, who is evicted to make room, who is refused.
-
 # An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
 _BUSY = SessionState.BUSY
 _CLOSING = SessionState.CLOSING

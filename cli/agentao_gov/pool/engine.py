@@ -6,16 +6,14 @@ observer is busy. Effects are performed after it is given back, on the thread th
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import logging
 import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import GovError, InternalError
@@ -38,179 +36,13 @@ from agentao_gov.pool.events import (
     error_of,
 )
 from agentao_gov.pool.limits import PoolLimits
-from agentao_gov.pool.residents import Keeper, Resident
-from agentao_gov.pool.threads import Workers
+from agentao_gov.pool.memory import RestQueue, Trimmer
+from agentao_gov.pool.residents import Lifecycle, Resident
+from agentao_gov.pool.threads import DaemonThreads
 from agentao_gov.pool.tickets import Ticket, stack_of_caller
 from agentao_gov.pool.types import CloseReason, SessionState, TurnOrder
 
-if TYPE_CHECKING:
-    from agentao_gov.pool.records import Entry
-    from agentao_gov.pool.residents import Resident
-
-__all__ = ["Closing", "Engine", "Rests", "Trimmer"]
-
-
-# Lets sessions rest a moment after their last turn: their hosts keep less memory, and are found as quickly.
-
-#: After the end of a turn. A conversation whose next message comes sooner pays nothing.
-REST_AFTER_S = 1.0
-#: Sessions that stay awake at once, however little time has passed: when 500 of 200 KB each came in two seconds the
-#: process grew to 268 MB, with this to 181. As many as may be busy by default, so that those asked over and over do.
-AWAKE_MAX = 64
-#: So many more, and they are brought down: memory is given back once for all of them, at a millisecond or two.
-AWAKE_SLACK = 16
-#: Sessions that one job lets rest, 3 ms each with 200 KB: closes wait behind a job.
-_BATCH = 32
-
-
-class Rests:
-    """Who is due when. Each session in memory stands here once at most, however many turns it has."""
-
-    def __init__(self, engine: Engine, give_back: Callable[[], object]) -> None:
-        """`give_back` returns freed pages to the machine."""
-        self._engine = engine
-        self._give_back = give_back
-        #: Sessions that had a turn, about in the order in which they are due; under the engine's lock.
-        self._due: deque[tuple[float, Resident]] = deque()
-        #: Those among them that may have memory to give up; under the engine's lock.
-        self._heavy = 0
-        #: A job that brings them down to `AWAKE_MAX` is under way; under the engine's lock.
-        self._relieving = False
-        #: Sessions on their way to rest; under the engine's lock.
-        self._going = 0
-
-    @property
-    def awake(self) -> int:
-        """How many keep their messages ready, or their memory has not been given back yet. Under the engine's lock."""
-        return len(self._due) + self._going
-
-    def note(self, resident: Resident, now: float) -> None:
-        """A turn of the session has ended. Under the engine's lock; takes a fraction of a microsecond."""
-        if not resident.awaits_rest:
-            self._put(resident, now + REST_AFTER_S)
-            if self._heavy > AWAKE_MAX + AWAKE_SLACK and not self._relieving:
-                self._relieving = True
-                self._engine.closers.submit(self._relieve)
-
-    def look(self, now: float) -> None:
-        """Lets those rest that nobody has asked since; the work is done on the closers' threads."""
-        engine = self._engine
-        tired: list[Resident] = []
-        with engine.lock:
-            while self._due and self._due[0][0] <= now:
-                resident = self._pop()
-                entry = self._idle_entry(resident)
-                if entry is None:
-                    continue  # it is closing, or its turn's end will note it again
-                if entry.idle_since + REST_AFTER_S > now:
-                    self._put(resident, entry.idle_since + REST_AFTER_S)
-                else:
-                    tired.append(resident)
-            self._going += len(tired)
-        for n in range(0, len(tired), _BATCH):
-            engine.closers.submit(functools.partial(self._rest, tired[n : n + _BATCH]))
-
-    def _relieve(self) -> None:
-        """Lets the longest idle ones rest, one after the other, until no more than `AWAKE_MAX` are awake."""
-        try:
-            while (batch := self._excess()) is not None:
-                self._rest(batch)
-        except BaseException:
-            with self._engine.lock:
-                self._relieving = False  # or nobody would ever be asked to again
-            raise
-
-    def _excess(self) -> list[Resident] | None:
-        """Who is to rest before its time; None: there are few enough."""
-        with self._engine.lock:
-            if self._heavy <= AWAKE_MAX:
-                self._relieving = False
-                return None
-            batch: list[Resident] = []
-            while self._heavy > AWAKE_MAX and len(batch) < _BATCH:
-                resident = self._pop()
-                if self._idle_entry(resident) is not None:
-                    batch.append(resident)
-            self._going += len(batch)
-            return batch
-
-    def _put(self, resident: Resident, due_at: float) -> None:
-        resident.awaits_rest = True
-        self._heavy += not resident.light
-        self._due.append((due_at, resident))
-
-    def _pop(self) -> Resident:
-        resident = self._due.popleft()[1]
-        resident.awaits_rest = False
-        self._heavy -= not resident.light
-        return resident
-
-    def _idle_entry(self, resident: Resident) -> Entry | None:
-        entry = self._engine.core.table.entries.get(resident.spec.key)
-        return entry if entry is not None and entry.state is SessionState.IDLE else None
-
-    def _rest(self, residents: Sequence[Resident]) -> None:
-        gave_up = [self._gave_up(resident) for resident in residents]
-        try:
-            if any(gave_up):
-                self._give_back()
-        finally:
-            with self._engine.lock:
-                self._going -= len(residents)
-                for resident, heavy in zip(residents, gave_up, strict=True):
-                    # One that has been noted again meanwhile is counted as what it was.
-                    if not resident.awaits_rest:
-                        resident.light = not heavy
-
-    def _gave_up(self, resident: Resident) -> bool:
-        try:
-            return resident.host.rest()
-        except Exception:
-            _log.exception("Session %s could not rest", resident.spec.key)
-            return False
-
-
-# Gives the memory of evicted sessions back to the machine: without this an eviction for memory frees nothing.
-#
-# Agents are cyclic garbage, and glibc keeps freed pages: 50 closed agents were all alive until a collection, and 144 MB
-# stayed in use until `malloc_trim`, which left 61 (agentao 0.5.17).
-
-#: A full collection with 500 filled sessions stops the interpreter for some 100 ms: not more often than this.
-_APART_S = 15.0
-
-
-class Trimmer:
-    """Collects and trims, at most every fifteen seconds. Thread-safe."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._last_at = float("-inf")
-        self._trim = _malloc_trim()
-
-    def __call__(self) -> bool:
-        """True if it did; False if it did not long ago."""
-        with self._lock:
-            now = self._monotonic()
-            if now - self._last_at < _APART_S:
-                return False
-            self._last_at = now
-        gc.collect()
-        self.give_back()
-        return True
-
-    def give_back(self) -> None:
-        """Trims alone: what was freed without cycles, as compressed conversations were. Takes a millisecond or two."""
-        if self._trim is not None:
-            self._trim(0)
-
-
-def _malloc_trim() -> Callable[[int], Any] | None:
-    """glibc's; other C libraries have none. ctypes gives the interpreter lock back during the call."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):
-        return None
+__all__ = ["Closing", "Engine"]
 
 
 _log = logging.getLogger(__name__)
@@ -231,9 +63,9 @@ class Closing(NamedTuple):
 class Engine:
     """The shell around `PoolCore`. Thread-safe; no method blocks but those that end in `_job`."""
 
-    def __init__(self, limits: PoolLimits, keeper: Keeper, clock: Clock, close_s: float) -> None:
+    def __init__(self, limits: PoolLimits, lifecycle: Lifecycle, clock: Clock, close_s: float) -> None:
         self.clock = clock
-        self.keeper = keeper
+        self.lifecycle = lifecycle
         self.lock = threading.Lock()
         #: All under `lock`, down to `_causes`.
         self.core = PoolCore(limits)
@@ -259,11 +91,11 @@ class Engine:
         self._observers: tuple[PoolObserver, ...] = ()
         # The core bounds how many turns and openings there are; these only must not be smaller than it allows,
         # and a thread finishes its bookkeeping after its place is free.
-        self.runners = Workers("pool-turn", sys.maxsize)
-        self.openers = Workers("pool-open", sys.maxsize)
-        self.closers = Workers("pool-close", CLOSERS)
+        self.runners = DaemonThreads("pool-turn", sys.maxsize)
+        self.openers = DaemonThreads("pool-open", sys.maxsize)
+        self.closers = DaemonThreads("pool-close", CLOSERS)
         self.trim = Trimmer(clock.monotonic)
-        self.rests = Rests(self, self.trim.give_back)
+        self.rests = RestQueue(self.lock, self.closers.submit, self._idle_since, self.trim.give_back)
 
     # -- decisions -------------------------------------------------------------------------------------------------
 
@@ -296,6 +128,11 @@ class Engine:
             return functools.partial(self.closers.submit, job)
         return functools.partial(self._report_leak, effect, self.running.get(effect.key))
 
+    def _idle_since(self, resident: Resident) -> float | None:
+        """When the session's last turn ended; None while it is not idle. Under the lock."""
+        entry = self.core.table.entries.get(resident.spec.key)
+        return entry.idle_since if entry is not None and entry.state is SessionState.IDLE else None
+
     def _refuse(self, refusal: Refuse, ticket: Ticket) -> None:
         ticket.drop_hold()
         with self.lock:
@@ -311,7 +148,7 @@ class Engine:
         began = self.clock.monotonic()
         limit_s = self.core.limits.open_limit_s(order.servers_s)
         try:
-            resident = self.keeper.open(order, Deadline.after(limit_s, self.clock))
+            resident = self.lifecycle.open(order, Deadline.after(limit_s, self.clock))
         except BaseException as error:
             self._open_failed(order, error)
             return
@@ -353,15 +190,15 @@ class Engine:
             # A delete may have come after the close was ordered.
             entry = self.core.table.entries[key]
             reason = CloseReason.DELETED if entry.close_reason is CloseReason.DELETED else reason
-        if not self.keeper.can_leave(resident, reason):
+        if not self.lifecycle.can_leave(resident, reason):
             self._end_close(key, lambda now: self.core.close_refused(now, key))
             return
-        wrong = self.keeper.close(resident, reason, deadline)
+        wrong = self.lifecycle.close(resident, reason, deadline)
         with self.lock:
             self.close_failures += wrong is not None
             late_delete = entry.close_reason is CloseReason.DELETED and reason is not CloseReason.DELETED
         if late_delete:
-            self.keeper.remove(key)
+            self.lifecycle.remove(key)
         self.tell(SessionClosed(key, reason, self.clock.monotonic() - began, wrong))
 
         def closed(now: float) -> list[Effect]:

@@ -9,9 +9,7 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import Conversation, EventSink, SessionSpec, TurnRequest
 
 if TYPE_CHECKING:
-    from agentao_gov.clock import Deadline
     from agentao_gov.governor import Governor
-    from agentao_gov.governor.types import Conversation, SessionSpec
 
 __all__ = ["GovernorHosts", "HostFactory", "SessionHost"]
 
@@ -72,11 +70,11 @@ class HostFactory(Protocol):
         ...
 
 
-# Sessions in this process, for the modes `fresh` and `in-process`: the governor opens them, the pool does the rest.
-
-
 class GovernorHosts:
-    """A `HostFactory` over one governor. Fresh sessions differ in how long the pool keeps them, no more."""
+    """The `HostFactory` of the modes `fresh` and `in-process`, over one governor.
+
+    Fresh sessions differ in how long the pool keeps them, no more.
+    """
 
     def __init__(self, governor: Governor) -> None:
         self._governor = governor

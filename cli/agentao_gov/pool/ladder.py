@@ -12,9 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from agentao_gov.config.deployment import Server, Shutdown
+
 __all__ = ["Ladder", "Rung", "RungTimes"]
 
 
+_SERVER, _SHUTDOWN = Server(), Shutdown()
 #: A zygote that is asked to end takes some milliseconds; it gets them also when the budget is used up.
 _SHARED_S_MIN = 0.2
 
@@ -45,12 +48,12 @@ class Rung(IntEnum):
 class RungTimes:
     """Seconds of each rung; together at most `budget_s`."""
 
-    lame_duck_s: float = 2.0
-    drain_s: float = 12.0
-    cancel_s: float = 4.0
-    close_s: float = 6.0
-    kill_s: float = 1.0
-    budget_s: float = 25.0
+    lame_duck_s: float = _SHUTDOWN.lame_duck_s
+    drain_s: float = _SHUTDOWN.drain_s
+    cancel_s: float = _SHUTDOWN.cancel_s
+    close_s: float = _SHUTDOWN.close_s
+    kill_s: float = _SHUTDOWN.kill_s
+    budget_s: float = _SERVER.shutdown_budget_s
 
     @property
     def total_s(self) -> float:

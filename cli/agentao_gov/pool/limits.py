@@ -1,18 +1,18 @@
-"""The core's settings: every wait, queue and list has a limit, and here is why each has its default."""
+"""The core's limits: every wait, queue and list has one. What the deployment file sets has its default there."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from agentao_gov.config.deployment import Deployment, Pool
 from agentao_gov.pool.ladder import RungTimes
 
-if TYPE_CHECKING:
-    from agentao_gov.config import Deployment
-
 __all__ = ["PoolLimits", "TenantCaps", "pool_limits", "rung_times"]
+
+_POOL = Pool()
+_CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class PoolLimits:
     """What the core decides by. Seconds, counts; changed only as a whole, through `PoolCore.resize`."""
 
     #: Sessions in memory: the memory bound.
-    max_sessions: int = 500
+    max_sessions: int = _POOL.max_sessions
     #: Turns at once: the bound on threads and on the model's concurrency.
-    max_busy: int = 64
+    max_busy: int = _POOL.max_busy
     #: Openings at once. Building an agent is CPU work: more than the cores only makes each slower.
-    max_opening: int = 2
-    queue_limit: int = 128
-    queue_timeout_s: float = 10.0
-    session_ttl_s: float = 1800.0
+    max_opening: int = _CORES
+    queue_limit: int = _POOL.queue_limit
+    queue_timeout_s: float = _POOL.queue_timeout_s
+    session_ttl_s: float = _POOL.session_ttl_s
     #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung, unless the profile
     #: gives its servers longer.
     open_timeout_s: float = 35.0
@@ -70,11 +70,8 @@ class PoolLimits:
         return self.caps.get(tenant, self.default_caps)
 
 
-# From the deployment file to what the pool decides by.
-
-
 def pool_limits(deployment: Deployment) -> PoolLimits:
-    """The core's limits. A tenant that is not listed has the caps of `[tenants.default]`."""
+    """The limits of a `deployment`. A tenant that is not listed has the caps of `[tenants.default]`."""
     pool = deployment.pool
     caps = {
         name: TenantCaps(tenant.max_sessions, tenant.max_sessions_per_user)
@@ -83,7 +80,7 @@ def pool_limits(deployment: Deployment) -> PoolLimits:
     return PoolLimits(
         max_sessions=pool.max_sessions,
         max_busy=pool.max_busy,
-        max_opening=pool.max_opening or os.cpu_count() or 1,
+        max_opening=pool.max_opening or _CORES,
         queue_limit=pool.queue_limit,
         queue_timeout_s=pool.queue_timeout_s,
         session_ttl_s=pool.session_ttl_s,
@@ -93,7 +90,7 @@ def pool_limits(deployment: Deployment) -> PoolLimits:
 
 
 def rung_times(deployment: Deployment) -> RungTimes:
-    """The shutdown ladder's times."""
+    """The times of a `deployment`'s shutdown ladder."""
     times = deployment.shutdown
     return RungTimes(
         lame_duck_s=times.lame_duck_s,

@@ -20,8 +20,8 @@ from agentao_gov.pool.events import EndedByShutdown, RungEntered
 from agentao_gov.pool.ladder import Ladder, Rung, RungTimes
 from agentao_gov.pool.limits import pool_limits, rung_times
 from agentao_gov.pool.records import UNLIMITED
-from agentao_gov.pool.residents import Keeper
-from agentao_gov.pool.ticker import Watch
+from agentao_gov.pool.residents import Lifecycle
+from agentao_gov.pool.ticker import Ticker
 from agentao_gov.pool.tickets import HeldLease, Ticket
 from agentao_gov.pool.turns import Turns
 from agentao_gov.pool.types import (
@@ -36,9 +36,7 @@ from agentao_gov.pool.types import (
 
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
-    from agentao_gov.governor.types import SessionKey
     from agentao_gov.pool.archive import SessionArchive, SessionHead
-    from agentao_gov.pool.engine import Engine
     from agentao_gov.pool.events import Effect, PoolObserver
     from agentao_gov.pool.host import HostFactory
     from agentao_gov.pool.limits import PoolLimits
@@ -46,137 +44,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.residents import Resident
 
 __all__ = ["AgentPool", "info_of_head", "resident_infos", "stats_of"]
-
-
-# Pictures of the pool for people and metrics, taken under the lock and painted outside of it.
-
-
-class _Sketch(NamedTuple):
-    """What must be read under the lock."""
-
-    state: SessionState
-    waiting: int
-    idle_since: float
-    turn_id: str | None
-    resident: Resident | None
-    order: TurnOrder | None
-
-
-def resident_infos(engine: Engine, tenant: str | None = None, key: SessionKey | None = None) -> list[SessionInfo]:
-    """Sessions in memory or being opened: one, a tenant's, or all. Reads process tables: a millisecond each."""
-    with engine.lock:
-        entries = engine.core.table.entries
-        chosen = entries.values() if key is None else [entries[key]] if key in entries else []
-        sketches = [
-            sketch
-            for entry in chosen
-            if (tenant is None or entry.key.tenant == tenant) and (sketch := _sketch(engine, entry)) is not None
-        ]
-    now, wall = engine.clock.monotonic(), engine.clock.time()
-    return [_paint(sketch, now, wall) for sketch in sketches]
-
-
-def _sketch(engine: Engine, entry: Entry) -> _Sketch | None:
-    if entry.is_deleted:
-        return None
-    resident, order = engine.residents.get(entry.key), engine.opening.get(entry.key)
-    if resident is None and order is None:
-        return None
-    ticket = engine.running.get(entry.key)
-    turn_id = ticket.order.turn_id if ticket is not None else None
-    return _Sketch(entry.state, len(entry.waiters), entry.idle_since, turn_id, resident, order)
-
-
-def _paint(sketch: _Sketch, now: float, wall: float) -> SessionInfo:
-    if sketch.resident is None:
-        order = sketch.order
-        assert order is not None
-        return SessionInfo(
-            order.key, sketch.state, order.user, order.profile.profile.name, order.mode, order.model.name,
-            SessionUsage(), wall, None, waiting=sketch.waiting,
-        )  # fmt: skip
-    head, spec = sketch.resident.head, sketch.resident.spec
-    idle = sketch.state is SessionState.IDLE
-    return SessionInfo(
-        key=spec.key,
-        state=sketch.state,
-        user=head.user,
-        profile=spec.profile.profile.name,
-        mode=spec.mode,
-        model=spec.model.name,
-        usage=head.usage,
-        created_at=head.created_at,
-        last_turn_at=head.last_turn_at if head.usage.turns else None,
-        idle_s=max(0.0, now - sketch.idle_since) if idle else None,
-        turn_id=sketch.turn_id,
-        waiting=sketch.waiting,
-        process_ids=sketch.resident.host.process_ids(),
-    )
-
-
-def info_of_head(head: SessionHead) -> SessionInfo:
-    """A session that is on disk alone."""
-    return SessionInfo(
-        head.key, SessionState.HIBERNATED, head.user, head.profile, head.mode, head.model,
-        head.usage, head.created_at, head.last_turn_at,
-    )  # fmt: skip
-
-
-def stats_of(engine: Engine, rung: str) -> PoolStats:
-    """The counters. Takes the lock for microseconds, and never while files are read."""
-    archived = engine.keeper.archive.count()
-    with engine.lock:
-        core = engine.core
-        table, counters, limits = core.table, core.counters, core.limits
-        sessions: dict[SessionState, int] = {
-            state: table.count[state] for state in SessionState if state is not SessionState.GONE
-        }
-        caps = {group.id[0]: (group.resident, group.cap) for group in table.tenants()}
-        busy = Counter(key.tenant for key in engine.running)
-        waiting = core.waiting_by_tenant()
-        queue_length = core.queue_length
-        evictions = {reason.value: counters.evictions[reason.value] for reason in sorted(EVICTIONS)}
-        refusals = dict(counters.refusals)
-        waits = sorted(engine.waits)
-        awake = engine.rests.awake
-        unsaved = sum(
-            resident.dirty and core.table.entries[key].state is SessionState.IDLE
-            for key, resident in engine.residents.items()
-        )
-        in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
-    sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
-    tenants = {
-        tenant: TenantStats(resident, busy[tenant], waiting.get(tenant, 0), None if cap == UNLIMITED else int(cap))
-        for tenant, (resident, cap) in caps.items()
-    }
-    return PoolStats(
-        sessions=sessions,
-        max_sessions=limits.max_sessions,
-        max_busy=limits.max_busy,
-        queue_length=queue_length,
-        queue_limit=limits.queue_limit,
-        tenants=tenants,
-        evictions=evictions,
-        rehydrations=engine.rehydrations,
-        ghost_hits=counters.ghost_hits,
-        refusals=refusals,
-        openings=counters.openings,
-        opening_failures=counters.opening_failures,
-        close_failures=engine.close_failures,
-        abandoned=counters.abandoned,
-        leaks=counters.leaks,
-        turns=engine.turns,
-        awake=awake,
-        unsaved=unsaved,
-        wait_s_p50=_quantile(waits, 0.5),
-        wait_s_p95=_quantile(waits, 0.95),
-        wait_s_p99=_quantile(waits, 0.99),
-        rung=rung,
-    )
-
-
-def _quantile(ordered: list[float], part: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
 
 
 _log = logging.getLogger(__name__)
@@ -220,7 +87,7 @@ class AgentPool:
         self._memory_bytes = config.capacity.memory_bytes if config.capacity is not None else None
         self._clock = clock
         self._archive = archive
-        keeper = Keeper(
+        lifecycle = Lifecycle(
             archive,
             factories,
             hibernate=config.pool.hibernate,
@@ -228,10 +95,10 @@ class AgentPool:
             child_env=child_env,
             clock=clock,
         )
-        self._engine = Engine(pool_limits(config), keeper, clock, self._times.close_s)
+        self._engine = Engine(pool_limits(config), lifecycle, clock, self._times.close_s)
         self._engine.closers.allow(closers)
         self._turns = Turns(self._engine)
-        self._watch = Watch(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
+        self._ticker = Ticker(self._engine, self._turns, config.pool.retain_hibernated_s, closers)
         self._rung = Rung.SERVING
         #: Held by whoever walks the shutdown ladder.
         self._walking = threading.Lock()
@@ -279,7 +146,7 @@ class AgentPool:
         elif ticket.started and ticket.resident is not None:
             ticket.resident.host.cancel(reason)
             # The host may be between its grant and its first step: the watch says it again until the turn ends.
-            self._watch.expect(0.0)
+            self._ticker.expect(0.0)
         return True
 
     # -- sessions --------------------------------------------------------------------------------------------------
@@ -390,7 +257,7 @@ class AgentPool:
     def _drain(self) -> list[SessionKey]:
         """Refuses new and waiting turns, closes idle sessions; turns in flight go on. Ends nobody's turn."""
         # Five hundred polite closes of 0.25 s would take sixteen threads longer than the whole budget.
-        self._watch.widen()
+        self._ticker.widen()
         self._engine.decide(self._engine.core.drain)
         return []
 
@@ -425,8 +292,8 @@ class AgentPool:
                 engine.changed.wait(_RUNG_LOOK_S)
         for rung in entered[:-1]:
             self._perform(rung, ladder.times.of(rung))
-        self._watch.stop()
-        engine.keeper.shutdown(Deadline(ladder.shared_until(self._clock.monotonic()), self._clock))
+        self._ticker.stop()
+        engine.lifecycle.shutdown(Deadline(ladder.shared_until(self._clock.monotonic()), self._clock))
         self._perform(Rung.GONE, 0.0)
 
     def _perform(self, rung: Rung, seconds: float) -> None:
@@ -480,7 +347,7 @@ class AgentPool:
             ticket.future.add_done_callback(functools.partial(self._left, ticket.waiter_id))
             with engine.lock:
                 due_at = engine.core.next_wake()
-            self._watch.expect(due_at)
+            self._ticker.expect(due_at)
 
     def _left(self, waiter_id: int, future: Future[Any]) -> None:
         """The caller cancelled the future while the turn waited."""
@@ -552,3 +419,134 @@ def _ignore(_: TurnEvent) -> None:
 
 def _at_once(times: RungTimes) -> RungTimes:
     return RungTimes(0.0, 0.0, times.cancel_s, times.close_s, times.kill_s, times.budget_s)
+
+
+# -- what can be read from the pool: counted under the lock, put into words outside of it ---------------------------
+
+
+class _Reading(NamedTuple):
+    """What of a session must be read under the lock."""
+
+    state: SessionState
+    waiting: int
+    idle_since: float
+    turn_id: str | None
+    resident: Resident | None
+    order: TurnOrder | None
+
+
+def resident_infos(engine: Engine, tenant: str | None = None, key: SessionKey | None = None) -> list[SessionInfo]:
+    """Sessions in memory or being opened: one, a tenant's, or all. Reads process tables: a millisecond each."""
+    with engine.lock:
+        entries = engine.core.table.entries
+        chosen = entries.values() if key is None else [entries[key]] if key in entries else []
+        readings = [
+            reading
+            for entry in chosen
+            if (tenant is None or entry.key.tenant == tenant) and (reading := _read(engine, entry)) is not None
+        ]
+    now, wall = engine.clock.monotonic(), engine.clock.time()
+    return [_info_of(reading, now, wall) for reading in readings]
+
+
+def _read(engine: Engine, entry: Entry) -> _Reading | None:
+    if entry.is_deleted:
+        return None
+    resident, order = engine.residents.get(entry.key), engine.opening.get(entry.key)
+    if resident is None and order is None:
+        return None
+    ticket = engine.running.get(entry.key)
+    turn_id = ticket.order.turn_id if ticket is not None else None
+    return _Reading(entry.state, len(entry.waiters), entry.idle_since, turn_id, resident, order)
+
+
+def _info_of(reading: _Reading, now: float, wall: float) -> SessionInfo:
+    if reading.resident is None:
+        order = reading.order
+        assert order is not None
+        return SessionInfo(
+            order.key, reading.state, order.user, order.profile.profile.name, order.mode, order.model.name,
+            SessionUsage(), wall, None, waiting=reading.waiting,
+        )  # fmt: skip
+    head, spec = reading.resident.head, reading.resident.spec
+    idle = reading.state is SessionState.IDLE
+    return SessionInfo(
+        key=spec.key,
+        state=reading.state,
+        user=head.user,
+        profile=spec.profile.profile.name,
+        mode=spec.mode,
+        model=spec.model.name,
+        usage=head.usage,
+        created_at=head.created_at,
+        last_turn_at=head.last_turn_at if head.usage.turns else None,
+        idle_s=max(0.0, now - reading.idle_since) if idle else None,
+        turn_id=reading.turn_id,
+        waiting=reading.waiting,
+        process_ids=reading.resident.host.process_ids(),
+    )
+
+
+def info_of_head(head: SessionHead) -> SessionInfo:
+    """A session that is on disk alone."""
+    return SessionInfo(
+        head.key, SessionState.HIBERNATED, head.user, head.profile, head.mode, head.model,
+        head.usage, head.created_at, head.last_turn_at,
+    )  # fmt: skip
+
+
+def stats_of(engine: Engine, rung: str) -> PoolStats:
+    """The counters. Takes the lock for microseconds, and never while files are read."""
+    archived = engine.lifecycle.archive.count()
+    with engine.lock:
+        core = engine.core
+        table, counters, limits = core.table, core.counters, core.limits
+        sessions: dict[SessionState, int] = {
+            state: table.count[state] for state in SessionState if state is not SessionState.GONE
+        }
+        caps = {group.id[0]: (group.resident, group.cap) for group in table.tenants()}
+        busy = Counter(key.tenant for key in engine.running)
+        waiting = core.waiting_by_tenant()
+        queue_length = core.queue_length
+        evictions = {reason.value: counters.evictions[reason.value] for reason in sorted(EVICTIONS)}
+        refusals = dict(counters.refusals)
+        waits = sorted(engine.waits)
+        awake = engine.rests.awake
+        unsaved = sum(
+            resident.dirty and core.table.entries[key].state is SessionState.IDLE
+            for key, resident in engine.residents.items()
+        )
+        in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
+    sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
+    tenants = {
+        tenant: TenantStats(resident, busy[tenant], waiting.get(tenant, 0), None if cap == UNLIMITED else int(cap))
+        for tenant, (resident, cap) in caps.items()
+    }
+    return PoolStats(
+        sessions=sessions,
+        max_sessions=limits.max_sessions,
+        max_busy=limits.max_busy,
+        queue_length=queue_length,
+        queue_limit=limits.queue_limit,
+        tenants=tenants,
+        evictions=evictions,
+        rehydrations=engine.rehydrations,
+        ghost_hits=counters.ghost_hits,
+        refusals=refusals,
+        openings=counters.openings,
+        opening_failures=counters.opening_failures,
+        close_failures=engine.close_failures,
+        abandoned=counters.abandoned,
+        leaks=counters.leaks,
+        turns=engine.turns,
+        awake=awake,
+        unsaved=unsaved,
+        wait_s_p50=_quantile(waits, 0.5),
+        wait_s_p95=_quantile(waits, 0.95),
+        wait_s_p99=_quantile(waits, 0.99),
+        rung=rung,
+    )
+
+
+def _quantile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0

@@ -8,133 +8,87 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.limits import PoolLimits
 from agentao_gov.pool.types import CloseReason, SessionState
 
-if TYPE_CHECKING:
-    from agentao_gov.governor.types import SessionKey
-
 __all__ = ["UNLIMITED", "Counters", "Entry", "FairQueue", "Group", "GroupKind", "Lease", "SessionTable", "Waiter"]
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """A turn that has no place yet."""
 
-    __slots__ = (
-        "arrived_at",
-        "deadline_at",
-        "id",
-        "key",
-        "leak_after_s",
-        "once",
-        "open_s",
-        "queue",
-        "servers_s",
-        "user",
-        "wait_by",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        key: SessionKey,
-        user: str,
-        arrived_at: float,
-        deadline_at: float,
-        once: bool,
-        leak_after_s: float,
-        open_s: float,
-        servers_s: float,
-        wait_by: float,
-    ) -> None:
-        #: Arrival order over the whole pool; never used twice.
-        self.id = id
-        self.key = key
-        self.user = user
-        self.arrived_at = arrived_at
-        #: When its caller stops caring; infinity: never.
-        self.deadline_at = deadline_at
-        #: When it has waited long enough for a place; the opening of its own session does not count.
-        self.wait_by = wait_by
-        #: How long it waits for its session's opening.
-        self.open_s = open_s
-        #: How long the MCP servers may need that start when it opens its session.
-        self.servers_s = servers_s
-        #: The session closes after this turn.
-        self.once = once
-        self.leak_after_s = leak_after_s
-        #: The queue it stands in as the head of its session; None: it waits behind others, or for its opening.
-        self.queue: FairQueue | None = None
+    #: Arrival order over the whole pool; never used twice.
+    id: int
+    key: SessionKey
+    user: str
+    arrived_at: float
+    #: When its caller stops caring; infinity: never.
+    deadline_at: float
+    #: The session closes after this turn.
+    once: bool
+    leak_after_s: float
+    #: How long it waits for its session's opening.
+    open_s: float
+    #: How long the MCP servers may need that start when it opens its session.
+    servers_s: float
+    #: When it has waited long enough for a place; the opening of its own session does not count.
+    wait_by: float
+    #: The queue it stands in as the head of its session; None: it waits behind others, or for its opening.
+    queue: FairQueue | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """The right to run one turn on one session."""
 
-    __slots__ = ("entry", "granted_at", "id", "leak_at", "reported", "waiter")
+    #: Never used twice, so that a release with an old lease cannot free somebody else's turn.
+    id: int
+    entry: Entry
+    waiter: Waiter
+    granted_at: float
+    #: From when on it is held longer than a turn can last.
+    leak_at: float = field(init=False)
+    #: The leak has been told; told once more when the lease comes back.
+    reported: bool = False
 
-    def __init__(self, id: int, entry: Entry, waiter: Waiter, granted_at: float) -> None:
-        #: Never used twice, so that a release with an old lease cannot free somebody else's turn.
-        self.id = id
-        self.entry = entry
-        self.waiter = waiter
-        self.granted_at = granted_at
-        self.leak_at = granted_at + waiter.leak_after_s
-        #: The leak has been told; told once more when the lease comes back.
-        self.reported = False
+    def __post_init__(self) -> None:
+        self.leak_at = self.granted_at + self.waiter.leak_after_s
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """One session the core knows: in memory, or with somebody waiting for it."""
 
-    __slots__ = (
-        "close_reason",
-        "closing_since",
-        "doomed",
-        "groups",
-        "idle_since",
-        "key",
-        "lease",
-        "once",
-        "open_by",
-        "opening_since",
-        "overdue",
-        "pinned_until",
-        "spent",
-        "state",
-        "user",
-        "waiters",
-    )
-
-    def __init__(self, key: SessionKey, user: str, groups: tuple[Group, ...]) -> None:
-        self.key = key
-        #: Whoever opened it; their cap counts it.
-        self.user = user
-        #: The caps it counts against: user, tenant, pool.
-        self.groups = groups
-        self.state = SessionState.GONE
-        #: Turns for this session, oldest first.
-        self.waiters: list[Waiter] = []
-        #: Set while busy or stuck.
-        self.lease: Lease | None = None
-        self.idle_since = 0.0
-        #: It closes when its one turn is over, or when nobody waits for that any more.
-        self.once = False
-        #: It has had a turn since it was opened.
-        self.spent = False
-        #: Why it must close as soon as nobody uses it; None: it may stay.
-        self.doomed: CloseReason | None = None
-        self.close_reason: CloseReason | None = None
-        self.closing_since = 0.0
-        #: While opening: since when, and when it counts as hung.
-        self.opening_since = 0.0
-        self.open_by = 0.0
-        #: Its opening hung: whatever comes of it is closed at once.
-        self.overdue = False
-        #: Its archive could not be written: not to be evicted before this time.
-        self.pinned_until = 0.0
+    key: SessionKey
+    #: Whoever opened it; their cap counts it.
+    user: str
+    #: The caps it counts against: user, tenant, pool.
+    groups: tuple[Group, ...]
+    state: SessionState = SessionState.GONE
+    #: Turns for this session, oldest first.
+    waiters: list[Waiter] = field(default_factory=list)
+    #: Set while busy or stuck.
+    lease: Lease | None = None
+    idle_since: float = 0.0
+    #: It closes when its one turn is over, or when nobody waits for that any more.
+    once: bool = False
+    #: It has had a turn since it was opened.
+    spent: bool = False
+    #: Why it must close as soon as nobody uses it; None: it may stay.
+    doomed: CloseReason | None = None
+    close_reason: CloseReason | None = None
+    closing_since: float = 0.0
+    #: While opening: since when, and when it counts as hung.
+    opening_since: float = 0.0
+    open_by: float = 0.0
+    #: Its opening hung: whatever comes of it is closed at once.
+    overdue: bool = False
+    #: Its archive could not be written: not to be evicted before this time.
+    pinned_until: float = 0.0
 
     @property
     def is_deleted(self) -> bool:
@@ -142,12 +96,9 @@ class Entry:
         return CloseReason.DELETED in (self.doomed, self.close_reason)
 
 
-# What the core has counted since the start, and how long turns have lasted lately.
-
-
 @dataclass(slots=True)
 class Counters:
-    """Owned by `PoolCore`; read under the shell's lock."""
+    """What the core has counted since the start, and how long turns have lasted lately. Read under the shell's lock."""
 
     grants: int = 0
     openings: int = 0
@@ -169,13 +120,11 @@ class Counters:
         return float(min(60, max(1, math.ceil(self.turn_s * (waiting + 1) / max(1, places)))))
 
 
-# The order in which waiters are served: round-robin between tenants, first come first served within one.
-
 _by_id = attrgetter("id")
 
 
 class FairQueue:
-    """Waiters of many tenants. A tenant with a hundred waiters gets every second place beside one with a single one.
+    """Waiters of many tenants, served round-robin between tenants and first come first served within one.
 
     Sorted lists instead of heaps: a waiter leaves in the middle when its client goes away, and leaves nothing behind.
     """
@@ -232,33 +181,29 @@ class FairQueue:
             del self._ring[waiter.key.tenant]
 
 
-# A cap on sessions in memory - the pool's, a tenant's or a user's - and who is within it.
-
 GroupKind = Literal["pool", "tenant", "user"]
 
 UNLIMITED = float("inf")
 
 
+@dataclass(slots=True, eq=False)
 class Group:
-    """Counts sessions against a cap, lists the idle ones by their last turn, and parks who waits for room."""
+    """A cap on sessions in memory, of the pool, a tenant or a user: who counts, who is idle, who waits for room."""
 
-    __slots__ = ("cap", "closing", "id", "idle", "kind", "members", "parked", "resident")
-
-    def __init__(self, kind: GroupKind, id: tuple[str, ...], cap: float) -> None:
-        self.kind = kind
-        self.id = id
-        #: Sessions in memory at once; infinity: unlimited.
-        self.cap = cap
-        #: Entries that count here, in memory or waiting; at none the group is forgotten.
-        self.members = 0
-        #: Opening, idle, busy, closing and stuck ones.
-        self.resident = 0
-        #: The part of `resident` whose close has been ordered and will soon return.
-        self.closing = 0
-        #: Sessions that may be evicted, the longest idle first. One with a turn waiting for it is not among them.
-        self.idle: OrderedDict[Entry, None] = OrderedDict()
-        #: Turns whose session needs room in this group.
-        self.parked = FairQueue()
+    kind: GroupKind
+    id: tuple[str, ...]
+    #: Sessions in memory at once; infinity: unlimited.
+    cap: float
+    #: Entries that count here, in memory or waiting; at none the group is forgotten.
+    members: int = 0
+    #: Opening, idle, busy, closing and stuck ones.
+    resident: int = 0
+    #: The part of `resident` whose close has been ordered and will soon return.
+    closing: int = 0
+    #: Sessions that may be evicted, the longest idle first. One with a turn waiting for it is not among them.
+    idle: OrderedDict[Entry, None] = field(default_factory=OrderedDict)
+    #: Turns whose session needs room in this group.
+    parked: FairQueue = field(default_factory=FairQueue)
 
     @property
     def has_room(self) -> bool:
@@ -272,8 +217,6 @@ class Group:
         return int(self.resident - self.cap) + len(self.parked) - self.closing
 
 
-# The sessions the core knows and the groups they count in; keeps every count right through every change of state.
-
 # An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
 _CLOSING = SessionState.CLOSING
 _GONE = SessionState.GONE
@@ -284,7 +227,10 @@ _ABSENT = object()
 
 
 class SessionTable:
-    """Entries by key, groups by name. Every method is O(1) in the number of sessions."""
+    """The sessions the core knows and the groups they count in, right through every change of state.
+
+    Every method is O(1) in the number of sessions.
+    """
 
     def __init__(self, limits: PoolLimits) -> None:
         self.entries: dict[SessionKey, Entry] = {}

@@ -18,12 +18,14 @@ from agentao_gov.pool.host import HostFactory, SessionHost
 from agentao_gov.pool.types import CloseReason, SessionUsage, TurnOrder
 from agentao_gov.process.scratch import ScratchDirs
 
-__all__ = ["Keeper", "Resident"]
+__all__ = ["Lifecycle", "Resident"]
 
 _log = logging.getLogger(__name__)
 
 #: How long an eviction waits for a lock that another process has: that process has the newer copy anyway.
 _SAVE_LOCK_S = 1.0
+#: Closes of sessions whose copy in memory is not worth keeping.
+_WITHOUT_SAVING = frozenset({CloseReason.DELETED, CloseReason.STALE, CloseReason.BROKEN, CloseReason.UNSTUCK})
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class Resident:
         )
 
 
-class Keeper:
+class Lifecycle:
     """Opens, saves and closes sessions. Thread-safe in different sessions."""
 
     def __init__(
@@ -196,6 +198,3 @@ class Keeper:
         now = self._clock.time()
         profile = order.profile.profile.name
         return SessionHead(order.key, 0, order.user, profile, order.mode, order.model.name, now, now, SessionUsage())
-
-
-_WITHOUT_SAVING = frozenset({CloseReason.DELETED, CloseReason.STALE, CloseReason.BROKEN, CloseReason.UNSTUCK})

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ["Workers"]
+__all__ = ["DaemonThreads"]
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _IDLE_S = 20.0
 
 
-class Workers:
+class DaemonThreads:
     """Runs jobs on up to `limit` daemon threads, first come first served."""
 
     def __init__(self, name: str, limit: int) -> None:

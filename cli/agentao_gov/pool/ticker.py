@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentao_gov.pool.events import Effect, PoolEvent
     from agentao_gov.pool.turns import Turns
 
-__all__ = ["Watch"]
+__all__ = ["Ticker"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _CLOSERS_MAX = 64
 _SWEEP_S = 600.0
 
 
-class Watch:
+class Ticker:
     """Ticks the core when something is due, and at least every second."""
 
     def __init__(self, engine: Engine, turns: Turns, retain_s: float, closers: int) -> None:
@@ -46,7 +46,7 @@ class Watch:
         # The first sweep is at the start: a service that restarts every day must delete as one that never does.
         self._swept_at = float("-inf")
         engine.subscribe(self._on_event)
-        threading.Thread(target=self._run, name="pool-watch", daemon=True).start()
+        threading.Thread(target=self._run, name="pool-ticker", daemon=True).start()
 
     def expect(self, at: float) -> None:
         """Something is due at this time; wakes the thread if it would sleep over it."""
@@ -83,7 +83,7 @@ class Watch:
                 self._wake.wait(self._pause_s())
             except Exception:
                 # Without this thread no deadline of the pool holds: it must survive anything.
-                _log.exception("The pool's watch failed")
+                _log.exception("The pool's ticker failed")
                 self._wake.wait(_LOOK_S)
 
     def _pause_s(self) -> float:
@@ -144,7 +144,7 @@ class Watch:
                 return key in engine.core.table.entries
 
         try:
-            engine.keeper.archive.sweep(self._retain_s, in_memory)
+            engine.lifecycle.archive.sweep(self._retain_s, in_memory)
         except StoreError:
             _log.exception("The sweep of old sessions failed")
 

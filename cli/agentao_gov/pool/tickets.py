@@ -6,6 +6,7 @@ import linecache
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from agentao_gov.governor.types import EventSink, SessionKey
 from agentao_gov.pool.core import SessionHealth
 
 if TYPE_CHECKING:
-    from agentao_gov.governor.types import SessionKey
     from agentao_gov.pool.archive import SessionDir
     from agentao_gov.pool.host import SessionHost
     from agentao_gov.pool.residents import Resident
@@ -25,55 +25,41 @@ __all__ = ["HeldLease", "Ticket", "stack_of_caller"]
 _STACK_DEPTH = 8
 
 
+def _frames() -> tuple[tuple[CodeType, int], ...]:
+    """Where the caller stands: code and line, 2 µs; the text is made only if the lease leaks."""
+    frames: list[tuple[CodeType, int]] = []
+    frame: FrameType | None = sys._getframe(3)
+    while frame is not None and len(frames) < _STACK_DEPTH:
+        frames.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(frames)
+
+
+@dataclass(slots=True, eq=False)
 class Ticket:
     """Its fields belong to the engine's lock until the grant and to the turn's thread after it, but for the flags."""
 
-    __slots__ = (
-        "abandoned",
-        "borrower",
-        "cancel_reason",
-        "future",
-        "granted",
-        "held",
-        "lease_id",
-        "on_event",
-        "order",
-        "resident",
-        "started",
-        "submitted_at",
-        "thread_id",
-        "waited_s",
-        "waiter_id",
-    )
-
-    def __init__(
-        self,
-        order: TurnOrder,
-        future: Future[Any],
-        granted: Callable[[Ticket], None],
-        on_event: EventSink,
-        submitted_at: float,
-    ) -> None:
-        self.order = order
-        self.future = future
-        #: What happens on the grant; called outside every lock, must not block.
-        self.granted = granted
-        self.on_event = on_event
-        self.submitted_at = submitted_at
-        self.waiter_id = 0
-        self.lease_id: int | None = None
-        self.resident: Resident | None = None
-        #: The session's lock between processes; kept through a reopening, so that nobody overtakes.
-        self.held: SessionDir | None = None
-        self.waited_s = 0.0
-        self.thread_id: int | None = None
-        #: The host has been asked to run the turn: from here on a cancel goes to the host.
-        self.started = False
-        #: Set once, never cleared; read by the turn's thread and the timer.
-        self.cancel_reason: str | None = None
-        #: The lease was taken away because the turn never came back. Under the engine's lock.
-        self.abandoned = False
-        self.borrower: tuple[tuple[CodeType, int], ...] = _frames()
+    order: TurnOrder
+    future: Future[Any]
+    #: What happens on the grant; called outside every lock, must not block.
+    granted: Callable[[Ticket], None]
+    on_event: EventSink
+    submitted_at: float
+    waiter_id: int = 0
+    lease_id: int | None = None
+    resident: Resident | None = None
+    #: The session's lock between processes; kept through a reopening, so that nobody overtakes.
+    held: SessionDir | None = None
+    waited_s: float = 0.0
+    thread_id: int | None = None
+    #: The host has been asked to run the turn: from here on a cancel goes to the host.
+    started: bool = False
+    #: Set once, never cleared; read by the turn's thread and the ticker's.
+    cancel_reason: str | None = None
+    #: The lease was taken away because the turn never came back. Under the engine's lock.
+    abandoned: bool = False
+    #: Where the turn was asked for, the innermost first.
+    borrower: tuple[tuple[CodeType, int], ...] = field(default_factory=_frames)
 
     @property
     def key(self) -> SessionKey:
@@ -92,16 +78,6 @@ class Ticket:
             held.release()
 
 
-def _frames() -> tuple[tuple[CodeType, int], ...]:
-    """Where the caller stands: code and line, 2 µs; the text is made only if the lease leaks."""
-    frames: list[tuple[CodeType, int]] = []
-    frame: FrameType | None = sys._getframe(3)
-    while frame is not None and len(frames) < _STACK_DEPTH:
-        frames.append((frame.f_code, frame.f_lineno))
-        frame = frame.f_back
-    return tuple(frames)
-
-
 def stack_of_caller(frames: tuple[tuple[CodeType, int], ...]) -> str:
     """The frames as text, the outermost first."""
     lines = []
@@ -112,11 +88,8 @@ def stack_of_caller(frames: tuple[tuple[CodeType, int], ...]) -> str:
     return "".join(lines)
 
 
-# A session lent to a caller who runs turns on it himself, instead of handing the pool a message.
-
-
 class HeldLease:
-    """The right to use one session's host until `release`; also a context manager.
+    """The right to run turns on one session's host oneself, until `release`; also a context manager.
 
     The session is not archived after it, and its lock between worker processes is not taken: for a single process.
     """

@@ -37,45 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Turns", "refused_report", "report_without_agent"]
 
 
-# Reports of turns that no agent could report: cancelled while they waited, abandoned by their host, or refused.
-
-#: The first that fits counts: a draining pool is a capacity error too.
-_REFUSALS: tuple[tuple[type[GovError], Outcome], ...] = (
-    (DrainingError, Outcome.SHUTDOWN),
-    (CapacityError, Outcome.REFUSED),
-    (StoreError, Outcome.STORE_UNAVAILABLE),
-    (ModelError, Outcome.MODEL_ERROR),
-    (SessionStuckError, Outcome.STUCK),
-    (TurnTimeoutError, Outcome.TURN_TIMEOUT),
-)
-
-
-def report_without_agent(ticket: Ticket, outcome: Outcome, detail: Reason, clock: Clock) -> TurnReport:
-    """The one report of a turn, from what the pool knows of it: no usage, no answer."""
-    total_ms = round((clock.monotonic() - ticket.submitted_at) * 1000)
-    timing = Timing(total=total_ms, queued=round(ticket.waited_s * 1000) or total_ms)
-    return _report(ticket.order, TurnResult(outcome, detail=detail), clock.time() - total_ms / 1000, timing)
-
-
-def refused_report(order: TurnOrder, error: GovError, clock: Clock = SYSTEM_CLOCK) -> TurnReport:
-    """The report of a turn that was refused: a batch has one for every line."""
-    outcome = next((found for kind, found in _REFUSALS if isinstance(error, kind)), Outcome.INTERNAL_ERROR)
-    return _report(order, TurnResult(outcome, detail=Reason.of(error)), clock.time(), Timing())
-
-
-def _report(order: TurnOrder, verdict: TurnResult, started_at: float, timing: Timing) -> TurnReport:
-    labels = TurnLabels(order.key, order.user, order.profile.profile.name, order.mode, order.turn_id, order.model.name)
-    return compose_report(
-        labels,
-        verdict,
-        id=order.id,
-        started_at=started_at,
-        timing=timing,
-        limits=limit_lines(order.profile),
-        secret=order.model.api_key.get_secret_value(),
-    )
-
-
 _log = logging.getLogger(__name__)
 
 #: What a turn ends with: its report, the error its caller meets, or nothing because nobody wants it any more.
@@ -182,7 +143,7 @@ class Turns:
         if ticket.given_up:
             return True
         if resident.archived:
-            archive = self._engine.keeper.archive
+            archive = self._engine.lifecycle.archive
             if ticket.held is None:
                 ticket.held = archive.hold(ticket.key, self._patience(ticket), lambda: ticket.given_up)
             if ticket.held is None:
@@ -197,16 +158,16 @@ class Turns:
             return True
         if resident.dirty and ticket.held is not None:
             # Its last turn is in memory alone, and this copy is about to close: a StoreError here loses nothing.
-            self._engine.keeper.save(resident, ticket.held)
+            self._engine.lifecycle.save(resident, ticket.held)
         return False
 
     def _save(self, ticket: Ticket, resident: Resident, report: TurnReport) -> TurnReport:
-        keeper = self._engine.keeper
-        keeper.book(resident, report)
+        lifecycle = self._engine.lifecycle
+        lifecycle.book(resident, report)
         if not resident.archived or ticket.held is None:
             return report
         try:
-            keeper.save(resident, ticket.held)
+            lifecycle.save(resident, ticket.held)
         except StoreError as error:
             # The answer is there and must not be lost with the file; the session stays in memory until it is written.
             _log.error("Session %s was not saved: %s", ticket.key, error)
@@ -246,3 +207,42 @@ class Turns:
     def _patience(self, ticket: Ticket) -> Deadline:
         wait = Deadline(ticket.submitted_at + self._engine.core.limits.queue_timeout_s, self._clock)
         return wait if ticket.order.deadline is None else wait.earlier(ticket.order.deadline)
+
+
+# -- reports of turns that no agent could report: cancelled while they waited, abandoned by their host, or refused ----
+
+#: The first that fits counts: a draining pool is a capacity error too.
+_REFUSALS: tuple[tuple[type[GovError], Outcome], ...] = (
+    (DrainingError, Outcome.SHUTDOWN),
+    (CapacityError, Outcome.REFUSED),
+    (StoreError, Outcome.STORE_UNAVAILABLE),
+    (ModelError, Outcome.MODEL_ERROR),
+    (SessionStuckError, Outcome.STUCK),
+    (TurnTimeoutError, Outcome.TURN_TIMEOUT),
+)
+
+
+def report_without_agent(ticket: Ticket, outcome: Outcome, detail: Reason, clock: Clock) -> TurnReport:
+    """The one report of a turn, from what the pool knows of it: no usage, no answer."""
+    total_ms = round((clock.monotonic() - ticket.submitted_at) * 1000)
+    timing = Timing(total=total_ms, queued=round(ticket.waited_s * 1000) or total_ms)
+    return _report(ticket.order, TurnResult(outcome, detail=detail), clock.time() - total_ms / 1000, timing)
+
+
+def refused_report(order: TurnOrder, error: GovError, clock: Clock = SYSTEM_CLOCK) -> TurnReport:
+    """The report of a turn that was refused: a batch has one for every line."""
+    outcome = next((found for kind, found in _REFUSALS if isinstance(error, kind)), Outcome.INTERNAL_ERROR)
+    return _report(order, TurnResult(outcome, detail=Reason.of(error)), clock.time(), Timing())
+
+
+def _report(order: TurnOrder, verdict: TurnResult, started_at: float, timing: Timing) -> TurnReport:
+    labels = TurnLabels(order.key, order.user, order.profile.profile.name, order.mode, order.turn_id, order.model.name)
+    return compose_report(
+        labels,
+        verdict,
+        id=order.id,
+        started_at=started_at,
+        timing=timing,
+        limits=limit_lines(order.profile),
+        secret=order.model.api_key.get_secret_value(),
+    )

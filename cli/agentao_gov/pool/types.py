@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CloseReason", "PoolStats", "SessionInfo", "SessionState", "SessionUsage", "TenantStats", "TurnOrder"]
 
+#: From an MCP server's `startup_timeout` to the agent without it: 2 s, and imports of some seconds the first time.
+_SERVER_END_S = 5.0
+
 
 class SessionState(StrEnum):
     """Where a session is: `opening → idle ⇄ busy → closing → gone`, or `stuck`, or `hibernated` on disk."""
@@ -29,6 +32,10 @@ class SessionState(StrEnum):
     HIBERNATED = "hibernated"
     #: Not in memory: waiting for its opening, or forgotten.
     GONE = "gone"
+
+
+#: In memory, whatever they do.
+_RESIDENT = (SessionState.OPENING, SessionState.IDLE, SessionState.BUSY, SessionState.CLOSING, SessionState.STUCK)
 
 
 class CloseReason(StrEnum):
@@ -49,8 +56,7 @@ class CloseReason(StrEnum):
     UNSTUCK = "unstuck"
 
 
-#: One that does not start is ended before the agent is there: 2 s, and imports of some seconds the first time.
-_SERVER_END_S = 5.0
+#: The reasons that are evictions.
 EVICTIONS = frozenset({CloseReason.TTL, CloseReason.LRU, CloseReason.MEMORY, CloseReason.DRAIN})
 
 
@@ -181,6 +187,3 @@ class PoolStats:
     def busy(self) -> int:
         """Sessions running a turn."""
         return self.sessions[SessionState.BUSY]
-
-
-_RESIDENT = (SessionState.OPENING, SessionState.IDLE, SessionState.BUSY, SessionState.CLOSING, SessionState.STUCK)

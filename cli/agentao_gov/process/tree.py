@@ -24,9 +24,6 @@ from agentao_gov.process.tags import TAG_VARIABLE, Kind, Tag, child_env
 __all__ = ["ORPHANS_KILLED", "KillResult", "SessionTree", "Tally", "kill_processes", "send_signal"]
 
 
-# How many child processes had to be killed because they did not leave by themselves: `orphans_killed_total`.
-
-
 class Tally:
     """A count that only grows. Thread-safe."""
 
@@ -35,7 +32,7 @@ class Tally:
         self._total = 0
 
     def add(self, number: int) -> None:
-        """Counts some more."""
+        """Adds `number`, which is not negative."""
         with self._lock:
             self._total += number
 
@@ -46,7 +43,8 @@ class Tally:
             return self._total
 
 
-#: This process's count: fed by the sweep at start, by trees killed after a close, by what wardens had to end.
+#: How many child processes had to be killed because they did not leave by themselves, `orphans_killed_total`: fed by
+#: the sweep at the start, by trees killed after a close, by what wardens had to end.
 ORPHANS_KILLED = Tally()
 
 

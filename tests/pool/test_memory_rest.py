@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.governor.types import SessionKey
-from agentao_gov.pool import engine
-from agentao_gov.pool.engine import Trimmer
+from agentao_gov.pool import memory
+from agentao_gov.pool.memory import Trimmer
 from tests.pool.bench import PoolBench, eventually
 from tests.pool.scripted import ScriptedHosts
 
@@ -18,7 +18,7 @@ KEY = SessionKey("acme", "s")
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resting after a twentieth of the time."""
-    monkeypatch.setattr(engine, "REST_AFTER_S", 0.05)
+    monkeypatch.setattr(memory, "REST_AFTER_S", 0.05)
 
 
 def test_an_idle_session_rests_once_after_each_of_its_turns(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_a_busy_session_does_not_rest(tmp_path: Path) -> None:
 
 def test_however_many_come_at_once_few_stay_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest idle rest before their time; a busy one is left alone, and rests no sooner than the others."""
-    monkeypatch.setattr(engine, "REST_AFTER_S", 1e9)
-    monkeypatch.setattr(engine, "AWAKE_MAX", 2)
-    monkeypatch.setattr(engine, "AWAKE_SLACK", 2)
+    monkeypatch.setattr(memory, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(memory, "AWAKE_MAX", 2)
+    monkeypatch.setattr(memory, "AWAKE_SLACK", 2)
     hosts = ScriptedHosts()
     bench = PoolBench(tmp_path, hosts)
     bench.ask("busy")
@@ -90,9 +90,9 @@ def test_sessions_with_nothing_to_give_up_are_not_put_to_rest_before_their_time(
         bench.ask(f"s{n}")
     eventually(lambda: hosts.rested.total() == 10, "their rest")
     eventually(lambda: bench.stats().awake == 0, "its end")
-    monkeypatch.setattr(engine, "REST_AFTER_S", 1e9)
-    monkeypatch.setattr(engine, "AWAKE_MAX", 0)
-    monkeypatch.setattr(engine, "AWAKE_SLACK", 0)
+    monkeypatch.setattr(memory, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(memory, "AWAKE_MAX", 0)
+    monkeypatch.setattr(memory, "AWAKE_SLACK", 0)
     for n in range(10):
         bench.ask(f"s{n}")
 
@@ -117,9 +117,9 @@ def test_a_rest_whose_memory_could_not_be_given_back_is_over_all_the_same(
         give_back(trimmer)
 
     monkeypatch.setattr(Trimmer, "give_back", refuse_twice)
-    monkeypatch.setattr(engine, "REST_AFTER_S", 1e9)
-    monkeypatch.setattr(engine, "AWAKE_MAX", 2)
-    monkeypatch.setattr(engine, "AWAKE_SLACK", 2)
+    monkeypatch.setattr(memory, "REST_AFTER_S", 1e9)
+    monkeypatch.setattr(memory, "AWAKE_MAX", 2)
+    monkeypatch.setattr(memory, "AWAKE_SLACK", 2)
     hosts = ScriptedHosts()
     bench = PoolBench(tmp_path, hosts)
 
