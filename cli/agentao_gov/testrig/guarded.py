@@ -106,6 +106,8 @@ class Guarded:
         read_end, self._lifeline = os.pipe()
         self._status, status_end = os.pipe()
         guard = [sys.executable, "-I", "-S", warden.PROGRAM, "--lifeline", str(read_end), "--status", str(status_end)]
+        # By another name than a service's own warden: below that one `serve` would start none.
+        guard += ["--name", "gov-guard"]
         try:
             #: The warden.
             self.process = subprocess.Popen(  # noqa: S603 - the caller's own configuration
