@@ -280,6 +280,8 @@ if __name__ == "__mp_main__" and _VARIABLE in os.environ:
 if __name__ == "__main__":
     os.environ[_VARIABLE] = sys.argv.pop(1)
     SABOTAGES[os.environ[_VARIABLE]]()
+    # A warden would start the product itself anew, whole.
+    sys.argv.append("--no-warden")
     from agentao_gov.main import main
 
     main()
