@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from agentao_gov.simulator import Simulator
-from tests.e2e.service import Service, running, say, wait_until
+from tests.e2e.service import Deployment, Service, running, say, wait_until
 
 #: The first test's time includes the start of the service, which takes 3 s on an idle machine and 20 on a loaded one.
 pytestmark = pytest.mark.timeout(90)
@@ -452,3 +452,22 @@ def test_status_tells_a_tenant_its_own_and_the_wholes_figures(service: Service) 
     assert {line["key"].partition("/")[0] for line in status["budgets"]} == {"acme"}
     assert status["capacity"]["sessions"] == 500
     assert "bolt" not in json.dumps(status)
+
+
+def test_what_the_command_line_sets_holds_in_every_profile(deployment: Deployment) -> None:
+    """`--set limits.turn_timeout` is the limit of the turn, and the report says where it came from."""
+    service = deployment.start("--no-warden", "--set", "limits.turn_timeout=3s", "--set", "limits.tool_timeout=2s")
+
+    answer = service.turn("s", say(fault="hang"))
+
+    assert (answer.status, answer.code) == (504, "turn_timeout")
+    limit = answer.json["agentao_gov"]["limits"]["turn_timeout"]
+    assert limit == {"value": 3.0, "source": "--set limits.turn_timeout"}
+
+
+def test_a_limit_that_no_profile_has_is_refused_at_the_start(deployment: Deployment) -> None:
+    """In silence it would be a limit that the operator believes in."""
+    service = deployment.launch("--no-warden", "--set", "limits.nonsense=3s")
+
+    assert service.wait() == 3
+    assert "limits.nonsense" in service.log.read_text()

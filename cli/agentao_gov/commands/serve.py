@@ -86,7 +86,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
 
     configure_logging()
     deployment = _deployment(settings)
-    offered = offered_profiles(deployment, _chooser(deployment, settings))
+    offered = offered_profiles(deployment, _chooser(deployment, settings), _overrides(settings))
     deployment = limits_per_worker(deployment, settings["workers"])
     runtime = build_runtime(deployment)
     if deployment.deployment.pool.mode == "subprocess":
@@ -153,7 +153,10 @@ def _start_local_models(
     from agentao_gov.service.build import offered_profiles
     from agentao_gov.simulator.embedded import running_model
 
-    choices = [offer.model for offer in offered_profiles(deployment, _chooser(deployment, settings)).values()]
+    choices = [
+        offer.model
+        for offer in offered_profiles(deployment, _chooser(deployment, settings), _overrides(settings)).values()
+    ]
     local: dict[str, dict[str, Any]] = {}
     for choice in {choice.kind: choice for choice in choices if choice.kind != "remote"}.values():
         model, process = stack.enter_context(running_model(choice))
@@ -172,7 +175,7 @@ def _tell(deployment: ResolvedDeployment, listener: socket.socket, settings: Map
     from agentao_gov.monitor.logs import log_event
     from agentao_gov.service.build import offered_profiles
 
-    offered = offered_profiles(deployment, _chooser(deployment, settings))
+    offered = offered_profiles(deployment, _chooser(deployment, settings), _overrides(settings))
     host, port = listener.getsockname()[:2]
     models = sorted({f"{offer.model.name} ({offer.model.source})" for offer in offered.values()})
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -17,6 +17,7 @@ from agentao_gov.clock import Deadline
 from agentao_gov.config import (
     Deployment,
     ModelChoice,
+    Overrides,
     ResolvedDeployment,
     ResolvedProfile,
     fit_to_model,
@@ -65,11 +66,11 @@ class Service:
 
 
 def offered_profiles(
-    deployment: ResolvedDeployment, choose: Callable[[ResolvedProfile], ModelChoice]
+    deployment: ResolvedDeployment, choose: Callable[[ResolvedProfile], ModelChoice], overrides: Overrides
 ) -> dict[str, OfferedProfile]:
     """Every profile that some tenant may use, with the model that `choose` gives it.
 
-    Raises ConfigError for one that cannot be served.
+    `overrides`: what the command line sets, in profiles as in the deployment. Raises ConfigError for one that cannot be served.
     """
     tenants = deployment.deployment.tenants.values()
     wanted: set[str] | None = set()
@@ -80,7 +81,7 @@ def offered_profiles(
     names = [name for name in profile_paths(deployment) if wanted is None or name in wanted]
     offered: dict[str, OfferedProfile] = {}
     for name in names:
-        resolved = load_profile(name, deployment=deployment)
+        resolved = load_profile(name, deployment=deployment, overrides=overrides)
         # Clients call a profile by the name it is found by, and its turns are reported under that name.
         resolved = replace(resolved, profile=resolved.profile.model_copy(update={"name": name}))
         model = choose(resolved)
