@@ -1,12 +1,30 @@
-"""Reads what clients send: bodies, session ids, users. Everything that is wrong ends as a BadRequestError."""
+"""Reads what clients send: bodies, session ids, users. The first thing that is wrong ends as a BadRequestError."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from functools import cache
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+# Before Python 3.12 pydantic takes no other TypedDict.
+from typing_extensions import TypeAliasType, TypedDict
 
 from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
@@ -16,7 +34,6 @@ __all__ = [
     "ChatBody",
     "ChatMessage",
     "TurnBody",
-    "decode_json",
     "parse_body",
     "require_session_id",
 ]
@@ -24,11 +41,39 @@ __all__ = [
 #: Whoever sends no `user`. All of them share one user's limits: an unnamed user must not be an unlimited one.
 DEFAULT_USER = "default"
 
-_B = TypeVar("_B", bound=BaseModel)
+
+#: Strings, and what separates values: a bound on the values of a body. 2,000 messages with parts, tool calls and the
+#: descriptions of their tools have some 50,000.
+TOKENS_MAX = 200_000
+#: Linear in the body, whatever it is: a quote that is never closed takes the rest.
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
+
+#: What pydantic puts between the keys and positions of a value's place, for the member of a union that it tried.
+_UNION_MEMBERS = {"str", "list[_TextPart]"}
+
+#: By pydantic's type of error: what follows the name of the field.
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "must be text",
+    "string_too_short": "is empty",
+    "string_too_long": "has more than {max_length} characters",
+    "list_type": "must be a list",
+    "too_short": "is empty",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "finite_number": "must be a number",
+    "literal_error": "must be {expected}",
+    "extra_forbidden": "is not a field of this request",
+}
 
 
 def require_session_id(value: str) -> str:
-    """The id itself when it follows `SESSION_ID_RULE`. Raises BadRequestError."""
+    """The id `value` itself when it follows `SESSION_ID_RULE`. Raises BadRequestError."""
     if not SESSION_ID.fullmatch(value):
         raise BadRequestError(
             f"The session id has {len(value)} characters; it must be {SESSION_ID_RULE}",
@@ -37,36 +82,39 @@ def require_session_id(value: str) -> str:
     return value
 
 
-def decode_json(raw: bytes) -> dict[str, Any]:
-    """One JSON object. NaN, lone surrogates and nesting without end are refused here, before they reach a store."""
-    try:
-        value = json.loads(raw, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise BadRequestError("The body is nested too deeply.") from None
-    except ValueError as error:
-        raise BadRequestError(f"The body is not JSON in UTF-8: {error}") from None
-    if not isinstance(value, dict):
-        raise BadRequestError(f"The body must be a JSON object, not {type(value).__name__}.")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _clean_user(value: object) -> object:
     if isinstance(value, str) and not is_user_name(value):
         raise ValueError(f"must be {USER_RULE}")
     return DEFAULT_USER if value is None else value
 
 
-User = Annotated[str, BeforeValidator(_clean_user)]
+def _is_plain_json(value: object) -> bool:
+    """Whether a store and a provider can read it back: NaN and infinities pass pydantic's parser."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
-class _TextPart(BaseModel):
+User = Annotated[
+    str,
+    BeforeValidator(_clean_user),
+    WithJsonSchema(
+        {"type": ["string", "null"], "minLength": 1, "maxLength": 256, "pattern": r"^[^\u0000-\u001f\u007f]*$"}
+    ),
+]
+
+
+class _TextPart(TypedDict):
+    """One part of a message's content. A TypedDict: a body may hold thousands, and a model each costs tenfold."""
+
     type: Literal["text"]
     text: str
+
+
+#: By a name of its own, because a union cannot hold FailFast, which has no hash.
+_Parts = TypeAliasType("_Parts", Annotated[list[_TextPart], FailFast()])
 
 
 class ChatMessage(BaseModel):
@@ -75,7 +123,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_TextPart] | None = None
+    content: str | _Parts | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -83,16 +131,18 @@ class ChatMessage(BaseModel):
     @model_validator(mode="after")
     def _has_something(self) -> ChatMessage:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content is missing")
+            raise ValueError("has no content")
         if self.role == "tool" and not self.tool_call_id:
-            raise ValueError("a tool message needs its tool_call_id")
+            raise ValueError("is a tool's result and needs its tool_call_id")
+        if self.tool_calls and not _is_plain_json(self.tool_calls):
+            raise ValueError("has tool_calls with a number that JSON does not have")
         return self
 
     @property
     def text(self) -> str:
         """The text, its parts joined."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "".join(part["text"] for part in self.content)
         return self.content or ""
 
     def to_history(self) -> dict[str, Any]:
@@ -127,21 +177,21 @@ class ChatBody(BaseModel):
     @classmethod
     def _one_answer(cls, value: int | None) -> int | None:
         if value not in (None, 1):
-            raise ValueError("a turn has one answer: n must be 1")
+            raise ValueError("must be 1: a turn has one answer")
         return value
 
     @field_validator("tools")
     @classmethod
     def _no_tools(cls, value: list[Any] | None) -> list[Any] | None:
         if value:
-            raise ValueError("the profile decides which tools a turn may use; a request cannot bring its own")
+            raise ValueError("cannot be brought by a request: the profile decides which tools a turn may use")
         return value
 
     @field_validator("messages")
     @classmethod
     def _ends_with_user(cls, value: list[ChatMessage]) -> list[ChatMessage]:
         if value[-1].role != "user" or not value[-1].text.strip():
-            raise ValueError("the last message must be the user's, with text in it")
+            raise ValueError("must end with a message of the user, with text in it")
         return value
 
     @property
@@ -159,7 +209,7 @@ class ChatBody(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def texts(self) -> Sequence[str]:
-        """Every text, for the size limit."""
+        """Every text, for the limit on its size."""
         return [message.text for message in self.messages]
 
 
@@ -180,21 +230,63 @@ class TurnBody(BaseModel):
         return value
 
     def texts(self) -> Sequence[str]:
-        """Every text, for the size limit."""
+        """Every text, for the limit on its size."""
         return [self.message]
 
 
-def parse_body(kind: type[_B], raw: bytes, *, message_bytes_max: int) -> _B:
-    """A validated body, or the first thing that is wrong with it."""
+_B = TypeVar("_B", ChatBody, TurnBody)
+
+
+@cache
+def _chat_body(messages_max: int) -> type[ChatBody]:
+    """The body's model with the deployment's limit on messages in it, so that no message past it is looked at."""
+    messages: Any = (Annotated[list[ChatMessage], FailFast()], Field(min_length=1, max_length=messages_max))
+    return create_model("ChatBody", __base__=ChatBody, messages=messages)
+
+
+def parse_body(kind: type[_B], raw: bytes, *, message_bytes_max: int, messages_max: int = 2_000) -> _B:
+    """A validated body; raises BadRequestError or TooLargeError for the first thing that is wrong with it.
+
+    Whatever `raw` holds, 4 MiB of it take some 30 ms: only then may it be called where others wait.
+
+    `kind`: the model of the body. `raw`: the request's bytes. `message_bytes_max`: of one message's text.
+    `messages_max`: of one conversation.
+    """
+    _require_few_values(raw)
+    model: type[BaseModel] = _chat_body(messages_max) if kind is ChatBody else kind
     try:
-        body = kind.model_validate(decode_json(raw), strict=False)
+        body = cast("_B", model.model_validate_json(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise BadRequestError(f"{param or 'body'}: {first['msg']}", param=param) from None
-    texts: Sequence[str] = body.texts() if isinstance(body, ChatBody | TurnBody) else ()
-    for text in texts:
+        raise _refusal(error.errors(include_url=False, include_input=False)) from None
+    for text in body.texts():
         size = len(text.encode())
         if size > message_bytes_max:
             raise TooLargeError(f"A message has {size:,} bytes; the limit is {message_bytes_max:,}.", param="messages")
     return body
+
+
+def _require_few_values(raw: bytes) -> None:
+    """Refuses a body of millions of tiny values before anything is made of them."""
+    if next(islice(_TOKEN.finditer(raw), TOKENS_MAX, None), None) is not None:
+        raise TooLargeError(f"The body has more than {TOKENS_MAX:,} keys and values.")
+
+
+def _refusal(errors: list[ErrorDetails]) -> BadRequestError:
+    """The first thing that is wrong, in the service's own words: a library's change from version to version."""
+    error = errors[0]
+    if error["loc"][-1:] == ("str",):
+        # Of content that is neither text nor a list of parts pydantic tells both; the deeper one is what was meant.
+        where = error["loc"][:-1]
+        error = max((other for other in errors if other["loc"][: len(where)] == where), key=lambda it: len(it["loc"]))
+    kind, about = error["type"], error.get("ctx", {})
+    if kind == "json_invalid":
+        place = re.search(r"line \d+ column \d+", str(about.get("error", "")))
+        return BadRequestError(f"The body is not JSON in UTF-8{f' ({place.group()})' if place else ''}.")
+    param = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS) or None
+    if kind == "value_error":
+        words = str(about["error"])
+    elif kind == "too_long" and param == "messages":
+        return TooLargeError(f"The request has more than {about['max_length']:,} messages.", param=param)
+    else:
+        words = _WORDS.get(kind, "has a value that is not taken").format(**about)
+    return BadRequestError(f"{param or 'The body'} {words}.", param=param)

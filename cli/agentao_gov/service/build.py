@@ -70,7 +70,8 @@ def offered_profiles(
 ) -> dict[str, OfferedProfile]:
     """Every profile that some tenant may use, with the model that `choose` gives it.
 
-    `overrides`: what the command line sets, in profiles as in the deployment. Raises ConfigError for one that cannot be served.
+    `overrides`: what the command line sets, in profiles as in the deployment. Raises ConfigError for one that cannot
+    be served.
     """
     tenants = deployment.deployment.tenants.values()
     wanted: set[str] | None = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Endpoints"]
 
+_B = TypeVar("_B", ChatBody, TurnBody)
+
 #: A body that is not there after this long is not coming: a trickle must not hold a connection for ever.
 BODY_S_MAX = 30.0
 #: Sessions of one list answer.
@@ -61,7 +63,13 @@ class Endpoints:
         monitor = self._gateway.monitor
         return session_json(info, monitor.session_bytes(info.key), monitor.session_processes(info.key))
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, kind: type[_B]) -> _B:
+        """Reads and validates the body: 30 ms at the most, whatever is sent."""
+        server = self._gateway.deployment.server
+        raw = await self._raw_body(request)
+        return parse_body(kind, raw, message_bytes_max=server.max_message_bytes, messages_max=server.max_messages)
+
+    async def _raw_body(self, request: Request) -> bytes:
         limit = self._gateway.deployment.server.max_body_bytes
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
@@ -84,8 +92,7 @@ class Endpoints:
         tenant = self._tenant(request)
         header = request.headers.get("x-session-id")
         session = None if header is None else require_session_id(header)
-        raw = await self._body(request)
-        body = parse_body(ChatBody, raw, message_bytes_max=self._gateway.deployment.server.max_message_bytes)
+        body = await self._body(request, ChatBody)
         offer = self._gateway.profiles.resolve(tenant, body.model)
         conversation = Conversation(messages=body.history()) if session is None and body.history() else None
         order = self._gateway.order(tenant, session, offer, body.question, body.user, conversation)
@@ -102,8 +109,7 @@ class Endpoints:
     async def run_turn(self, request: Request) -> Response:
         """`POST /v1/sessions/{id}/turns`."""
         key = self._key(request)
-        raw = await self._body(request)
-        body = parse_body(TurnBody, raw, message_bytes_max=self._gateway.deployment.server.max_message_bytes)
+        body = await self._body(request, TurnBody)
         name = body.profile
         if name is None:
             name = self._gateway.pool.profile_of(key)
