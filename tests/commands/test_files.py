@@ -253,3 +253,35 @@ def test_tenant_list_as_json(cli: Cli, here: Path) -> None:
 
     assert (row["name"], row["keys"], row["max_sessions"]) == ("a", 1, None)
     assert "api_key_sha256" not in row
+
+
+def test_no_command_shows_what_may_be_secret(cli: Cli, here: Path) -> None:
+    """Passwords in addresses; arguments and environments of MCP servers: as text and as JSON."""
+    (here / "agentao-gov.toml").write_text(
+        '[model]\nname = "m"\nbase_url = "http://u:s3cret@127.0.0.1:9/v1"\n[budget]\nstore = "redis://:s3cret@h/0"\n'
+    )
+    (here / "mine.toml").write_text(
+        '[model]\nbase_url = "http://u:s3cret@h/v1"\n[mcp.servers.s]\ncommand = "sh"\n'
+        'args = ["--token", "s3cret"]\nenv = { TOKEN = "s3cret" }\n'
+    )
+
+    shown = [
+        cli(*command, *as_json)
+        for command in (("config", "show"), ("profile", "show", "mine.toml"), ("doctor",))
+        for as_json in ((), ("--json",))
+    ]
+
+    assert all("s3cret" not in result.out + result.err for result in shown)
+    assert all("http" in result.out for result in shown)
+
+
+def test_an_mcp_server_that_cannot_start_is_found_before_a_turn_needs_it(cli: Cli, here: Path) -> None:
+    """By `profile check` with file and line, and by `doctor` in a line of its own."""
+    (here / "profiles").mkdir()
+    (here / "profiles" / "mine.toml").write_text('extends = "qa"\n[mcp.servers.files]\ncommand = "pyhton3"\n')
+
+    checked, examined = cli("profile", "check", "mine"), cli("doctor", "--json")
+
+    assert "mine.toml:3: warning: mcp.servers.files.command: there is no program 'pyhton3' on PATH" in checked.err
+    (line,) = (line for line in examined.json["checks"] if line["id"] == "mcp-files")
+    assert (line["status"], "mine.toml:3" in line["remedy"]) == ("warn", True)

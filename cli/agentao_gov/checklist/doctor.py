@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 import psutil
 
 from agentao_gov.budget.sqlite.file import check_layout
-from agentao_gov.config import ModelChoice, ResolvedDeployment, format_bytes, is_loopback
+from agentao_gov.config import (
+    ModelChoice,
+    ResolvedDeployment,
+    format_bytes,
+    inspect_profile,
+    is_loopback,
+    profile_paths,
+)
+from agentao_gov.config.model import shown_url
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.agentao_version import NEEDED, version_problem
 from agentao_gov.governor.tokens import count_tokens
@@ -54,6 +62,7 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
     yield _runtime()
     yield _configuration(deployment)
     yield from _model(model)
+    yield from _servers(deployment)
     yield _tokenizer()
     yield _state(deployment.state_dir)
     yield _ledger(deployment)
@@ -113,9 +122,9 @@ def _remote(model: ModelChoice) -> Examination:
     key = model.api_key.get_secret_value()
     answer = exchange(model.base_url, "GET", "/models", key=key, timeout_s=MODEL_S_MAX)
     if not answer.status:
-        text = f"{model.name} at {model.base_url} cannot be reached: {answer.error}"
+        text = f"{model.name} at {shown_url(model.base_url)} cannot be reached: {answer.error}"
         return Examination("model", "model", "fail", text, "Check base_url, the network and the proxy.")
-    status, at = answer.status, f"{model.name} at {model.base_url} ({model.source})"
+    status, at = answer.status, f"{model.name} at {shown_url(model.base_url)} ({model.source})"
     if status in (401, 403):
         text = f"{at} refuses the key ({status})"
         return Examination("model", "model", "fail", text, "Check the API key's variable.")
@@ -131,6 +140,23 @@ def _remote(model: ModelChoice) -> Examination:
         text = f"{at} does not list it; it lists {', '.join(names[:5])}"
         return Examination("model", "model", "warn", text, "Check model.name.")
     return Examination("model", "model", "ok", f"{at}, {answer.elapsed_s * 1000:.0f} ms")
+
+
+def _servers(deployment: ResolvedDeployment) -> Iterator[Examination]:
+    """One line for each MCP server of the profiles; whether it also answers, the checklist tries."""
+    for name, path in profile_paths(deployment).items():
+        resolved, findings = inspect_profile(path, deployment=deployment)
+        problems = {finding.key: finding for finding in findings if finding.key.startswith("mcp.servers.")}
+        for server in resolved.profile.mcp.servers if resolved is not None else ():
+            prefix = f"mcp.servers.{server}."
+            problem = next((finding for key, finding in problems.items() if key.startswith(prefix)), None)
+            title, where = f"MCP server {server}", f"profile {name}"
+            if problem is None:
+                yield Examination(f"mcp-{server}", title, "ok", f"its program is there ({where})")
+                continue
+            health: Health = "fail" if problem.level == "error" else "warn"
+            text = f"{problem.key.removeprefix(prefix)}: {problem.message} ({where})"
+            yield Examination(f"mcp-{server}", title, health, text, f"Mend it in {problem.place or path}.")
 
 
 def _tokenizer() -> Examination:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import BaseModel
@@ -17,6 +16,8 @@ from pydantic import BaseModel
 from agentao_gov.config import Finding
 from agentao_gov.config.edit import write_whole
 from agentao_gov.config.layers import flatten
+from agentao_gov.config.mcp import shown_value
+from agentao_gov.config.model import shown_url
 from agentao_gov.errors import UsageError
 
 __all__ = [
@@ -39,13 +40,11 @@ def _effective(model: BaseModel, sources: Mapping[str, str]) -> Iterable[tuple[s
 
 
 def _masked(key: str, value: Any) -> Any:
-    """Values of MCP environments and passwords of stores are nobody's business on a screen."""
-    if re.match(r"mcp\.servers\..+\.env\.", key):
-        return "***"
-    if key == "budget.store" and isinstance(value, str) and "@" in value:
-        parts = urlsplit(value)
-        return value.replace(parts.netloc, f"***@{parts.netloc.rpartition('@')[2]}")
-    return value
+    """Secrets of MCP servers and passwords in addresses are nobody's business on a screen."""
+    # A server's name may have dots: whatever may be such a field is taken for one.
+    if server := re.match(r"mcp\.servers\..+?\.(args|url|env\..+|headers\..+)$", key):
+        return shown_value(server[1], value)
+    return shown_url(value) if key in {"budget.store", "model.base_url"} and isinstance(value, str) else value
 
 
 def settings_lines(model: BaseModel, sources: Mapping[str, str]) -> list[str]:

@@ -19,6 +19,7 @@ import tomlkit.exceptions
 
 from agentao_gov.config.deployment import TENANT_NAME_RULE, is_tenant_name
 from agentao_gov.config.findings import raise_errors
+from agentao_gov.config.layers import ENV_PREFIX
 from agentao_gov.config.load_deployment import FILE_NAME, inspect_deployment, load_deployment
 from agentao_gov.config.load_profile import load_profile
 from agentao_gov.errors import ConfigError, UsageError
@@ -172,7 +173,9 @@ def new_profile(name: str, source: str, config: Path | None) -> Path:
     if not _NAME.match(name):
         raise UsageError(f"{name!r} cannot be a profile's name: use letters, digits, '.', '_' and '-'.")
     deployment = load_deployment(config)
-    resolved = load_profile(source, deployment=deployment, environ={})
+    # What the caller's environment overrides does not belong into the copy; what it holds for servers is only checked.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    resolved = load_profile(source, deployment=deployment, environ=environ)
     assert resolved.path is not None, "a loaded profile has a file"
     document = tomlkit.parse(resolved.path.read_text("utf-8-sig"))
     document["name"] = name

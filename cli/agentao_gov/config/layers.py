@@ -199,13 +199,30 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return table
 
 
-def environment_layers(environ: Mapping[str, str], model: type[BaseModel]) -> Iterator[ConfigLayer]:
-    """One layer per `AGENTAO_GOV__TABLE__KEY` that belongs to this model."""
+def environment_layers(
+    environ: Mapping[str, str], model: type[BaseModel], written: Mapping[str, Any]
+) -> Iterator[ConfigLayer]:
+    """One layer per `AGENTAO_GOV__TABLE__KEY` that belongs to this model; `written` is what the files say."""
     for name in sorted(environ):
         if name.startswith(ENV_PREFIX):
-            key = ".".join(name[len(ENV_PREFIX) :].lower().split("__"))
+            key = ".".join(_in_files_case(name[len(ENV_PREFIX) :].split("__"), written))
             value = from_text(environ[name], type_at(model, key))
             yield ConfigLayer(nested(key, value), f"environment {name}", RANK_ENVIRONMENT)
+
+
+#: Tables whose names belong to other programs, which tell capitals from small letters.
+_CASED_TABLES = frozenset({"env", "headers"})
+
+
+def _in_files_case(parts: list[str], written: Mapping[str, Any]) -> Iterator[str]:
+    """A variable's parts as keys: in small letters, but a name that the files have is written as there."""
+    table: Any = written
+    cased = False
+    for part in parts:
+        names = table if isinstance(table, Mapping) else {}
+        key = next((name for name in names if name.lower() == part.lower()), part if cased else part.lower())
+        yield key
+        table, cased = names.get(key), key in _CASED_TABLES
 
 
 def set_layers(sets: Iterable[str], model: type[BaseModel]) -> Iterator[ConfigLayer]:

@@ -76,7 +76,7 @@ def inspect_deployment(
     if file is not None:
         values, text = read_toml(file, what="deployment file")
         stack.append(ConfigLayer(values, f"file {file.name}", RANK_FILE, file, text))
-    stack += layers_for(Deployment, overrides or Overrides(), environ)
+    stack += layers_for(Deployment, overrides or Overrides(), environ, Layers(stack).values)
     layers = Layers(stack)
     deployment, findings = build(Deployment, layers)
     if deployment is None:

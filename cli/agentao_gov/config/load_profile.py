@@ -11,6 +11,7 @@ from typing import Any
 from agentao_gov.config.checks import fit_tool_timeouts, recommendations, tool_name_findings
 from agentao_gov.config.findings import Finding, raise_errors
 from agentao_gov.config.layers import RANK_FILE, RANK_SHIPPED, ConfigLayer, Layers, Overrides, flatten
+from agentao_gov.config.mcp import resolve_servers
 from agentao_gov.config.model import context_cap, known_model, model_findings
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile, layers_for
@@ -76,7 +77,8 @@ def inspect_profile(
     path = _locate(name, deployment)
     chain = _chain(path, deployment)
     files = [_file_layer(link, _rank(link.path) + i) for i, link in enumerate(chain)]
-    upper = list(layers_for(Profile, overrides, os.environ if environ is None else environ))
+    environ = os.environ if environ is None else environ
+    upper = list(layers_for(Profile, overrides, environ, Layers(files).values))
     upper = [layer for layer in upper if "model" not in layer.values or any("model" in f.values for f in files)]
     layers = Layers([*files, *_with_tool_flag(files, upper)])
     layers.values.setdefault("name", path.stem)
@@ -89,6 +91,8 @@ def inspect_profile(
     findings += _share_findings(profile, layers, deployment)
     findings += model_findings(profile.model, layers)
     findings += tool_name_findings(profile, layers)
+    profile, of_servers = resolve_servers(profile, layers, environ)
+    findings += of_servers
     findings += recommendations(profile, layers, profile.model.name if profile.model else None)
     resolved = ResolvedProfile(profile, _sources(profile, layers), tuple(findings), path, _ranks(profile, layers))
     return resolved, tuple(findings)

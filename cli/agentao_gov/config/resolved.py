@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -84,15 +85,18 @@ class ResolvedDeployment:
 # Shares out what the environment and `--set` say between the profile and the deployment, by table.
 
 
-def layers_for(model: type[BaseModel], overrides: Overrides, environ: Mapping[str, str]) -> Iterator[ConfigLayer]:
+def layers_for(
+    model: type[BaseModel], overrides: Overrides, environ: Mapping[str, str], written: Mapping[str, Any]
+) -> Iterator[ConfigLayer]:
     """The layers of environment, `--set` and flags that belong to one model, lowest first.
 
+    `written` is what the files say: a variable's name, all in capitals, means the tenant or server that is named there.
     `model.*` belongs to both. Raises ConfigError for a key that neither has: a mistyped override that is ignored
     would be a limit that does not hold.
     """
     other: type[BaseModel] = Profile if model is Deployment else Deployment
     layers = [
-        *environment_layers(environ, model),
+        *environment_layers(environ, model, written),
         *set_layers(overrides.sets, model),
         *flag_layers(overrides.flags),
     ]

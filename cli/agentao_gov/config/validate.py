@@ -85,8 +85,8 @@ def _message(model: type[BaseModel], key: str, details: ErrorDetails) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    """The value, unless it may hold a secret: a store's address has a password, `env` a key."""
-    if key == "budget.store" or ".env" in key or "api_key" in key:
+    """The value, unless it may hold a secret: a store's or a model's address has a password, `env` a key."""
+    if key in {"budget.store", "model.base_url"} or key.startswith("mcp.servers.") or "api_key" in key:
         return "this value"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
