@@ -211,7 +211,9 @@ def test_what_was_typed_before_a_question_is_no_answer_to_it(simulator: Simulato
     """A `y` meant for something else must not let a command run."""
     call = {"name": "run_shell_command", "args": {"command": "touch yes && rm yes"}, "rounds": 1}
     prompt = f"x\n@sim {json.dumps({'tool': call, 'hold': 'gate'})}"
-    screen = _Terminal(_command(simulator, "-p", "code", "-v", "--workdir", str(tmp_path), prompt))
+    screen = _Terminal(
+        _command(simulator, "-p", "code", "--set", "tools.sandbox=off", "-v", "--workdir", str(tmp_path), prompt)
+    )
     simulator.wait_for(timeout_s=_GUARD_S, held=1)
 
     screen.type("y\n")

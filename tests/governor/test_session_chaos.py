@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 DEADLINE_S, GRACE_S = 1.5, 2.0
 LIMITS = {"turn_timeout": DEADLINE_S, "cancel_grace": GRACE_S, "tool_timeout": 0.6, "max_output_tokens": 200}
-TOOLS: dict[str, Any] = {"permission_mode": "full-access", "allow": ["glob", "run_shell_command"]}
+TOOLS: dict[str, Any] = {"permission_mode": "full-access", "allow": ["glob", "run_shell_command"], "sandbox": "off"}
 
 
 def behaviours(rng: random.Random) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from agentao.host import AsyncToolBase, Tool
 from agentao_gov.governor import Outcome, TurnReport
 from tests.governor.harness import HANG_S, Harness, say
 
-SHELL: dict[str, Any] = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
+SHELL: dict[str, Any] = {"permission_mode": "full-access", "allow": ["run_shell_command"], "sandbox": "off"}
 SHORT = {"turn_timeout": 1.0, "cancel_grace": 2.0, "tool_timeout": 0.5}
 PATIENT = {"turn_timeout": 1.5, "cancel_grace": 2.0, "tool_timeout": 60.0}
 

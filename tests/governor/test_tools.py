@@ -15,6 +15,7 @@ from tests.governor.harness import Harness, say
 READ = {"allow": ["read_file", "glob", "search_file_content", "list_directory"]}
 WRITE: dict[str, Any] = {
     "permission_mode": "workspace-write",
+    "sandbox": "off",
     "allow": ["read_file", "write_file", "replace", "run_shell_command", *READ["allow"]],
 }
 
@@ -268,7 +269,7 @@ def test_a_command_sees_neither_the_key_nor_its_variable(
     monkeypatch.setenv("DATABASE_URL", "redis://:hunter2/3@127.0.0.1/0")
     monkeypatch.setenv("ALL_PROXY", "svc:hunter2@127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    tools = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
+    tools = {"permission_mode": "full-access", "allow": ["run_shell_command"], "sandbox": "off"}
 
     harness.run(call("run_shell_command", command="env > env.txt"), tools=tools)
 

@@ -135,7 +135,7 @@ class Service:
         servers = {"zoo": {"command": sys.executable, "args": ["-I", "-S", str(ZOO), kind, str(self.directory)]}}
         profile = resolved(
             limits={"turn_timeout": timeout_s, "cancel_grace": 1, "tool_timeout": timeout_s},
-            tools={"permission_mode": "full-access", "allow": ["run_shell_command"]},
+            tools={"permission_mode": "full-access", "allow": ["run_shell_command"], "sandbox": "off"},
             mcp={"servers": {"zoo": {**servers["zoo"], "startup_timeout": "20s", "request_timeout": "20s"}}},
         )
         turn = TurnOrder(

@@ -36,7 +36,7 @@ __all__ = [
     "worker_pid",
 ]
 
-SHELL = {"permission_mode": "full-access", "allow": ["run_shell_command"]}
+SHELL = {"permission_mode": "full-access", "allow": ["run_shell_command"], "sandbox": "off"}
 SHORT = {"turn_timeout": 1, "cancel_grace": 1, "tool_timeout": 1}
 PATIENT = {"turn_timeout": 15, "tool_timeout": 12}
 

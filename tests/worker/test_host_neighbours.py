@@ -33,7 +33,7 @@ def test_others_are_answered_while_a_session_misbehaves(subprocesses: Subprocess
     How much slower they get is a figure, not a test: `benchmarks/isolation`.
     """
     neighbour = subprocesses.open(limits={"turn_timeout": 10})
-    tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
+    tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"], "sandbox": "off"}
     hog = subprocesses.open(tools=tools, limits={"turn_timeout": 2, "tool_timeout": 2, "cancel_grace": 1})
     (hog.spec.workdir / "bait.txt").write_text("a" * 40 + "b\n")
     outcomes: list[Outcome] = []
@@ -66,7 +66,7 @@ def turn_times_ms(subprocesses: Subprocesses, host: SubprocessHost, window_s: fl
 
 def p95_ratios(subprocesses: Subprocesses, trouble: str) -> list[float]:
     """The 95th percentile of a neighbour's turns beside the trouble by that alone, from windows that take turns."""
-    tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"]}
+    tools = {"permission_mode": "full-access", "allow": ["run_shell_command", "search_file_content"], "sandbox": "off"}
     ratios = []
     for _ in range(WINDOWS):
         # A conversation of hundreds of turns would be what is measured.

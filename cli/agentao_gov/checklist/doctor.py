@@ -32,6 +32,7 @@ from agentao_gov.errors import StoreError
 from agentao_gov.governor.agentao_version import NEEDED, version_problem
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.process.layers import Layer, survey_layers
+from agentao_gov.process.sandbox import SandboxLayers, find_layers
 from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
 from agentao_gov.testrig.client import exchange
 
@@ -72,6 +73,7 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
     layers = survey_layers()
     for layer in layers:
         yield _layer(layer)
+    yield _sandbox(find_layers())
     if deployment.deployment.pool.mode == "subprocess":
         yield _apart(deployment.deployment.pool.session_pid_namespace, {layer.name: layer for layer in layers})
 
@@ -297,6 +299,21 @@ _LAYER_REMEDIES: dict[str, str] = {
 }
 
 
+def _sandbox(layers: SandboxLayers) -> Examination:
+    """What holds the shell commands of profiles with `[tools] sandbox`, and what it guarantees."""
+    title = "sandbox"
+    held = "a command sees its session's directory and the system's programs, nothing else of the service or of others"
+    if layers.best == "bubblewrap":
+        return Examination("sandbox", title, "ok", f"bubblewrap ({layers.bubblewrap}): {held}")
+    if layers.best == "landlock":
+        text = f"Landlock {layers.landlock} with seccomp: {held}; it can see whether a path exists, and can neither"
+        text += " change the mode of a file nor, without network = true, open a socket"
+        return Examination("sandbox", title, "ok", text, "Install bubblewrap to lift these limits.")
+    remedy = 'Install bubblewrap, allow user namespaces, or use Linux 6.12; or write [tools] sandbox = "off".'
+    text = "neither bubblewrap nor Landlock works here: shell commands are refused"
+    return Examination("sandbox", title, "warn", text, remedy)
+
+
 def _apart(asked: bool, layers: Mapping[str, Layer]) -> Examination:
     """Whether the tools of one session can reach the processes of another, and the service's own."""
     title = "isolation: sessions"
@@ -306,8 +323,8 @@ def _apart(asked: bool, layers: Mapping[str, Layer]) -> Examination:
         return Examination(
             "sessions-apart", title, "ok", f"a session's tools see and signal their own processes alone; {files}"
         )
-    text = "a session's tools run as the service's user: they can signal any process of it, read its environment, and"
-    text += " its files, other tenants' too"
+    text = "a session's MCP servers and commands without a sandbox run as the service's user: they can signal any"
+    text += " process of it, read its environment, and its files, other tenants' too"
     if works:
         return Examination("sessions-apart", title, "warn", text, "Set [pool] session_pid_namespace = true.")
     why = "pid namespaces do not work here" if asked else "and pid namespaces do not work here"

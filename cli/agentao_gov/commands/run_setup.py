@@ -45,6 +45,10 @@ def run(options: RunOptions) -> int:
     asked = _prompt(options) if options.batch is None else read_batch(options.batch)
     deployment = _deployment(options)
     profile = allowed_profile(options, deployment, options.profile)
+    if profile.profile.tools.sandbox == "required":
+        from agentao_gov.process.sandbox import find_layers, require_sandbox
+
+        require_sandbox(f'Profile {profile.profile.name} says [tools] sandbox = "required"', find_layers())
     choice = resolve_model(options.model, profile=profile, deployment=deployment)
     note = console()
 

@@ -13,7 +13,15 @@ from agentao_gov.config.profile import Profile, Task, Tier
 from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import finding
 
-__all__ = ["BUILT_IN", "ITERATIONS", "TURN_TIMEOUT_S", "fit_tool_timeouts", "recommendations", "tool_name_findings"]
+__all__ = [
+    "BUILT_IN",
+    "ITERATIONS",
+    "TURN_TIMEOUT_S",
+    "fit_tool_timeouts",
+    "recommendations",
+    "sandbox_findings",
+    "tool_name_findings",
+]
 
 
 def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[Finding]]:
@@ -105,6 +113,14 @@ def recommendations(profile: Profile, layers: Layers, model_name: str | None) ->
             f"recommended for {model_name!r} ({known.model_class})"
         )
         yield finding(layers, "limits.max_context_tokens", text, error=False)
+
+
+def sandbox_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:
+    """An error for each MCP server that has a sandbox and no session whose directory it could be confined to."""
+    for name, server in profile.mcp.servers.items():
+        if server.sandbox and server.share != "session":
+            text = 'a server in a sandbox sees one session\'s directory: it needs share = "session"'
+            yield finding(layers, f"mcp.servers.{name}.sandbox", text, error=True)
 
 
 # Names of tools in a profile that no tool has: a misspelt one would silently leave the agent without it.

@@ -21,6 +21,7 @@ __all__ = [
     "Settings",
     "Task",
     "Tier",
+    "ToolRule",
     "Tools",
 ]
 
@@ -78,6 +79,18 @@ class OnLimit(Settings):
     )
 
 
+class ToolRule(Settings):
+    """`[[tools.rules]]`: what becomes of the calls it matches."""
+
+    tool: Annotated[str, Field(min_length=1)] = Field(
+        description="Shell pattern over the tool's name; an MCP server's tool is mcp_SERVER_TOOL."
+    )
+    when: dict[str, str] = Field(
+        default={}, description="Shell patterns over arguments, by name; all must match. None: every call."
+    )
+    action: Literal["allow", "ask", "deny"]
+
+
 class Tools(Settings):
     """`[tools]`: what the agent may do."""
 
@@ -87,6 +100,15 @@ class Tools(Settings):
         description="Names of the built-in and custom tools it may call.",
     )
     sub_agents: bool = Field(default=False, description="Whether it may start sub-agents; metered like the rest.")
+    sandbox: Literal["auto", "required", "off"] = Field(
+        default="auto",
+        description="Shell commands see and touch the session's directory alone. auto: they are refused where no "
+        "sandbox can be had | required: the profile does not load there | off",
+    )
+    network: bool = Field(default=False, description="Whether sandboxed commands reach the network.")
+    rules: list[ToolRule] = Field(
+        default=[], description="Judge a call before permission_mode does; the first that matches decides."
+    )
 
 
 class McpServer(Settings):
@@ -102,6 +124,11 @@ class McpServer(Settings):
     )
     share: Literal["session", "tenant", "process"] = Field(
         default="session", description="Who shares one server process. It costs 50-200 MB each."
+    )
+    sandbox: bool = Field(
+        default=False,
+        description="Whether it runs in the sandbox of shell commands; it may also read its own program and what its "
+        "arguments name.",
     )
 
 

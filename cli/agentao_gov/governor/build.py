@@ -26,14 +26,16 @@ from agentao.tools.base import SHELL_TOOL_NAME
 from agentao_gov.clock import Clock, Deadline
 from agentao_gov.errors import ConfigError, InternalError
 from agentao_gov.governor.agentao_bounds import path_hints
-from agentao_gov.governor.confine import TrackedShell
+from agentao_gov.governor.confine import TrackedShell, sandbox_of
 from agentao_gov.governor.file_program import ConfinedFileSystem
 from agentao_gov.governor.mcp_servers import SessionServers, SharedServers
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.report import Reason
+from agentao_gov.governor.rules import GovernedPermissions
 from agentao_gov.governor.tools import ToolGuard, mark_denied
 from agentao_gov.governor.transport import GovernedTransport
 from agentao_gov.governor.types import Conversation, SessionSpec
+from agentao_gov.process.sandbox import SandboxLayers
 from agentao_gov.process.tree import SessionTree
 
 __all__ = ["AgentParts", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
@@ -149,24 +151,32 @@ def build_agent(
     shared: SharedServers,
     clock: Clock,
     deadline: Deadline,
+    layers: Callable[[], SandboxLayers],
     extra_tools: Sequence[Any] = (),
 ) -> AgentParts:
     """Builds the agent of `spec` and governs every tool it has. Blocks while MCP servers start, until `deadline`.
 
     `sub_model` makes a client for each sub-agent; `shared` has the servers that are not the session's alone;
-    `extra_tools` are agentao tools. Raises ConfigError or InternalError.
+    `layers` tells what this machine has to make a sandbox of, where the profile needs one; `extra_tools` are
+    agentao tools. Raises ConfigError or InternalError.
     """
     profile = spec.profile.profile
+    sandbox = sandbox_of(profile, spec.workdir, layers)
     shell = TrackedShell(
-        tree, profile.limits.tool_timeouts_s.get("run_shell_command", profile.limits.tool_timeout_s), model.secrets
+        tree,
+        profile.limits.tool_timeouts_s.get(SHELL_TOOL_NAME, profile.limits.tool_timeout_s),
+        model.secrets,
+        sandbox=sandbox,
+        required=profile.tools.sandbox != "off",
     )
-    servers = SessionServers(spec, tree, shared, clock)
+    permissions = GovernedPermissions(profile.tools, spec.workdir, sandboxed=sandbox is not None)
+    servers = SessionServers(spec, tree, shared, clock, layers)
     try:
         agent = Agentao(
             working_directory=spec.workdir,
             llm_client=model,
             transport=transport,
-            permission_mode=profile.tools.permission_mode,
+            permission_engine=permissions,
             skill_manager=_skills(spec),
             memory_manager=_memory(spec),
             mcp_registry=InMemoryMCPRegistry(),
@@ -183,6 +193,7 @@ def build_agent(
         raise InternalError(f"The session's agent could not be built: {error}") from error
     parts = AgentParts(agent, model, transport, guard, shell, tree, servers)
     transport.agent = agent
+    permissions.registry = agent.tools.tools
     agent._extract_context_hints = lambda: path_hints(agent.messages)  # type: ignore[method-assign]
     if spec.model.kind == "embedded":
         agent._build_system_prompt = lambda: _BRIEF_PROMPT  # type: ignore[method-assign]

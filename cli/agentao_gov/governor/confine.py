@@ -1,4 +1,4 @@
-"""The agent's shell: every command carries the session's tag, its time limit is ours, and nothing outlives it.
+"""What a shell command may touch, and how each one ends: in the session's sandbox, within its limits, with all it left.
 
 agentao's own executor kills a command's process group when the turn is cancelled, but not what left the group; its
 background commands outlive even `agent.close()`; and it leaves the killed process unreaped and its pipes open until
@@ -11,26 +11,88 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from agentao.capabilities import BackgroundHandle, LocalShellExecutor, ShellResult
-from agentao.capabilities.shell import _HeadTailBuffer, _popen_target
+from agentao.capabilities.shell import _HeadTailBuffer, _popen_target, resolve_shell_executable
+from agentao.tools.base import SHELL_TOOL_NAME
 
-from agentao_gov.governor.tools import current_record
+from agentao_gov.governor.tools import current_record, mark_denied
 from agentao_gov.process import procfs
 from agentao_gov.process.oslimits import explain_start_failure, explain_tool_exit
+from agentao_gov.process.sandbox import Sandbox, SandboxLayers, require_sandbox
 from agentao_gov.process.supervision import command_started
 from agentao_gov.process.tags import KIND_VARIABLE
 from agentao_gov.process.tree import SessionTree, kill_processes
+from agentao_gov.process.warden.processes import below, resident
 
-__all__ = ["TrackedShell"]
+if TYPE_CHECKING:
+    from agentao_gov.config.profile import Profile
+
+__all__ = ["TrackedShell", "confined_server", "sandbox_of"]
+
+#: The one line to write where no sandbox can be had.
+_NO_SANDBOX = (
+    "shell commands need a sandbox, and neither bubblewrap nor Landlock works here (see `agentao-gov doctor`). To run "
+    'them without, write into the profile: [tools] sandbox = "off"'
+)
 
 
+def sandbox_of(profile: Profile, workdir: Path, layers: Callable[[], SandboxLayers]) -> Sandbox | None:
+    """The sandbox of a session's commands in `workdir`; None where there is none, by choice or for want of a layer.
+
+    `layers` tells what this machine has. Raises ConfigError where the profile requires one that cannot be had.
+    """
+    if profile.tools.sandbox == "off" or SHELL_TOOL_NAME not in profile.tools.allow:
+        return None
+    if profile.tools.sandbox == "required":
+        require_sandbox(f'Profile {profile.name} says [tools] sandbox = "required"', layers())
+    return Sandbox(layers(), workdir.resolve(), profile.tools.network) if layers().best is not None else None
+
+
+def confined_server(
+    name: str, config: Mapping[str, Any], workdir: Path, layers: SandboxLayers, *, network: bool
+) -> dict[str, Any]:
+    """The changes to an MCP server's `config`, agentao's form, by which it runs in the sandbox of `workdir`.
+
+    It may also read its program and the files and directories that its arguments name. Raises ConfigError where no
+    sandbox can be had.
+    """
+    require_sandbox(f"MCP server {name} says sandbox = true", layers)
+    program = shutil.which(config["command"]) or config["command"]
+    read = {program, os.path.realpath(program), config["cwd"], *filter(os.path.isabs, config["args"])}
+    for path in (program, os.path.realpath(program)):
+        # What an interpreter imports stands beside it.
+        home = Path(path).parent.parent
+        if (home / "lib").is_dir() and home != Path("/"):
+            read.add(str(home))
+    sandbox = Sandbox(layers, workdir.resolve(), network, tuple(sorted(read - {str(workdir)})))
+    program, *args = sandbox.command([program, *config["args"]], Path(config["cwd"]))
+    return {"command": program, "args": args, "env": {**sandbox.places, **config["env"]}}
+
+
+# ── the shell ─────────────────────────────────────────────────────────────────────────────────────
+
+#: Git runs no program that a repository's own configuration names, and takes no directory for a repository that does
+#: not say so: the model can write both. Hooks stay out, too.
+_GIT = {
+    "GIT_CONFIG_COUNT": "3",
+    "GIT_CONFIG_KEY_0": "safe.bareRepository",
+    "GIT_CONFIG_VALUE_0": "explicit",
+    "GIT_CONFIG_KEY_1": "core.fsmonitor",
+    "GIT_CONFIG_VALUE_1": "false",
+    "GIT_CONFIG_KEY_2": "core.hooksPath",
+    "GIT_CONFIG_VALUE_2": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+}
 #: Names one command, so that a timed-out one takes its helpers with it and leaves the others alone.
 _COMMAND_VARIABLE = "AGENTAO_GOV_COMMAND"
 #: agentao drops the providers' own variables; a service's others are no business of a command the model wrote either.
@@ -45,6 +107,9 @@ _KEPT_BYTES = 1024 * 1024
 _POLL_S = 0.05
 #: A helper that inherited a finished command's pipe may hold it open; its output is not waited for any longer.
 _DRAIN_S = 1.0
+#: What one command may run at once, and the memory that all of it may use. A build runs some dozens of processes.
+_PROCESSES_MAX = 256
+_MEMORY_BYTES_MAX = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 class _Command:
@@ -77,7 +142,10 @@ class _Command:
                         self._on_chunk(chunk.decode("utf-8", "replace"))
 
     def wait(self, idle_s: float, token: Any) -> str | None:
-        """Waits for the end; returns why it was not waited for any longer, `cancelled` or `timed_out`."""
+        """Waits for the end; returns why it was not waited for any longer.
+
+        `cancelled`, `timed_out` (nothing was written for `idle_s`), or a sentence that names the limit it went over.
+        """
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_POLL_S)
@@ -86,6 +154,9 @@ class _Command:
                 return "cancelled"
             if time.monotonic() - self.active_at > idle_s:
                 return "timed_out"
+            if (limit := _over_limit(self.process.pid)) is not None:
+                self.stderr.append(f"\n{limit}\n".encode())
+                return limit
 
     def result(self, ended: str | None) -> ShellResult:
         """What agentao gets, once the process is gone."""
@@ -109,11 +180,40 @@ class _Command:
         )
 
 
+def _over_limit(pid: int) -> str | None:
+    """A sentence where a command's processes are too many or too large together; None: all is well."""
+    try:
+        processes = [pid, *below(pid)]
+        if len(processes) > _PROCESSES_MAX:
+            return f"The command was ended: it ran {len(processes)} processes; {_PROCESSES_MAX} are allowed."
+        used = sum(map(resident, processes))
+    except OSError:
+        return None
+    if used > _MEMORY_BYTES_MAX:
+        return f"The command was ended: it used {used >> 20} MiB of memory; {_MEMORY_BYTES_MAX >> 20} are allowed."
+    return None
+
+
 class TrackedShell(LocalShellExecutor):
     """agentao's `ShellExecutor`. Thread-safe."""
 
-    def __init__(self, tree: SessionTree, limit_s: float, secrets: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        tree: SessionTree,
+        limit_s: float,
+        secrets: Callable[[], tuple[str, ...]],
+        *,
+        sandbox: Sandbox | None,
+        required: bool,
+    ) -> None:
+        """Runs the commands of the session whose children `tree` marks.
+
+        `limit_s` is the longest silence of a command in seconds, `secrets` gives values that no command may find in
+        its environment, `sandbox` holds the commands, and `required` says that none runs without one.
+        """
         super().__init__()
+        self._sandbox = sandbox
+        self._required = required
         self._tree = tree
         self._limit_s = limit_s
         self._secrets = secrets
@@ -141,11 +241,21 @@ class TrackedShell(LocalShellExecutor):
 
     def run_background(self, request: Any) -> BackgroundHandle:
         """A command in the background: it ends with the turn at the latest."""
-        process = self._start(request.launch, f"{next(_numbers)}", subprocess.DEVNULL)
+        number = f"{next(_numbers)}"
+        process = self._start(request.launch, number, subprocess.DEVNULL)
         with self._lock:
             self._background.append(process)
+        threading.Thread(target=self._watch, args=(process, number), name="shell-background", daemon=True).start()
         # It leads its own session, so its group is its pid.
         return BackgroundHandle(pid=process.pid, pgid=process.pid, command=request.command, cwd=request.cwd)
+
+    def _watch(self, process: subprocess.Popen[bytes], number: str) -> None:
+        """Ends a background command that goes over its limits."""
+        while process.poll() is None:
+            if _over_limit(process.pid) is not None:
+                self._end(process, number)
+                return
+            time.sleep(_POLL_S * 4)
 
     def sweep(self) -> int:
         """Ends every command that is still there, and what it started; returns how many processes."""
@@ -161,12 +271,9 @@ class TrackedShell(LocalShellExecutor):
         return killed
 
     def _start(self, launch: Any, number: str, output: int) -> subprocess.Popen[bytes]:
+        marks = {**_GIT, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
+        target, options = self._confined(launch, marks) if self._sandbox is not None else self._open(launch, marks)
         self.used = True
-        target, options = _popen_target(launch)
-        secrets = set(self._secrets())
-        inherited: Mapping[str, str] = options["env"]
-        kept = {n: value for n, value in inherited.items() if value not in secrets and not _is_secret(n, value)}
-        options["env"] = {**kept, **self._tree.env("shell"), _COMMAND_VARIABLE: number}
         try:
             process = subprocess.Popen(  # noqa: S603 - running the model's command is what it is for; permissions decide
                 target, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, **options
@@ -175,6 +282,23 @@ class TrackedShell(LocalShellExecutor):
             raise explain_start_failure(error) from error
         command_started(process.pid)
         return process
+
+    def _confined(self, launch: Any, marks: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+        assert self._sandbox is not None
+        shell = [launch.executable or resolve_shell_executable() or "/bin/sh", "-c", launch.command]
+        line = self._sandbox.command(shell, Path(launch.cwd))
+        return line, {"env": self._sandbox.environment(marks), "cwd": str(self._sandbox.root)}
+
+    def _open(self, launch: Any, marks: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+        """Without a sandbox: as agentao would start it, less what is secret."""
+        if self._required:
+            mark_denied(_NO_SANDBOX)
+            raise PermissionError(_NO_SANDBOX)
+        target, options = _popen_target(launch)
+        secrets = set(self._secrets())
+        inherited: Mapping[str, str] = options["env"]
+        kept = {n: value for n, value in inherited.items() if value not in secrets and not _is_secret(n, value)}
+        return target, {**options, "env": {**kept, **marks}}
 
     def _end(self, process: subprocess.Popen[bytes], number: str) -> None:
         _kill_group(process)

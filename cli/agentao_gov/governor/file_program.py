@@ -7,7 +7,8 @@ when the service closes its end of the call's socket.
 
 This process stays single-threaded, because a fork of a threaded process inherits locks that nobody will ever release.
 It imports nothing of the package around it, so that it starts in a tenth of a second and forks in a millisecond.
-Control is a socket of whole messages: one byte and the call's socket. A call's socket carries one JSON line each way.
+Control is a socket of whole messages: one byte, the call's socket, and Landlock's rules where the kernel has it. A
+call's socket carries one JSON line each way.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ _CALLS_MAX = 64
 _IDLE_S = 30.0
 #: An honest call is done before it has used this much of a processor; a longer one yields to turns.
 _PROMPT_S, _NICE = 0.25, 10
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
+_LANDLOCK_RESTRICT_SELF = 446
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -226,7 +228,7 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     return {"result": result, "denied": bool(denied)}
 
 
-def _child(call: socket.socket, parent: int) -> NoReturn:
+def _child(call: socket.socket, rules: list[int], parent: int) -> NoReturn:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -234,6 +236,11 @@ def _child(call: socket.socket, parent: int) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGPROF, lambda *_: os.nice(_NICE) and None)
     signal.setitimer(signal.ITIMER_PROF, _PROMPT_S)
+    for ruleset in rules:
+        # Only now is a path that another process turns into a link while it is looked at harmless, too.
+        _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if _LIBC.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
+            os._exit(1)
     with call.makefile("rwb") as line:
         answer = _run(json.loads(line.readline()))
         line.write(json.dumps(answer).encode() + b"\n")
@@ -289,22 +296,26 @@ class _Forks:
                 pass
 
     def _accept(self) -> bool:
-        message, fds, _flags, _address = socket.recv_fds(self._control, 1, 1)
+        message, fds, _flags, _address = socket.recv_fds(self._control, 1, 2)
         if not message or not fds:
             return False
-        call = socket.socket(fileno=fds[0])
+        call, rules = socket.socket(fileno=fds[0]), fds[1:]
         parent = os.getpid()
         try:
             pid = os.fork()
         except OSError:
             call.close()
             return True
+        finally:
+            if os.getpid() == parent:
+                for ruleset in rules:
+                    os.close(ruleset)
         if pid == 0:
             try:
                 self._control.close()
                 for other in self._calls.values():
                     other.close()
-                _child(call, parent)
+                _child(call, rules, parent)
             except BaseException:  # a fork must never return into the loop
                 os._exit(1)
         self._calls[pid] = call

@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from agentao_gov.governor.file_program import PROGRAM, TOOLS
+from agentao_gov.process.sandbox_program import landlock_abi, landlock_ruleset
 
 __all__ = ["FILE_TOOLS", "FileTools"]
 
@@ -50,8 +52,8 @@ class FileTools:
         """
         ours, theirs = socket.socketpair()
         with ours:
-            with theirs:
-                self._send(theirs)
+            with theirs, _rules(tool.working_directory) as rules:
+                self._send([theirs.fileno(), *rules])
             forget = token.add_done_callback(lambda: _hang_up(ours))
             try:
                 order = {
@@ -78,20 +80,20 @@ class FileTools:
         with self._lock:
             self._drop()
 
-    def _send(self, call: socket.socket) -> None:
-        """Hands a call's socket over, starting the program where it does not run."""
+    def _send(self, descriptors: list[int]) -> None:
+        """Hands a call's socket and rules over, starting the program where it does not run."""
         with self._lock:
             if self._owner != os.getpid():
                 self._owner, self._program, self._control = os.getpid(), None, None
             if self._control is not None:
                 # The program may have ended: nothing was asked of it for a while.
                 with contextlib.suppress(OSError):
-                    socket.send_fds(self._control, [b"c"], [call.fileno()])
+                    socket.send_fds(self._control, [b"c"], descriptors)
                     return
             self._drop()
             self._start()
             assert self._control is not None
-            socket.send_fds(self._control, [b"c"], [call.fileno()])
+            socket.send_fds(self._control, [b"c"], descriptors)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -123,6 +125,19 @@ class FileTools:
                 self._program.kill()
                 self._program.wait()
             self._program = None
+
+
+@contextlib.contextmanager
+def _rules(root: Path) -> Iterator[list[int]]:
+    """Landlock's rules for a call: below `root` and nowhere else. None where the kernel has no Landlock."""
+    if not landlock_abi():
+        yield []
+        return
+    ruleset = landlock_ruleset(str(root), read=[], devices=[], network=False)
+    try:
+        yield [ruleset]
+    finally:
+        os.close(ruleset)
 
 
 def _hang_up(call: socket.socket) -> None:

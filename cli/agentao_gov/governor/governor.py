@@ -24,6 +24,7 @@ from agentao_gov.governor.tools import ToolGuard, ToolLog
 from agentao_gov.governor.transport import AskUser, ConfirmTool, GovernedTransport
 from agentao_gov.governor.turn import Observers, Turn, TurnObserver
 from agentao_gov.governor.types import Conversation, SessionSpec, TurnRequest
+from agentao_gov.process.sandbox import SandboxLayers, find_layers
 from agentao_gov.process.tags import TAG_VARIABLE, session_tag
 from agentao_gov.process.tree import SessionTree
 
@@ -61,10 +62,12 @@ class Governor:
         confirm: ConfirmTool | None = None,
         ask: AskUser | None = None,
         http: HttpClient | None = None,
+        sandbox_layers: Callable[[], SandboxLayers] = find_layers,
     ) -> None:
         """`deployment` None: only the turn has a budget. `tools` makes a session's custom tools.
 
-        `confirm` and `ask` reach a person at a terminal; without them the answer is no.
+        `confirm` and `ask` reach a person at a terminal; without them the answer is no. `sandbox_layers` tells what
+        this machine has to hold shell commands with.
         """
         self._ledger = ledger
         self._deployment = deployment
@@ -72,6 +75,7 @@ class Governor:
         self._observers = Observers(observers)
         self._tools = tools
         self._confirm = confirm
+        self._sandbox_layers = sandbox_layers
         self._ask = ask
         self._http = http if http is not None else HttpClient()
         self._shared = SharedServers(clock)
@@ -115,6 +119,7 @@ class Governor:
             shared=self._shared,
             clock=self._clock,
             deadline=deadline,
+            layers=self._sandbox_layers,
             extra_tools=self._tools(spec) if self._tools is not None else (),
         )
         if conversation is not None:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,9 +20,11 @@ from agentao.cancellation import CancellationToken, bind_cancellation_token
 from agentao.tooling.mcp_tools import register_mcp_tools
 
 from agentao_gov.clock import SYSTEM_CLOCK, Allowance, Clock, Deadline
+from agentao_gov.governor.confine import confined_server
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.tools import ToolGuard
 from agentao_gov.governor.types import SessionSpec
+from agentao_gov.process.sandbox import SandboxLayers
 from agentao_gov.process.stderr import RelayedLog, StderrReader
 from agentao_gov.process.tags import child_env, shared_tag
 from agentao_gov.process.tree import SessionTree, kill_processes
@@ -247,9 +249,20 @@ class SharedServers:
 class SessionServers:
     """The MCP servers of one session's profile and what the agent has of them. One thread at a time uses it."""
 
-    def __init__(self, spec: SessionSpec, tree: SessionTree, shared: SharedServers, clock: Clock) -> None:
-        """`tree` marks the session's own servers as its children; `shared` has those that are not its alone."""
+    def __init__(
+        self,
+        spec: SessionSpec,
+        tree: SessionTree,
+        shared: SharedServers,
+        clock: Clock,
+        layers: Callable[[], SandboxLayers],
+    ) -> None:
+        """`tree` marks the session's own servers as its children; `shared` has those that are not its alone.
+
+        `layers` tells what this machine has to make a sandbox of, for servers that want one.
+        """
         self._spec = spec
+        self._layers = layers
         self._tree = tree
         self._shared = shared
         self._servers = dict(spec.profile.profile.mcp.servers)
@@ -261,7 +274,10 @@ class SessionServers:
         self._pauses = {name: _Pause(clock) for name in self._servers}
 
     def own(self, deadline: Deadline) -> dict[str, dict[str, Any]]:
-        """The servers that are this session's alone, in agentao's form, for the agent to start until `deadline`."""
+        """The servers that are this session's alone, in agentao's form, for the agent to start until `deadline`.
+
+        Raises ConfigError where one wants a sandbox that cannot be had.
+        """
         if self._servers:
             _hear_servers()
         return {
@@ -324,7 +340,11 @@ class SessionServers:
         config = _config(server, f"the MCP server {name} of session {self._spec.key}")
         # The MCP SDK passes on a handful of variables only, so the tag must stand here.
         config["env"] |= self._tree.env("mcp")
-        return {"cwd": str(self._spec.workdir), **config}
+        config = {"cwd": str(self._spec.workdir), **config}
+        if server.sandbox:
+            network = self._spec.profile.profile.tools.network
+            config |= confined_server(name, config, self._spec.workdir, self._layers(), network=network)
+        return config
 
     def _add(self, name: str, remaining_s: float) -> None:
         server = self._servers[name]

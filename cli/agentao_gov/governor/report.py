@@ -110,6 +110,8 @@ class ToolCall(_ReportPart):
     name: str
     outcome: ToolOutcome
     duration_ms: int
+    #: Why it was refused; None unless it was.
+    reason: str | None = None
 
 
 class LimitLine(_ReportPart):

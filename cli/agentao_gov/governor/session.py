@@ -427,6 +427,9 @@ class GovernedSession:
     def _on_host_event(self, event: Any) -> None:
         turn = self.current
         if turn is not None and event.event_type == "permission_decision":
+            log = self._parts.transport.log
+            if log is not None and event.outcome != "allow" and event.reason:
+                log.decided(event.tool_call_id, event.reason)
             decision = PermissionEnd(event.tool_name, event.outcome, event.mode)
             self._observers.tell(lambda observer: observer.permission(turn.labels, decision))
 

@@ -23,6 +23,7 @@ from agentao.cancellation import (
     current_cancellation_token,
     current_turn,
 )
+from agentao.runtime.tool_planning import PRE_TOOL_HOOK_REASON
 from agentao.tools.base import AsyncToolBase
 
 from agentao_gov.governor.file_tools import FILE_TOOLS
@@ -52,6 +53,8 @@ class ToolRecord:
     executed: bool = False
     #: What the guard knows better than agentao's status.
     outcome: ToolOutcome | None = None
+    #: Why it was refused.
+    reason: str | None = None
 
 
 _RECORD: contextvars.ContextVar[ToolRecord | None] = contextvars.ContextVar("agentao_gov_tool_record", default=None)
@@ -62,11 +65,11 @@ def current_record() -> ToolRecord | None:
     return _RECORD.get()
 
 
-def mark_denied() -> None:
+def mark_denied(reason: str = "it reached outside the session's directory") -> None:
     """The call executing here reached for what it must not."""
     record = _RECORD.get()
     if record is not None and record.outcome is None:
-        record.outcome = "denied"
+        record.outcome, record.reason = "denied", reason
 
 
 class ToolLog:
@@ -77,11 +80,19 @@ class ToolLog:
         self._lock = threading.Lock()
         # Under `_lock`: calls that started and have not ended.
         self._open: dict[str, ToolRecord] = {}
+        # Under `_lock`: why calls that have not started yet are refused, or need a person's consent.
+        self._reasons: dict[str, str] = {}
+
+    def decided(self, call_id: str, reason: str) -> None:
+        """The permissions have judged a call that is to come."""
+        with self._lock:
+            self._reasons[call_id] = reason.removeprefix(f"{PRE_TOOL_HOOK_REASON}: ")
 
     def started(self, call_id: str, name: str) -> None:
         """agentao begins a call, on this thread."""
         record = ToolRecord(name)
         with self._lock:
+            record.reason = self._reasons.pop(call_id, None)
             self._open[call_id] = record
         _RECORD.set(record)
 
@@ -94,7 +105,7 @@ class ToolLog:
 
     def refused(self, name: str) -> None:
         """The model asked for a tool it does not have."""
-        self._write(ToolRecord(name), "denied")
+        self._write(ToolRecord(name, reason="this session has no such tool"), "denied")
 
     def close(self) -> None:
         """The turn is over: what has not ended by now is recorded as cancelled."""
@@ -116,7 +127,7 @@ class ToolLog:
 
     def _write(self, record: ToolRecord, outcome: ToolOutcome) -> None:
         seconds = time.monotonic() - record.started
-        self._turn.meter.tool(record.name, outcome, seconds)
+        self._turn.meter.tool(record.name, outcome, seconds, record.reason if outcome == "denied" else None)
         self._turn.emit(ToolEvent(record.name, outcome, round(seconds * 1000)))
         end = ToolCallEnd(record.name, outcome, seconds)
         self._turn.observers.tell(lambda observer: observer.tool_call(self._turn.labels, end))

@@ -104,11 +104,11 @@ class TurnMeter:
             if self._first_token_s is None:
                 self._first_token_s = seconds
 
-    def tool(self, name: str, outcome: ToolOutcome, seconds: float) -> None:
-        """Records a tool call that ended, and how long it ran in seconds."""
+    def tool(self, name: str, outcome: ToolOutcome, seconds: float, reason: str | None = None) -> None:
+        """Records a tool call that ended, how long it ran in seconds, and why it was refused."""
         with self._lock:
             self._tools_s += seconds
-            self._tools.append(ToolCall(name=name, outcome=outcome, duration_ms=round(seconds * 1000)))
+            self._tools.append(ToolCall(name=name, outcome=outcome, duration_ms=round(seconds * 1000), reason=reason))
 
     @property
     def tokens(self) -> int:

@@ -32,6 +32,7 @@ from agentao_gov.monitor.budgets import BudgetWatch
 from agentao_gov.monitor.logs import log_event, log_pool_event
 from agentao_gov.monitor.tracing import Tracing
 from agentao_gov.pool.events import PoolEvent, TurnEnded
+from agentao_gov.process.sandbox import find_layers, require_sandbox
 from agentao_gov.service.app import create_app
 from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.peers import NO_PEERS, Peers
@@ -83,6 +84,8 @@ def offered_profiles(
     offered: dict[str, OfferedProfile] = {}
     for name in names:
         resolved = load_profile(name, deployment=deployment, overrides=overrides)
+        if resolved.profile.tools.sandbox == "required":
+            require_sandbox(f'Profile {name} says [tools] sandbox = "required"', find_layers())
         # Clients call a profile by the name it is found by, and its turns are reported under that name.
         resolved = replace(resolved, profile=resolved.profile.model_copy(update={"name": name}))
         model = choose(resolved)

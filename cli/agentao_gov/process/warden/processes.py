@@ -48,13 +48,14 @@ def _children_of(pid: int) -> list[int]:
     return found
 
 
-def below() -> dict[int, int]:
-    """pid -> ppid of every process below this one, zombies too.
+def below(root: int | None = None) -> dict[int, int]:
+    """pid -> ppid of every process below `root` (default: this one), zombies too.
 
     Reads this tree alone: 0.3 ms for a session at rest, where a look at the whole machine takes 10.
     """
     found: dict[int, int] = {}
-    frontier = [os.getpid()]
+    root = os.getpid() if root is None else root
+    frontier = [root]
     try:
         while frontier:
             parent = frontier.pop()
@@ -63,18 +64,18 @@ def below() -> dict[int, int]:
                     found[pid] = parent
                     frontier.append(pid)
     except OSError:
-        return _below_by_search()
+        return _below_by_search(root)
     return found
 
 
-def _below_by_search() -> dict[int, int]:
+def _below_by_search(root: int) -> dict[int, int]:
     """The same from a look at every process of the machine."""
     parents = _parents()
     children: dict[int, list[int]] = {}
     for pid, ppid in parents.items():
         children.setdefault(ppid, []).append(pid)
     found: dict[int, int] = {}
-    frontier = [os.getpid()]
+    frontier = [root]
     while frontier:
         for pid in children.get(frontier.pop(), ()):
             if pid not in found:
