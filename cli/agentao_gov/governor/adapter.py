@@ -6,7 +6,6 @@ interpreter lock for 0.33 ms per message (openai 3.54: 72 ms a call at 200 messa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
 from openai.types.chat import ChatCompletionChunk
 
+from agentao_gov.governor.answers import read_chunks
 from agentao_gov.governor.classify import NotAModelError
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.spend import Spend, larger, reported_usage
@@ -77,7 +77,7 @@ class StreamMeter:
                     accumulator.finish_reason_reported = True
                     return
             if not self.begun:
-                # A gateway's page, or nothing at all: no event in it, which the SDK would call an empty answer.
+                # A gateway's page, or nothing at all.
                 raise NotAModelError("a stream without any event")
         finally:
             stream.close()
@@ -130,33 +130,32 @@ class StreamMeter:
         return room > 0 and self._spend.extend(min(EXTEND_TOKENS, room))
 
 
-def _one_chunk(response: Any, meter: StreamMeter) -> Any:
-    """A stream was asked for and JSON came: the whole answer as a stream of one chunk, or an error as what it is."""
-    try:
-        text = response.read()
-    except Exception:
-        # It began to come, so all of it had been produced.
-        meter.begun = True
-        raise
-    finally:
-        response.close()
-    body = json.loads(text)
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        said = body.get("error", body) if isinstance(body, dict) else body
-        raise NotAModelError(f"{str(said)[:200]!r}", response.status_code)
-    for choice in choices:
-        choice["delta"] = choice.pop("message", None) or {}
-        for number, call in enumerate(choice["delta"].get("tool_calls") or ()):
-            call.setdefault("index", number)
-    return _Chunks([ChatCompletionChunk.construct(**body)])
+class _Stream:
+    """A streamed answer, read by us: chunk by chunk, with the SDK's own errors for a connection that breaks."""
 
+    def __init__(self, response: httpx2.Response, meter: StreamMeter) -> None:
+        self._response = response
+        self._meter = meter
 
-class _Chunks(list[Any]):
-    """What is left of a stream that is already read."""
+    def __iter__(self) -> Iterator[ChatCompletionChunk]:
+        request = self._response.request
+        try:
+            for chunk in read_chunks(self._parts(), request):
+                yield ChatCompletionChunk.construct(**chunk)
+        except httpx2.TimeoutException as error:
+            raise openai.APITimeoutError(request=request) from error
+        except httpx2.RequestError as error:
+            raise openai.APIConnectionError(request=request) from error
+
+    def _parts(self) -> Iterator[bytes]:
+        for part in self._response.iter_bytes():
+            # JSON that comes where events were asked for has all been produced when it begins to come.
+            self._meter.begun = self._meter.begun or part.lstrip().startswith((b"{", b"["))
+            yield part
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Lets the provider stop."""
+        self._response.close()
 
 
 class _Completions:
@@ -174,17 +173,14 @@ class _Completions:
 
     def create(self, **kwargs: Any) -> Any:
         result = self._sdk.chat.completions.create(**kwargs)
-        response = getattr(result, "response", None)
-        kind = response.headers.get("content-type", "") if response is not None else ""
-        if response is not None and "html" in kind:
-            # A gateway's error page or a wrong base URL; the SDK would find no event in it and call it an empty answer.
-            result.close()
+        response = result.response
+        kind = response.headers.get("content-type", "")
+        if "html" in kind:
+            # A gateway's error page or a wrong base URL.
+            response.close()
             raise NotAModelError(kind.partition(";")[0], response.status_code)
-        if not kwargs.get("stream") or self.meter is None:
-            return result
-        if response is not None and kind.startswith("application/json"):
-            result = _one_chunk(response, self.meter)
-        return self.meter.watch(result, self.accumulator)
+        assert self.meter is not None
+        return self.meter.watch(_Stream(response, self.meter), self.accumulator)
 
 
 class _Chat:

@@ -18,7 +18,17 @@ import openai
 
 from agentao_gov.governor.report import Outcome, Reason, redact
 
-__all__ = ["NotAModelError", "StopCause", "TurnFacts", "TurnResult", "classify", "describe_failure", "status_of"]
+__all__ = [
+    "NotAModelError",
+    "StopCause",
+    "TurnFacts",
+    "TurnResult",
+    "classify",
+    "describe_failure",
+    "provider_words",
+    "spell_out",
+    "status_of",
+]
 
 #: Longest sentence; a provider's own words may be a page.
 _TEXT_CHARS_MAX = 400
@@ -32,6 +42,8 @@ _LOOK_AT = {
     429: "the account's rate limits and quota",
 }
 _SERVER_ERRORS = 500
+#: Where the words stand in an error's body, the likeliest first.
+_WORDS = ("message", "error", "detail", "msg", "status_msg", "error_description", "base_resp", "errors", "title")
 #: What a tenant may know of a refusal.
 _KINDS = {
     401: "rejected the service's key",
@@ -243,9 +255,29 @@ def _sentence(error: BaseException, base_url: str, sent: bool) -> str:
     return f"The model at {base_url} failed: {_message(error)}"
 
 
+def provider_words(body: Any) -> str:
+    """What a provider says in an error's body, whatever its shape; empty where it says nothing."""
+    if isinstance(body, str):
+        text = body.strip()
+        return "" if text.startswith("<") else text
+    if isinstance(body, list):
+        return next((words for part in body if (words := provider_words(part))), "")
+    if isinstance(body, dict):
+        return next((words for key in _WORDS if (words := provider_words(body.get(key)))), "")
+    return ""
+
+
+def spell_out(error: BaseException) -> None:
+    """Puts the provider's words into the text of the SDK's error, which leaves them out.
+
+    agentao's repairs and its recovery from a context that is too long read that text.
+    """
+    words = provider_words(error.body) if isinstance(error, openai.APIError) else ""
+    if words and words not in str(error):
+        error.args = (f"{error}: {words}",)
+
+
 def _message(error: BaseException) -> str:
     """The provider's own words, without the SDK's around them."""
-    body: Any = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else None
-    words = inner.get("message") if isinstance(inner, dict) else None
-    return str(words or error).strip() or type(error).__name__
+    words = provider_words(error.body) if isinstance(error, openai.APIError) else ""
+    return (words or str(error)).strip() or type(error).__name__

@@ -22,7 +22,7 @@ from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
-from agentao_gov.governor.classify import NotAModelError, describe_failure, status_of
+from agentao_gov.governor.classify import NotAModelError, describe_failure, spell_out, status_of
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
@@ -458,6 +458,7 @@ class GovernedModel(LLMClient):
                 with abortable(attempt.scope):
                     attempt.response = call.send(attempt)
         except BaseException as error:
+            spell_out(error)
             attempt.failure = error
             if isinstance(error.__cause__, NotAModelError):
                 # The SDK wraps what our transport raises while it reads a body.

@@ -1,0 +1,159 @@
+"""A provider's answer in its own dialect: read as far as it goes, with the provider's words for the operator."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from agentao_gov.governor import Outcome, TurnReport
+from agentao_gov.governor.answers import Event, read_events
+from agentao_gov.governor.classify import provider_words
+from tests.governor.harness import Harness
+from tests.governor.provider import DONE, STOP, TEXT, Answer, Handler, Provide, chunk, usage
+
+USED = chunk(None, None, usage(30, 5))
+
+
+def streams(*parts: bytes) -> Answer:
+    """An event stream of these bytes."""
+
+    def answer(handler: Handler, _: dict[str, Any]) -> None:
+        handler.stream()
+        handler.wfile.write(b"".join(parts))
+
+    return answer
+
+
+def sends(body: Any, status: int = 200, kind: str = "application/json") -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return lambda handler, _: handler.send(status, kind, data)
+
+
+def ask(harness: Harness, provide: Provide, answer: Answer, **settings: Any) -> TurnReport:
+    limits = {"llm_retries": 0, **settings.pop("limits", {})}
+    return harness.run("hello", base_url=provide(answer).base_url, limits=limits, **settings)
+
+
+STREAM = (
+    b": hi\r\n\r\ndata: one\r\ndata: two\r\n\r\nevent: x\ndata:three\n\n"
+    b"data\n\ndata: \n\nid: 7\ndata: f\xc3\xbcnf\r\rdata: end"
+)
+EVENTS = [Event("", "one\ntwo"), Event("x", "three"), Event("", "fünf"), Event("", "end")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1_000])
+def test_an_event_stream_is_read_wherever_it_is_cut(size: int) -> None:
+    """Every line end, comments, records without data, a character in two pieces, and no blank line at the end."""
+    pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
+
+    assert list(read_events(pieces)) == EVENTS
+
+
+@pytest.mark.parametrize("record", [b"data:\n\n", b"data: \n\n", b"event: ping\n\n", b"data: ping\n\n", b": keep\n\n"])
+def test_a_record_without_a_chunk_is_left_out(harness: Harness, provide: Provide, record: bytes) -> None:
+    """Each killed a healthy turn and was charged 17,470 tokens."""
+    report = ask(harness, provide, streams(record, TEXT, record, STOP, record, USED, DONE))
+
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine")
+    assert (report.usage.total_tokens, report.usage.estimated_tokens) == (35, 0)
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "text/plain", "application/json; charset=utf-8"])
+def test_a_whole_answer_is_one_whatever_its_type_says(harness: Harness, provide: Provide, kind: str) -> None:
+    """Gateways in front of models that cannot stream name it as they like."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": "stop"}
+    body = {"id": "1", "choices": [choice], "usage": usage(30, 5)}
+
+    report = ask(harness, provide, sends(body, kind=kind))
+
+    assert (report.answer, report.usage.total_tokens) == ("fine", 35)
+
+
+SHAPES = {
+    "Google": [{"error": {"code": 400, "message": "the words"}}],
+    "FastAPI": {"detail": "the words"},
+    "FastAPI, validation": {"detail": [{"loc": ["body"], "msg": "the words"}]},
+    "Ollama": {"error": "the words"},
+    "problem+json": {"type": "about:blank", "title": "the words", "status": 400},
+    "MiniMax": {"base_resp": {"status_code": 1004, "status_msg": "the words"}},
+    "OpenAI": {"error": {"message": "the words", "type": "invalid_request_error"}},
+    "text": "the words",
+}
+
+
+@pytest.mark.parametrize("body", SHAPES.values(), ids=SHAPES)
+def test_the_provider_s_words_are_found_in_any_shape(body: Any) -> None:
+    """They are what the operator needs."""
+    assert provider_words(body) == "the words"
+
+
+@pytest.mark.parametrize("body", SHAPES.values(), ids=SHAPES)
+def test_a_refusal_has_the_provider_s_words_for_the_operator_alone(
+    harness: Harness, provide: Provide, body: Any
+) -> None:
+    """ "Error code: 400" was all that was said."""
+    data = body.encode() if isinstance(body, str) else body
+
+    report = ask(harness, provide, sends(data, 400))
+
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert "answered 400: the words." in str(report.operator_detail)
+    assert "words" not in report.to_json()
+    assert report.usage.total_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"error": "the words"}\n\n',
+        b'data: {"error": {"message": "the words", "code": 42}}\n\n',
+        b'data: {"object": "error", "message": "the words", "code": 400}\n\n',
+        b'event: error\ndata: {"message": "the words"}\n\n',
+        b'data: {"base_resp": {"status_code": 1004, "status_msg": "the words"}}\n\n',
+        b'data: [{"error": {"message": "the words"}}]\n\n',
+        b'data: {"detail": "the words"}\n\n',
+        b'{"error": {"message": "the words"}}',
+    ],
+)
+def test_an_error_instead_of_an_answer_is_told_in_its_own_words(
+    harness: Harness, provide: Provide, event: bytes
+) -> None:
+    """Under status 200 it was an empty answer, or a stream that broke off."""
+    report = ask(harness, provide, streams(event))
+
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert "the words" in str(report.operator_detail)
+    assert "words" not in report.to_json()
+
+
+OVERFLOWS = {
+    "Google": [
+        {"error": {"code": 400, "message": "The input token count (9000) exceeds the maximum number of tokens"}}
+    ],
+    "LM Studio": {"error": "The number of tokens to keep is greater than the context length."},
+    "OpenAI": {"error": {"message": "This model's maximum context length is 8192 tokens.", "code": "x"}},
+}
+
+
+@pytest.mark.parametrize("body", OVERFLOWS.values(), ids=OVERFLOWS)
+def test_a_request_that_is_too_long_is_compacted_whoever_says_so(harness: Harness, provide: Provide, body: Any) -> None:
+    """Else the session can never go on: each turn sends the same and a little more."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if not request.get("stream") or "Summarize this conversation" in str(request["messages"]):
+            streams(chunk({"content": "<summary>short</summary>"}), STOP, USED, DONE)(handler, request)
+        elif sum(len(str(message["content"])) for message in request["messages"][1:]) > 20_000:
+            sends(body, 400)(handler, request)
+        else:
+            streams(TEXT, STOP, USED, DONE)(handler, request)
+
+    provider = provide(answer)
+    session = harness.open(base_url=provider.base_url, limits={"llm_retries": 0, "turn_tokens": 400_000})
+    for _ in range(3):
+        harness.ask(session, "word " * 1_200)
+
+    report = harness.ask(session, "word " * 1_200)
+
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine"), report.operator_detail
