@@ -55,13 +55,17 @@ def command(
 
 def _serve(settings: dict[str, Any]) -> int:
     from agentao_gov.monitor.logs import configure_logging
+    from agentao_gov.process.scratch import ScratchDirs
     from agentao_gov.process.supervision import Heartbeat
+    from agentao_gov.process.sweep import sweep
     from agentao_gov.service.server import bind
 
     configure_logging()
     heart = Heartbeat()
     deployment = _deployment(settings)
     server = deployment.deployment.server
+    # Before the address is taken: workers of a service that was killed with its wardens may still hold it.
+    sweep()
     listener = bind(server.host, server.port)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
@@ -70,6 +74,9 @@ def _serve(settings: dict[str, Any]) -> int:
         heart.start()
         stack.callback(heart.stop)
         if settings["workers"] > 1:
+            peers = ScratchDirs(deployment.state_dir / "workers")
+            stack.callback(peers.close)
+            settings["peers"] = str(peers.make())
             from agentao_gov.service.workers import run_workers
 
             return run_workers(run_one, settings, listener, settings["workers"])
@@ -78,10 +85,12 @@ def _serve(settings: dict[str, Any]) -> int:
 
 def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None], listener: socket.socket) -> int:
     """One process's service, until its ladder is walked. Runs in each worker, and in the command itself with one."""
+    from pathlib import Path
+
     from agentao_gov.monitor.logs import configure_logging
     from agentao_gov.runtime import build_runtime
     from agentao_gov.service.build import build_service, limits_per_worker, offered_profiles, warm_up
-    from agentao_gov.service.peers import Peers, listen_for_peers
+    from agentao_gov.service.peers import NO_PEERS, Peers, listen_for_peers
     from agentao_gov.service.server import serve
 
     configure_logging()
@@ -101,7 +110,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
             worker=worker,
             workers=settings["workers"],
             not_ours=[local["pid"] for local in settings["local_models"].values()],
-            peers=Peers(deployment.state_dir / "workers", worker, settings["workers"]),
+            peers=Peers(Path(settings["peers"]), worker, settings["workers"]) if "peers" in settings else NO_PEERS,
         )
         for observer in service.observers:
             runtime.observe(observer)

@@ -1,7 +1,8 @@
 """Workers ask each other: a request lands on any of them, and its session may be in another one's memory.
 
-Each worker also listens on a socket in `STATE/workers/` (0700), with the same application and the same keys. A request
-that comes over such a socket is answered from this worker alone, so that questions never go in circles.
+Each worker also listens on a socket in its service's own directory below `STATE/workers/` (0700), with the same
+application and the same keys. A request that comes over such a socket is answered from this worker alone, so that
+questions never go in circles.
 """
 
 from __future__ import annotations

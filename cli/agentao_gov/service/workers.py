@@ -23,7 +23,7 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from agentao_gov.monitor.logs import log_event
-from agentao_gov.process import ORPHANS_KILLED, Owner, sweep
+from agentao_gov.process import ORPHANS_KILLED, Owner, child_env, session_tag, sweep
 from agentao_gov.process.supervision import BEAT_S, WardenPlan
 from agentao_gov.service.server import ending_signals
 
@@ -113,6 +113,10 @@ class _Worker(Process):
         self._started = False
         super().__init__(config, sockets)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes into the new process: not the parent's end, or the worker would never see the parent go."""
+        return {name: value for name, value in vars(self).items() if name not in ("parent_conn", "process")}
+
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         """Runs in the worker."""
         # A Ctrl-C at the terminal reaches the whole foreground group; the parent alone passes it on, once.
@@ -161,7 +165,6 @@ class _Supervisor(Multiprocess):
     def _spawn(self, number: int, orphans_killed: int = 0) -> _Worker:
         worker = _Worker(self.config, self.sockets, self._main, self._settings, number, orphans_killed)
         worker.start()
-        # Only the worker's own end may be open in the worker, or it would not see the parent go.
         worker.child_conn.close()
         assert worker.pid is not None
         self._watches[number] = WorkerWatch(number, worker.pid, worker.parent_conn, time.monotonic())
@@ -169,7 +172,10 @@ class _Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         """Starts all workers."""
-        self.processes = [self._spawn(number) for number in range(self.processes_num)]
+        # What this process swept at its start is told by the first: the parent has no metrics.
+        self.processes = [
+            self._spawn(number, 0 if number else ORPHANS_KILLED.total) for number in range(self.processes_num)
+        ]
 
     def run(self) -> None:
         """Until the last worker has ended."""
@@ -230,6 +236,8 @@ def _is(pid: int | None, owner: Owner) -> bool:
 def run_workers(main: WorkerMain, settings: Mapping[str, Any], listener: socket.socket, count: int) -> int:
     """Runs `count` workers until they have all ended; returns the exit code. Call on the main thread."""
     os.environ["PYTHONSAFEPATH"] = "1"  # -P for the spawned: nothing is imported from the directory this began in
+    # Wardens end the workers with this process. Where wardens were killed, too, the next start finds them by this.
+    os.environ.update(child_env(session_tag("", "worker")))
     config = uvicorn.Config("agentao_gov.service.app:create_app", workers=count, log_config=None)
     listener.set_inheritable(True)
     supervisor = _Supervisor(config, listener, main, settings)
