@@ -126,16 +126,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
-# Reads the values of `loadtest`'s flags; each error names its flag. Imported only when the command runs.
+# ── their values; each error names its flag ───────────────────────────────────────────────────────
 
 #: One of the words that a flag takes.
 Word = TypeVar("Word", bound=str)
-
-
 #: A month: no load test is longer, and a mistyped unit is found.
 _SECONDS_MAX = 31 * 86_400.0
-
-
 #: Flags that mean nothing without another one.
 _NEEDS = {
     "bind": "master",

@@ -112,7 +112,7 @@ def _summary(findings: Iterable[Finding]) -> str:
     return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
 
 
-# `--output FILE`: looked at before anything is paid for, written whole or not at all.
+# ── `--output FILE`: looked at before anything is paid for, written whole or not at all ───────────
 
 
 def check_output(path: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Combinations of a profile's limits that cannot work: refused inside one file, clamped where a flag caused them."""
+"""Judges a profile: limits that cannot work together, values outside the recommended ranges, tools that are not."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ __all__ = [
     "sandbox_findings",
     "tool_name_findings",
 ]
+
+
+# ── time limits longer than the turn's: refused inside one file, clamped where a flag made them so
 
 
 def fit_tool_timeouts(profile: Profile, layers: Layers) -> tuple[Profile, list[Finding]]:
@@ -74,7 +77,7 @@ def _with_ceiling(profile: Profile, turn_s: float) -> Profile:
     return profile.model_copy(update={"limits": lowered, "mcp": mcp})
 
 
-# What the published tables recommend, and the warnings for values outside of it.
+# ── what the published tables recommend ───────────────────────────────────────────────────────────
 
 #: LLM calls per turn by task. For a task of one's own the whole span of the table is sensible.
 ITERATIONS: dict[Task, tuple[int, int]] = {
@@ -123,7 +126,7 @@ def sandbox_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:
             yield finding(layers, f"mcp.servers.{name}.sandbox", text, error=True)
 
 
-# Names of tools in a profile that no tool has: a misspelt one would silently leave the agent without it.
+# ── names that no tool has: a misspelt one would silently leave the agent without it ──────────────
 
 #: agentao 0.5.17's tools, those of its extra `web` included. A test holds this list against agentao itself.
 BUILT_IN = (

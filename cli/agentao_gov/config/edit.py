@@ -143,7 +143,7 @@ def _link(name: str, path: Path, text: str) -> None:
             file.write(text)
 
 
-# Writes what `init`, `profile new` and `tenant new` write; nothing that exists is overwritten.
+# ── what `init`, `profile new` and `tenant new` write; nothing that exists is overwritten ─────────
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 #: 256 bits: nobody guesses it, so a plain SHA-256 of it is as good as a slow hash.

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-# Walks the configuration models by dotted TOML key: which keys exist, of what type, and which is nearest.
+# ── keys: which there are, of what type, and which is nearest ─────────────────────────────────────
 
 #: Stands for any name in `known_keys`: a tenant's, a server's, a tool's.
 ANY = "*"
@@ -113,7 +113,11 @@ def flatten(table: dict[str, Any], prefix: str = "", *, empty_tables: bool = Fal
             yield prefix + name, value
 
 
+# ── layers: what each place says, and what holds ──────────────────────────────────────────────────
+
 ENV_PREFIX = "AGENTAO_GOV__"
+#: Ranks: what is stronger may clamp what is weaker. Files of an `extends` chain take 10, 11, 12 …, shipped ones 1, 2 …
+RANK_DEFAULT, RANK_SHIPPED, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 1, 10, 100, 200, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +149,6 @@ class ConfigLayer:
     rank: int
     file: Path | None = None
     text: str = ""
-
-
-#: Ranks: what is stronger may clamp what is weaker. Files of an `extends` chain take 10, 11, 12 …, shipped ones 1, 2 …
-RANK_DEFAULT, RANK_SHIPPED, RANK_FILE, RANK_ENVIRONMENT, RANK_SET, RANK_FLAG = 0, 1, 10, 100, 200, 300
 
 
 class Layers:
@@ -188,6 +188,9 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = copy.deepcopy(value)
+
+
+# ── the environment, `--set` and flags as layers ──────────────────────────────────────────────────
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -93,6 +93,9 @@ def inspect_deployment(
     return resolved, tuple(findings)
 
 
+# ── combinations that cannot work, or not as anybody would want ───────────────────────────────────
+
+
 def _impossible(deployment: Deployment, layers: Layers) -> Iterator[Finding]:
     """Combinations that cannot work."""
     server, shutdown = deployment.server, deployment.shutdown
@@ -148,7 +151,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-# Everything `config check` looks at: the deployment file, its tenants' profiles, the profiles it offers.
+# ── what `config check` looks at: the file, its tenants' profiles, the profiles it offers ─────────
 
 
 def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], object]) -> list[Finding]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import Layers
+from agentao_gov.config.model import shown_url
 from agentao_gov.config.profile import McpServer, Profile
 from agentao_gov.config.validate import finding
 
@@ -106,8 +107,7 @@ def _shown_flag(argument: str) -> str:
 
 
 def _shown_address(url: str) -> str:
-    address = re.sub(r"//[^/@]*@", f"//{_HIDDEN}@", url)
-    return re.sub(r"\?.*", f"?{_HIDDEN}", address)
+    return re.sub(r"\?.*", f"?{_HIDDEN}", shown_url(url))
 
 
 _HIDERS: dict[str, Callable[[Any], Any]] = {

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-# What can be said of a `[model]` table before anything is sent: its address, and that no key stands in it.
+# ── what can be said of a `[model]` table before anything is sent ─────────────────────────────────
 
 URL_FORM = "It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1."
 #: How the keys of providers begin; and hexadecimal or long mixtures of cases and digits, which no variable is called.
@@ -82,7 +82,7 @@ def model_findings(settings: ModelSettings | None, layers: Layers) -> Iterator[F
         yield finding(layers, "model.name", "must not be empty", error=True)
 
 
-# Known models: their windows and how much of a window to use. The table is data, `models.toml`.
+# ── known models: `models.toml` ───────────────────────────────────────────────────────────────────
 
 #: The summariser needs room for its own prompt and answer: a fifth of the window stays free.
 _USABLE_PERCENT = 80
@@ -124,6 +124,8 @@ def _row(row: dict[str, Any]) -> KnownModel:
     least, most = row["recommended"]
     return KnownModel(tuple(row["match"]), row["class"], row.get("window"), least, most, row.get("output"))
 
+
+# ── which model is used ───────────────────────────────────────────────────────────────────────────
 
 _OPENAI_URL = "https://api.openai.com/v1"
 _DEFAULT_NAME = "gpt-4.1"
@@ -258,6 +260,9 @@ def _valid_url(url: str, source: str) -> str:
             hint=URL_FORM,
         )
     return url.rstrip("/")
+
+
+# ── a profile made to fit ─────────────────────────────────────────────────────────────────────────
 
 
 def fit_to_model(profile: ResolvedProfile, model: ModelChoice) -> ResolvedProfile:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# What all configuration models share: closed, frozen, strict, TOML names as aliases.
+# ── what all configuration models share ───────────────────────────────────────────────────────────
 
 
 class Settings(BaseModel):
@@ -44,6 +44,8 @@ PositiveBytes = Annotated[ByteSize, Field(gt=0)]
 #: At least one of something.
 Count = Annotated[int, Field(ge=1)]
 
+
+# ── the tables ────────────────────────────────────────────────────────────────────────────────────
 
 Task = Literal["qa", "code", "research", "custom"]
 Tier = Literal["interactive", "background", "batch"]

@@ -82,7 +82,7 @@ class ResolvedDeployment:
         return self.state_dir / Path(self.deployment.budget.path).expanduser()
 
 
-# Shares out what the environment and `--set` say between the profile and the deployment, by table.
+# ── what the environment, `--set` and flags say of which model ────────────────────────────────────
 
 
 def layers_for(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import IO, Any
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.probe import Context
 from agentao_gov.checklist.remedy import Remedy
+from agentao_gov.config.mcp import program_problem
 from agentao_gov.config.profile import McpServer
 from agentao_gov.governor.report import redact
 from agentao_gov.testrig.client import HttpAnswer
@@ -76,8 +76,8 @@ def warn_of_missing(context: Context, answer: HttpAnswer) -> None:
 
 def _reason(server: McpServer) -> str:
     """Starts the server alone, as a session would, for the last line it writes to standard error."""
-    if shutil.which(server.command, path=server.env.get("PATH", os.environ.get("PATH"))) is None:
-        return f"there is no program {server.command!r}"
+    if problem := program_problem(server, os.environ):
+        return problem
     inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="agentao-gov-checklist-") as folder, tempfile.TemporaryFile() as words:
         cwd = Path(server.cwd) if server.cwd else Path(folder)
