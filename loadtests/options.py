@@ -1,4 +1,4 @@
-"""LoadOptions of a plain Locust run: `locust -f loadtests/locustfile.py --api openai ...`; shown in the web UI too."""
+"""Options of a plain Locust run: `locust -f loadtests/locustfile.py --api openai ...`; shown in the web UI too."""
 
 from __future__ import annotations
 

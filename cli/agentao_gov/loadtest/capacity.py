@@ -2,7 +2,8 @@
 
 Operational analysis tells where to look: N sessions that never pause, each taking R seconds a turn where nothing waits,
 give N/R turns a second until something saturates at X; so saturation begins at N* = X·R (Little 1961). A low probe
-measures R, a saturated one X, and bisection around N* settles it. Pure: the caller runs the probes.
+measures R, a saturated one X, and bisection around N* settles it. What gives way first beyond it is named with the
+evidence. Pure: the caller runs the probes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ __all__ = [
     "wilson",
 ]
 
-
-# One probe of a capacity search: a constant load, what came of it, and what was at hand meanwhile. Values only.
 
 #: Refusals, the model's too, and turns that took too long: slowness has a cause of its own.
 _NO_ERRORS = CAPACITY_OUTCOMES | {
@@ -96,7 +95,7 @@ class ProbeResult:
     """One constant load of `load` busy sessions, measured."""
 
     load: int
-    #: TurnsPart that were answered, and all that ended.
+    #: Turns that were answered, and all that ended.
     good: int
     total: int
     #: Answered turns per second.
@@ -119,7 +118,7 @@ class ProbeResult:
 
     @property
     def errors(self) -> dict[str, int]:
-        """TurnsPart that failed, neither refused for want of room nor ended by a limit of time."""
+        """Turns that failed, neither refused for want of room nor ended by a limit of time."""
         return {name: count for name, count in self.refusals.items() if name not in _NO_ERRORS}
 
     @property
@@ -132,14 +131,6 @@ class ProbeResult:
         """Whether it says nothing about the service."""
         return self.generator_bound is not None or self.cut_short is not None
 
-
-# Names what gives way first at a load that does not hold: the binding constraint, with the evidence. Pure.
-#
-# The order is from what names itself (a refusal's code, a limit that was reached) over what is used up (processors) to
-# what has to be inferred (who was slow). The first is looked for from the knee upwards; only where no load beyond it
-# shows any of that, slowness is looked at: a service that is short of CPU reads its model's answers late, so the model
-# seems slow long before a core is full. Places for turns or sessions are full at any overload, whatever its cause: they
-# bind only where the turns that hold them are as quick as a turn alone.
 
 _GENERATOR, GENERATOR_CPU = "the load generator", "CPU of the load generator"
 _OTHERS = "other programs on this machine"
@@ -165,6 +156,12 @@ _Rule = Callable[[ProbeResult, ProbeResult], str | None]
 
 def binding_constraint(beyond: Sequence[ProbeResult], alone: ProbeResult) -> tuple[str, str]:
     """What gave way first, and the evidence for it.
+
+    The order is from what names itself (a refusal's code, a limit that was reached) over what is used up (processors)
+    to what has to be inferred (who was slow). The first is looked for from the knee upwards; slowness only where no
+    load beyond it shows any of that: a service that is short of CPU reads its model's answers late, so the model seems
+    slow long before a core is full. Places for turns or sessions are full at any overload, whatever its cause: they
+    bind only where the turns that hold them are as quick as a turn alone.
 
     Args:
         beyond: the probes that did not hold, by their load; not empty. alone: the lowest load's probe.
@@ -466,7 +463,7 @@ class CapacitySearch:
         ]
 
     def _efficiency(self, probe: ProbeResult) -> float:
-        """TurnsPart per second against what as many sessions would get if none waited for another."""
+        """Turns per second against what as many sessions would get if none waited for another."""
         alone_s = self._alone_s()
         return 1.0 if alone_s is None else probe.turns_per_s * alone_s / probe.load
 

@@ -9,7 +9,7 @@ import errno
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -17,19 +17,17 @@ import gevent
 from geventhttpclient import HTTPClient
 from geventhttpclient._parser import HTTPParseError
 
-from agentao_gov.loadtest.record import UNSENT
+from agentao_gov.loadtest.record import UNSENT, ClientResult
 
 __all__ = ["ClientResult", "StreamReader", "TurnClient"]
 
 
-# Reads an event stream line by line and notes when text came: the first token, the gaps, and how it ended.
-#
-# Lines, not chunks: a reader that waits for 1,024 bytes reports a first token of 100 ms as 293 (locust 2.47's helper).
-# Role-only deltas, comments, empty deltas and `\r\n` are no tokens. Pure: the caller brings lines and times.
-
-
 class StreamReader:
-    """One stream. Times are microseconds since the send."""
+    """Notes when text came in an event stream: first token, gaps, and how it ended. Microseconds since the send.
+
+    It takes lines, not chunks: a reader that waits for 1,024 bytes reports a first token of 100 ms as 293 (locust
+    2.47's helper). Role-only deltas, comments and empty deltas are no tokens. The caller brings the times.
+    """
 
     def __init__(self, api: Literal["native", "openai"]) -> None:
         self._native = api == "native"
@@ -57,7 +55,7 @@ class StreamReader:
         return self.first_text_us is not None
 
     def line(self, raw: bytes, at_us: int) -> None:
-        """Takes one line, with or without its end."""
+        """Takes one line, `raw`, with or without its end, that came `at_us` microseconds after the send."""
         line = raw.rstrip(b"\r\n")
         if not line:
             self._event = ""
@@ -140,26 +138,6 @@ _ERROR_BODY_BYTES = 64 * 1024
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
-@dataclass(slots=True)
-class ClientResult:
-    """What the client saw of one turn. Durations are microseconds since the send."""
-
-    outcome: str
-    service_us: int = 0
-    http_status: int = 0
-    first_token_us: int | None = None
-    gap_mean_us: int | None = None
-    gap_max_us: int | None = None
-    queue_us: int | None = None
-    model_us: int | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    llm_calls: int = 0
-    tool_calls: int = 0
-    retry_after_s: float | None = None
-    error: str = ""
-
-
 class TurnClient:
     """Talks to one target. Greenlet-safe: each request takes a connection of the pool."""
 
@@ -175,7 +153,7 @@ class TurnClient:
             self._target,
             concurrency=_CONNECTIONS_MAX,
             connection_timeout=_CONNECT_TIMEOUT_S,
-            # TurnsPart have their own time limit around everything; a limit per read would cut quiet tools short.
+            # Turns have their own time limit around everything; a limit per read would cut quiet tools short.
             network_timeout=None,
             block_size=_BLOCK_BYTES,
         )
@@ -183,7 +161,16 @@ class TurnClient:
     def turn(
         self, *, session: str, tenant: str, user: str, profile: str, message: str, timeout_s: float
     ) -> ClientResult:
-        """Sends one turn and reads its stream to the end. Never raises but for the greenlet's own death."""
+        """Sends one turn and reads its stream to the end. Never raises but for the greenlet's own death.
+
+        Args:
+            session: the session's id.
+            tenant: whose key is sent.
+            user: whose turn it is.
+            profile: what the turn is run under.
+            message: what is asked.
+            timeout_s: from the send to the last byte.
+        """
         path, body = self._request(session, user, profile, message)
         headers = self._headers(tenant, session) | {"Accept": "text/event-stream"}
         response = None
@@ -193,19 +180,18 @@ class TurnClient:
                 response = self._http.request("POST", path, body, headers)
                 result = self._read(response, start)
         except gevent.Timeout:
-            result = ClientResult("client_timeout", error=f"no end within {timeout_s:g} s")
+            result = ClientResult(outcome="client_timeout", error=f"no end within {timeout_s:g} s")
         except (HTTPParseError, OSError) as error:
             outcome = UNSENT if getattr(error, "errno", None) in _OWN_SHORTAGES else "connection_error"
-            result = ClientResult(outcome, error=f"{type(error).__name__}: {error}"[:200])
+            result = ClientResult(outcome=outcome, error=f"{type(error).__name__}: {error}"[:200])
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             # Not what the contract says an answer is; a service may send anything, and the load goes on.
-            result = ClientResult("malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
+            result = ClientResult(outcome="malformed_answer", error=f"{type(error).__name__}: {error}"[:200])
         finally:
             # An unread connection must not go back to the pool; closing it also tells the service we are gone.
             if response is not None:
                 response.release()
-        result.service_us = (time.perf_counter_ns() - start) // 1000
-        return result
+        return replace(result, service_us=(time.perf_counter_ns() - start) // 1000)
 
     def delete(self, session: str, tenant: str, *, timeout_s: float = 5.0) -> bool:
         """Removes a session at the target; whether it is gone."""
@@ -260,11 +246,13 @@ class TurnClient:
         if rest := response.read():
             # A last line without its end.
             reader.line(rest, (time.perf_counter_ns() - start) // 1000)
-        result = _report_result(reader.report or {}, status, usage=reader.usage)
-        result.outcome = reader.outcome
-        result.first_token_us = reader.first_text_us
-        result.gap_mean_us, result.gap_max_us = reader.gap_mean_us, reader.gap_max_us
-        return result
+        return replace(
+            _report_result(reader.report or {}, status, usage=reader.usage),
+            outcome=reader.outcome,
+            first_token_us=reader.first_text_us,
+            gap_mean_us=reader.gap_mean_us,
+            gap_max_us=reader.gap_max_us,
+        )
 
 
 def _refusal(response: Any, status: int) -> ClientResult:
@@ -275,19 +263,21 @@ def _refusal(response: Any, status: int) -> ClientResult:
         body = {}
     body = body if isinstance(body, dict) else {}
     report = body.get("agentao_gov")
-    result = _report_result(report if isinstance(report, dict) else {}, status)
     error = body.get("error")
     error = error if isinstance(error, dict) else {}
     fallback = "rate_limited" if status == 429 else f"http_{status}"
     known = isinstance(report, dict) and report.get("outcome")
     code = str(known or error.get("code") or fallback)
-    result.outcome = "rate_limited" if status == 429 and code == "rate_limit_exceeded" else code
-    result.error = str(error.get("message", ""))[:200]
     try:
-        result.retry_after_s = float(str(response.get("retry-after")))
+        retry_after_s = float(str(response.get("retry-after")))
     except ValueError:
-        result.retry_after_s = None
-    return result
+        retry_after_s = None
+    return replace(
+        _report_result(report if isinstance(report, dict) else {}, status),
+        outcome="rate_limited" if status == 429 and code == "rate_limit_exceeded" else code,
+        error=str(error.get("message", ""))[:200],
+        retry_after_s=retry_after_s,
+    )
 
 
 def _report_result(report: dict[str, Any], status: int, *, usage: dict[str, Any] | None = None) -> ClientResult:

@@ -1,4 +1,8 @@
-"""Two reports side by side: the same plan on the same machine, or no comparison."""
+"""Is it worse than last time? Two reports of the same plan on the same machine, compared by bootstrap.
+
+A plain "p95 more than 5 % above the baseline" fails 39 % of runs of the same build at 300 samples. Here a regression is
+one whose bootstrap lower bound is above 1 *and* whose size is above the allowance.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,6 @@ __all__ = [
     "read_report",
 ]
 
-
-# Is it worse than last time? A bootstrap on both samples, because "5 % above the baseline" cries wolf.
-#
-# A plain "p95 more than 5 % above" fails 39 % of runs of the same build at 300 samples. Here a regression is one whose
-# bootstrap lower bound is above 1 *and* whose size is above the allowance. Pure.
 
 RESAMPLES = 2_000
 #: Of the interval. A regression needs its lower end above 1, so that chance is called one in 2.5 % per measure.

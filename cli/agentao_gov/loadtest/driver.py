@@ -23,8 +23,7 @@ from agentao_gov.testrig.service import free_port
 __all__ = ["GeneratorDied", "LoadDriver", "check_port", "run_worker", "split_address"]
 
 
-# A worker of a master on another machine: Locust in a process of its own, nothing else.
-
+#: Where a master listens for workers of other machines.
 DEFAULT_PORT = 5557
 
 

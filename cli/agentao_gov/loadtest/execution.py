@@ -32,8 +32,6 @@ from agentao_gov.loadtest.view import Stop, View, live_figures
 __all__ = ["Execution", "Played", "Probing"]
 
 
-# TurnsPart a probe of a capacity search that was played into what the search looks at.
-
 #: The start of a probe is left out of what was at hand: its sessions are still coming.
 _STEADY_SHARE = 0.3
 

@@ -19,21 +19,22 @@ from pathlib import Path
 import gevent
 from gevent.pool import Pool
 
-from agentao_gov.loadtest.client import ClientResult, TurnClient
+from agentao_gov.loadtest.client import TurnClient
 from agentao_gov.loadtest.plan import LoadPlan, LoadStream, Phase, SessionDraw, TurnPlan, draw, turns_of
-from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, Beat, Begin, TurnSample
+from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, Beat, Begin, ClientResult, TurnSample
 from agentao_gov.loadtest.schedule import level_at
 
 __all__ = ["CpuShare", "LoadGenerator"]
 
 
-# How much of a core the generator's process uses, and how much more it would use if other programs let it.
-
 _SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 class CpuShare:
-    """Shares of one core since the last look. Only for a process of one thread, such as gevent's."""
+    """How much of a core this process uses, and how much more it would use if other programs let it.
+
+    Only for a process of one thread, such as gevent's.
+    """
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class _Lane:
     busy: bool = False
     #: When the last turn ended, seconds since the phase's start.
     free_s: float = 0.0
-    #: TurnsPart that are due but wait for the session.
+    #: Turns that are due but wait for the session.
     waiting: collections.deque[TurnPlan] = field(default_factory=collections.deque)
 
 
@@ -113,7 +114,7 @@ class LoadGenerator:
         self._origin = 0.0
         self._greenlets: set[gevent.Greenlet] = set()
         self._started = 0
-        #: TurnsPart booked against the bounds, and tokens: used by those that ended, expected of those in flight.
+        #: Turns booked against the bounds, and tokens: used by those that ended, expected of those in flight.
         self._taken = 0
         self._tokens = 0
         self._in_flight = 0
@@ -179,7 +180,7 @@ class LoadGenerator:
     def _never_sent(self, turn: TurnPlan) -> None:
         now = self._now_s()
         begin = self._begin(turn, now)
-        self._end(turn, begin, now, ClientResult("unfinished", error="its session was busy to the end"), late_s=0.0)
+        self._end(turn, begin, ClientResult(outcome="unfinished", error="its session was busy to the end"), late_s=0.0)
 
     # -- closed loop ---------------------------------------------------------------------------------------------
 
@@ -245,12 +246,12 @@ class LoadGenerator:
                 timeout_s=self._plan.timeout_s(session.profile),
             )
         except gevent.GreenletExit:
-            cut = ClientResult("unfinished", service_us=int((time.monotonic() - started) * 1e6))
-            self._end(turn, begin, sent_s, cut, late_s=sent_s - max(turn.intended_s, free_s))
+            cut = ClientResult(outcome="unfinished", service_us=int((time.monotonic() - started) * 1e6))
+            self._end(turn, begin, cut, late_s=sent_s - max(turn.intended_s, free_s))
             raise
         finally:
             self._in_flight -= 1
-        self._end(turn, begin, sent_s, result, late_s=sent_s - max(turn.intended_s, free_s))
+        self._end(turn, begin, result, late_s=sent_s - max(turn.intended_s, free_s))
         if self._plan.delete_finished and turn.index + 1 == len(session.turns):
             self._delete_soon(session)
         return result
@@ -278,34 +279,8 @@ class LoadGenerator:
         self._emit(begin.to_line())
         return begin
 
-    def _end(self, turn: TurnPlan, begin: Begin, sent_s: float, result: ClientResult, *, late_s: float) -> None:
-        waited_us = max(0, int((sent_s - turn.intended_s) * 1e6))
-        sample = TurnSample(
-            id=begin.id,
-            phase=begin.phase,
-            worker=self._worker,
-            session=begin.session,
-            profile=begin.profile,
-            tenant=begin.tenant,
-            intended_s=begin.intended_s,
-            sent_s=begin.sent_s,
-            latency_us=waited_us + result.service_us,
-            service_us=result.service_us,
-            late_us=max(0, int(late_s * 1e6)),
-            outcome=result.outcome,
-            http_status=result.http_status,
-            first_token_us=result.first_token_us,
-            gap_mean_us=result.gap_mean_us,
-            gap_max_us=result.gap_max_us,
-            queue_us=result.queue_us,
-            model_us=result.model_us,
-            prompt_tokens=result.prompt_tokens,
-            completion_tokens=result.completion_tokens,
-            llm_calls=result.llm_calls,
-            tool_calls=result.tool_calls,
-            retry_after_s=result.retry_after_s,
-            error=result.error,
-        )
+    def _end(self, turn: TurnPlan, begin: Begin, result: ClientResult, *, late_s: float) -> None:
+        sample = TurnSample.of(begin, result, worker=self._worker, late_us=max(0, int(late_s * 1e6)))
         self._tokens += sample.tokens - _expected_tokens(turn)
         self._emit(sample.to_line())
         self._on_sample(sample)

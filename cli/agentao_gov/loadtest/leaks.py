@@ -170,10 +170,6 @@ def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4, kept: 
     return WaveLeak(tuple(floors), max(0, leaked))
 
 
-# What a load leaves behind in the service: memory a turn, descriptors, children, threads, and whether it came to rest.
-#
-# Looks and rests in, a finding out. Pure, so that recorded runs can be judged again.
-
 #: Start and end in seconds of a stretch without load.
 Rest = tuple[float, float]
 
@@ -190,7 +186,7 @@ class ServiceSample:
     """The service at one moment. None: it could not be seen."""
 
     at_s: float
-    #: TurnsPart ended so far.
+    #: Turns ended so far.
     turns: int
     rss_bytes: int | None = None
     fds: int | None = None

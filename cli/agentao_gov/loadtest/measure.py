@@ -34,11 +34,6 @@ __all__ = [
 ]
 
 
-# Latency histograms that merge exactly: HDR, microseconds, from 1 µs to 2 hours with three significant digits.
-#
-# Three digits bound the error of a percentile at 0.1 %; two workers' histograms added together equal, bit for bit, the
-# histogram of all their samples.
-
 _LOWEST_US = 1
 _HIGHEST_US = 2 * 3600 * 1_000_000
 _DIGITS = 3
@@ -46,7 +41,11 @@ LATENCY_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 
 
 class Histogram:
-    """Counts of durations. Not thread-safe: one owner at a time."""
+    """Counts of durations, HDR, from 1 µs to 2 hours. Not thread-safe: one owner at a time.
+
+    Three significant digits bound the error of a percentile at 0.1 %; two workers' histograms added together equal, bit
+    for bit, the histogram of all their samples.
+    """
 
     def __init__(self) -> None:
         self._hdr = HdrHistogram(_LOWEST_US, _HIGHEST_US, _DIGITS)
@@ -236,7 +235,7 @@ class GeneratorFigures:
     offered: int
     #: Why its numbers must not be trusted; None: they may.
     bound: str | None = None
-    #: TurnsPart that it could not send: their failure is none of the service's.
+    #: Turns that it could not send: their failure is none of the service's.
     unsent: int = 0
     #: What lies beyond its limit, with turns so few that it says nothing of the percentile.
     by_chance: tuple[str, ...] = ()

@@ -1,4 +1,8 @@
-"""What a user asked of a load test, checked, and the plan that follows from it. Pure but for reading profiles."""
+"""What a user asked of a load test, checked, and the plan that follows from it. Pure but for reading profiles.
+
+What is known before a turn is sent is said here: who may be loaded with what, how much at most, and which thresholds
+this run cannot decide.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +121,7 @@ class LoadOptions:
 
     @property
     def level(self) -> float:
-        """TurnsPart per second, or sessions."""
+        """Turns per second, or sessions."""
         if self.open_loop:
             return self.rate if self.rate is not None else _RATE_DEFAULT
         return float(self.users or 1)
@@ -332,10 +336,6 @@ def api_key(options: LoadOptions) -> str | None:
         raise ConfigError(f"--api-key-env names {options.api_key_env}, which is not set.")
     return key
 
-
-# What is known before a turn is sent: who may be loaded with what, how much at most, and which thresholds cannot tell.
-#
-# Pure. Each answer saves a run that could only have ended in a refusal, a bill or a shrug.
 
 #: An upper bound where the user set none: so many times what the plan comes to. A schedule can never exceed its plan; a
 #: closed loop does where the service is quicker than the nominal turn.

@@ -1,7 +1,9 @@
 """The plan of a load test: everything the generator has to know, as one value that survives a trip through JSON.
 
 `turns_of` unfolds an open-loop stream into its turns, each with its intended start. It is pure and seeded: the command
-counts from it in a dry run, and each worker plays its own share of the very same list.
+counts from it in a dry run, and each worker plays its own share of the very same list. What people ask, per kind of
+task, is drawn from distributions whose figures are our own choices, made to be plausible; `--replay` puts recorded
+turns in their place.
 """
 
 from __future__ import annotations
@@ -37,10 +39,6 @@ __all__ = [
     "turns_of",
 ]
 
-
-# What people ask of an agent, per kind of task: seeded distributions of turns, tool loops, answers and pauses.
-#
-# The figures are our own choices, made to be plausible; `--replay` puts recorded turns in their place. Pure.
 
 #: What agentao's system prompt and tool descriptions cost on every call (measured on 0.5.17).
 OVERHEAD_TOKENS_PER_CALL = 5_200
@@ -198,7 +196,7 @@ class LoadStream(_Value):
     name: str = "load"
     #: `open`: turns start when the schedule says. `closed`: sessions that think between turns.
     loop: Literal["open", "closed"]
-    #: TurnsPart per second (open) or sessions (closed) over time.
+    #: Turns per second (open) or sessions (closed) over time.
     segments: tuple[Segment, ...]
     process: Process = "poisson"
     tenants: tuple[str, ...] = ("default",)

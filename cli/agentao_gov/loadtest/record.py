@@ -20,6 +20,7 @@ __all__ = [
     "UNSENT",
     "Beat",
     "Begin",
+    "ClientResult",
     "PhaseRecord",
     "SampleFile",
     "Status",
@@ -92,27 +93,15 @@ class Begin:
         return json.dumps({"t": "begin", **asdict(self)}, separators=(",", ":"))
 
 
-@dataclass(frozen=True, slots=True)
-class TurnSample:
-    """One turn, from its intended start to its end. Durations are integers of microseconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientResult:
+    """What the client saw of one turn. Durations are integers of microseconds since the send."""
 
-    id: str
-    phase: int
-    worker: int
-    session: str
-    profile: str
-    tenant: str
-    intended_s: float
-    sent_s: float
-    #: From the intended start: what a user waited. Holds the wait for the session's own earlier turn.
-    latency_us: int
-    #: From the send: what the service took.
-    service_us: int
-    #: How late the generator was, after the session was free and the intended start had come.
-    late_us: int
     outcome: str
+    #: What the service took.
+    service_us: int = 0
     http_status: int = 0
-    #: From the send to the first text; None where no text came.
+    #: To the first text; None where no text came.
     first_token_us: int | None = None
     #: Mean and longest gap between texts; None with fewer than two.
     gap_mean_us: int | None = None
@@ -127,6 +116,39 @@ class TurnSample:
     retry_after_s: float | None = None
     #: Kept short, for people.
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnSample(ClientResult):
+    """One turn, from its intended start to its end."""
+
+    id: str
+    phase: int
+    worker: int
+    session: str
+    profile: str
+    tenant: str
+    intended_s: float
+    sent_s: float
+    #: From the intended start: what a user waited. Holds the wait for the session's own earlier turn.
+    latency_us: int
+    #: How late the generator was, after the session was free and the intended start had come.
+    late_us: int
+
+    @classmethod
+    def of(cls, begin: Begin, result: ClientResult, *, worker: int, late_us: int) -> TurnSample:
+        """The turn that began so and was seen to end so.
+
+        Args:
+            begin: its start.
+            result: what the client saw of it.
+            worker: the generator's worker that sent it; -1: one that is gone.
+            late_us: how late the generator was.
+        """
+        waited_us = max(0, int((begin.sent_s - begin.intended_s) * 1e6))
+        return cls(
+            **asdict(begin), **asdict(result), worker=worker, latency_us=waited_us + result.service_us, late_us=late_us
+        )
 
     @property
     def status(self) -> Status:
@@ -227,32 +249,29 @@ def tally_of(samples: Iterable[TurnSample]) -> TurnTally:
     return tally
 
 
-# Reads the generator's raw lines back as they are written, and keeps the books of each phase.
-
-
 @dataclass(slots=True)
 class PhaseRecord:
-    """What one phase left: its turns, and the generator's own pulse."""
+    """What one phase left: its turns, and how the generator itself was."""
 
     index: int
     samples: list[TurnSample] = field(default_factory=list)
-    #: TurnsPart that began and have not ended yet, by id.
+    #: Turns that began and have not ended yet, by id.
     open: dict[str, Begin] = field(default_factory=dict)
     beats: list[Beat] = field(default_factory=list)
     #: Workers that said they have finished the phase.
     ended: set[int] = field(default_factory=set)
-    #: TurnsPart that began, by profile and tenant: the other side of the books.
+    #: Turns that began, by profile and tenant: the other side of the books.
     begun: Counter[tuple[str, str]] = field(default_factory=Counter)
     #: Ends without a beginning, or a second end of the same turn.
     unmatched_ends: int = 0
-    #: TurnsPart without an end although every worker said it had finished.
+    #: Turns without an end although every worker said it had finished.
     lost: int = 0
     #: Set once the books are closed: what comes later (a generator that is ended says its last) is not booked again.
     closed: bool = False
 
     @property
     def started(self) -> int:
-        """TurnsPart that began."""
+        """Turns that began."""
         return self.begun.total()
 
     def close(self, at_s: float, *, complete: bool = False) -> None:
@@ -264,24 +283,8 @@ class PhaseRecord:
         self.closed = True
         for begin in self.open.values():
             elapsed_us = max(0, int((at_s - begin.sent_s) * 1e6))
-            waited_us = max(0, int((begin.sent_s - begin.intended_s) * 1e6))
-            self.samples.append(
-                TurnSample(
-                    id=begin.id,
-                    phase=begin.phase,
-                    worker=-1,
-                    session=begin.session,
-                    profile=begin.profile,
-                    tenant=begin.tenant,
-                    intended_s=begin.intended_s,
-                    sent_s=begin.sent_s,
-                    latency_us=waited_us + elapsed_us,
-                    service_us=elapsed_us,
-                    late_us=0,
-                    outcome="unfinished",
-                    error="the generator ended first",
-                )
-            )
+            cut = ClientResult(outcome="unfinished", service_us=elapsed_us, error="the generator ended first")
+            self.samples.append(TurnSample.of(begin, cut, worker=-1, late_us=0))
         self.open.clear()
 
 

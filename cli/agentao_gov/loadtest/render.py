@@ -1,4 +1,8 @@
-"""A load test's HTML page: the figures that matter in tiles, then charts, each with its table. Pure."""
+"""A load-test report in every format, all made from the same `LoadTestReport` so that they tell the same numbers.
+
+A gate of cases with facts and tables below it makes JUnit, Markdown, annotations and the terminal; the HTML page has
+tiles and charts around the same gate.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +33,6 @@ __all__ = [
     "threshold_case",
     "write_reports",
 ]
-
-
-# What stands below a load test's cases: facts in a dozen lines, and tables. Pure.
 
 
 def show_value(value: float | None, unit: str) -> str:
@@ -216,11 +217,6 @@ def _probe_row(probe: Mapping[str, Any]) -> tuple[str, ...]:
     mean = "-" if probe["mean_s"] is None else f"{probe['mean_s'] * 1000:.0f} ms"
     missed = ", ".join(probe["missed"]) or "-"
     return (str(probe["load"]), f"{probe['turns_per_s']:.2f}", mean, f"{probe['good']} of {probe['total']}", missed)
-
-
-# TurnsPart a load-test report into a gate: its cases, and what stands below them. Pure.
-#
-# Every format is made from the same `LoadTestReport`, so that JSON, JUnit, Markdown and HTML tell the same numbers.
 
 
 def gate_report(report: LoadTestReport) -> GateReport:
@@ -513,9 +509,6 @@ def _server_line(rows: list[dict[str, Any]], name: str, key: str, divisor: float
 
 def _column(rows: list[dict[str, Any]], key: str) -> tuple[tuple[float, float], ...]:
     return tuple((float(row["at_s"]), float(row[key])) for row in rows if row[key] is not None)
-
-
-# The report in every format, from one document.
 
 
 def render(report: LoadTestReport, form: str) -> str:

@@ -64,12 +64,11 @@ __all__ = [
 ]
 
 
-# TurnsPart into the report's parts: the books, latencies and tokens, as a whole and by profile and tenant. Pure.
-
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
 
 
 def turns_part(figures: Figures) -> TurnsPart:
+    """The report's `turns`: how many ended in which way, and the rates."""
     rates = {name: rounded(value, 6) for name, value in figures.rates.items()}
     return TurnsPart(
         **figures.tally.to_dict(),
@@ -81,10 +80,12 @@ def turns_part(figures: Figures) -> TurnsPart:
 
 
 def latency_part(figures: Figures) -> dict[str, Percentiles]:
+    """The report's `latency_ms`, by series."""
     return {name: Percentiles.model_validate(figures.histograms[name].summary_ms()) for name in _SHOWN}
 
 
 def tokens_part(figures: Figures, options: LoadOptions) -> dict[str, float | int | None]:
+    """The report's `tokens`, with the cost where `options` state a price."""
     return {
         "prompt": figures.prompt_tokens,
         "completion": figures.completion_tokens,
@@ -96,7 +97,7 @@ def tokens_part(figures: Figures, options: LoadOptions) -> dict[str, float | int
 
 
 def cost_of(figures: Figures, options: LoadOptions) -> float | None:
-    """Prices are per million tokens; None where nobody stated one."""
+    """The bill for these figures at the options' prices per million tokens; None where nobody stated one."""
     if options.price is None:
         return None
     return (figures.prompt_tokens * options.price[0] + figures.completion_tokens * options.price[1]) / 1e6
@@ -115,13 +116,12 @@ def groups_part(
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:
+    """The value with so many digits after the point; None stays None."""
     return None if value is None else round(value, digits)
 
 
-# The report's `capacity`: what a search found, or what a plain run happened to reach.
-
-
 def capacity_end(execution: Execution | None) -> dict[str, str | None]:
+    """Why a search found no capacity, as fields of `Ending`; empty where it found one, or none was searched."""
     result = execution.capacity if execution is not None else None
     if result is None:
         return {}
@@ -134,6 +134,7 @@ def capacity_end(execution: Execution | None) -> dict[str, str | None]:
 
 
 def capacity_part(execution: Execution | None, figures: Figures, rows: Sequence[ServerRow]) -> CapacityPart:
+    """The report's `capacity`: what a search found, or what a plain run happened to reach by its figures and rows."""
     result: CapacityResult | None = execution.capacity if execution is not None else None
     if result is None:
         seen = [row.resident for row in rows if row.resident is not None]
@@ -169,14 +170,12 @@ def capacity_plan(result: CapacityResult) -> dict[str, Any]:
     return plan
 
 
-# The books of a run: started = answered + failed + timed out + cancelled + unfinished, per profile and tenant. Pure.
-#
-# Starts and ends are two lines of the generator's record, written at different times and counted apart here. Where they
-# do not agree something was lost or counted twice, and no figure of the run can be trusted.
-
-
 def imbalances(record: PhaseRecord) -> list[str]:
-    """What does not add up, a sentence each; empty where all of it does."""
+    """What does not add up in a phase's record, a sentence each; empty where all of it does.
+
+    Starts and ends are two lines, written at different times and counted apart per profile and tenant. Where they do
+    not agree something was lost or counted twice, and no figure of the run can be trusted.
+    """
     ends = Counter((sample.profile, sample.tenant) for sample in record.samples)
     found = [
         f"{_whose(profile, tenant)}: {record.begun[profile, tenant]} turns started, {ends[profile, tenant]} ended"
@@ -192,9 +191,6 @@ def imbalances(record: PhaseRecord) -> list[str]:
 
 def _whose(profile: str, tenant: str) -> str:
     return f"profile {profile} of tenant {tenant}"
-
-
-# What a run found besides its turns: the checklist, faults, deaths, signals.
 
 
 @dataclass(slots=True)
@@ -220,9 +216,6 @@ class Findings:
     stopped_by: str = ""
     #: Why the run was refused before it began, with its exit code.
     refused: tuple[str, int] | None = None
-
-
-# Where a report comes from: what was asked for, and on which machine with which versions.
 
 
 def environment() -> dict[str, Any]:
@@ -278,8 +271,6 @@ def plan_part(options: LoadOptions, plan: LoadPlan | None, main: Played | None, 
         "differences": list(findings.differences),
     }
 
-
-# The report's `server`: the service's processes over time, and what they leave from rest to rest.
 
 _ROWS_MAX = 600
 

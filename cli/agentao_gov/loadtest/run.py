@@ -56,12 +56,9 @@ from agentao_gov.testrig.guarded import Guarded, private_folder
 __all__ = ["DryRun", "LoadTestRun", "schedule_of"]
 
 
-# What a load test would do: its schedule, and what it should come to. Nothing is started for it.
-
-
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a load test would do."""
+    """What a load test would do: its schedule, and what it should come to. Nothing is started for it."""
 
     plan: LoadPlan
     estimate: Estimate

@@ -155,12 +155,6 @@ def _invert(part: Segment, area: float) -> float:
     return min(part.duration_s, 2 * area / (part.level_start + root)) if area > 0 else 0.0
 
 
-# Recorded turns as a load: a file of TurnReports (`run --batch --output`), or one of agentao's replay files.
-#
-# Sessions keep their turns' distances in time, divided by the speed. TurnReports hold no questions, so their turns ask
-# a generic one; the simulated model plays the recorded rounds of tools and length of answer either way. Pure but for
-# reading the file.
-
 #: Where a recording does not say: words of an answer to tokens. Only the simulated model's length depends on it.
 _TOKENS_PER_WORD = 4 / 3
 _ANSWER_TOKENS = 120
@@ -186,8 +180,10 @@ class RecordedTurn:
 
 
 def load_replay(path: Path) -> tuple[RecordedTurn, ...]:
-    """The turns in the order of their starts.
+    """The turns of a file of TurnReports (`run --batch --output`) or of agentao's replay, in the order of their starts.
 
+    Sessions keep their turns' distances in time. TurnReports hold no questions, so their turns ask a generic one; the
+    simulated model plays the recorded rounds of tools and length of answer either way.
     Raises ConfigError for a file that holds none, is damaged before its last line, or is too large to be played.
     """
     try:

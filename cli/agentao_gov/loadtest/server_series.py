@@ -22,8 +22,6 @@ from agentao_gov.testrig.client import Scrape, ServiceClient
 __all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
 
 
-# Which of the processes below a service is which: the one that serves, and those that hold sessions.
-
 #: What the process that runs a session's agent calls itself; its warden, the zygote and the stock are others.
 _SESSION = "gov-session"
 

@@ -217,11 +217,6 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
 
 
-# What the service may use at most: its process's own limits, its control groups', its configuration's.
-#
-# Read from the process that serves, once it is ready: `serve` raises its soft limit of descriptors to the hard one, and
-# its warden's says nothing. Nothing here raises: a limit that cannot be read is one that cannot be named.
-
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 #: Below each mount of the memory controller: its limit and its count of processes killed, of version 2 and 1.
 _LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.events", "memory.oom_control")
@@ -229,7 +224,11 @@ _LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.e
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """Each None where there is none, or where it cannot be known."""
+    """What the service may use at most; each None where there is none, or where it cannot be known.
+
+    Read from the process that serves, once it is ready: `serve` raises its soft limit of descriptors to the hard one,
+    and its warden's says nothing.
+    """
 
     max_sessions: int | None = None
     max_busy: int | None = None

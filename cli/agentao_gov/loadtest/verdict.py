@@ -36,7 +36,7 @@ class RunEnding:
     comparisons: Sequence[Comparison] = ()
     #: Why the generator was the bottleneck; None: it was not.
     generator_bound: str | None = None
-    #: TurnsPart that it could not send: they count as failed, and the service has no part in it.
+    #: Turns that it could not send: they count as failed, and the service has no part in it.
     unsent: int = 0
     #: Why the generator's process is gone; None: it ended in order.
     generator_died: str | None = None

@@ -113,8 +113,6 @@ class Stop:
                 signal.signal(signum, handler)
 
 
-# The state of a running load, as the terminal shows it several times a second. Pure.
-
 #: Sorting all of a long run's turns several times a second would be load of its own.
 _RECENT = 2000
 _RATE_S = 5.0

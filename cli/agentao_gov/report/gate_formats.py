@@ -1,7 +1,7 @@
-"""Writes a gate's result as JUnit XML, which every CI system reads.
+"""Writes a gate's result for machines and pages: JUnit XML, GitHub workflow annotations, Markdown.
 
-There is no standard. What Jenkins validates is the strictest reading in use (no properties in a test case, no count of
-skipped cases at the root); `tests/report/junit.xsd` holds the report to it.
+There is no standard for JUnit XML. What Jenkins validates is the strictest reading in use (no properties in a test
+case, no count of skipped cases at the root); `tests/report/junit.xsd` holds the report to it.
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ def _with_text(result: Failure | Error, text: str) -> Failure | Error:
     return result
 
 
-# Writes a gate's result as GitHub workflow annotations (`::error ...::`), one line a finding.
-
 _LEVELS = {"fail": "error", "inconclusive": "error", "warn": "warning"}
 
 
@@ -96,14 +94,12 @@ def _property(text: str) -> str:
     return _message(clean(text)).replace(":", "%3A").replace(",", "%2C")
 
 
-# Writes a gate's result as Markdown, made for GitHub's step summary.
-
 _MARKS = {"pass": "✅", "fail": "❌", "warn": "⚠️", "skip": "⏭️", "inconclusive": "❔", "interrupted": "⏹️"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 
 
 def markdown(report: GateReport) -> str:
-    """The report as Markdown with tables; ends with a newline."""
+    """The report as Markdown with tables, made for GitHub's step summary; ends with a newline."""
     lines = [f"## {_MARKS[report.conclusion]} {_text(report.name)}: {_text(report.headline)}", ""]
     if report.facts:
         lines += [f"- **{_text(name)}**: {_text(value)}" for name, value in report.facts] + [""]

@@ -1,4 +1,7 @@
-"""One self-contained HTML page: nothing in it is loaded from elsewhere, and nothing in it runs."""
+"""One self-contained HTML page: nothing in it is loaded from elsewhere, and nothing in it runs.
+
+Charts are inline SVG, drawn by hand: a few kilobytes each, readable in print and in the dark.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from agentao_gov.report.gate import GateReport, clean
 
 __all__ = ["Chart", "ChartLine", "ChartMark", "Page", "Section", "Tile", "html_page", "key", "svg"]
 
-
-# ChartLine charts as inline SVG, drawn by hand: a few kilobytes each, no script, readable in print and in the dark.
 
 _WIDTH, _HEIGHT = 620, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 44

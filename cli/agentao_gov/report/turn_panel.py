@@ -129,15 +129,16 @@ def print_budget(out: Console, lines: Iterable[BudgetLine]) -> None:
         out.print(Text.assemble(f"  {line.scope:<8}", bar(line.used, line.limit), f"  {_budget(line)}"))
 
 
-# A turn while it runs, on a terminal: the text as it arrives, and one status line against the limits.
-
 _REFRESH_PER_S = 8
 #: Lines of text shown while it grows; the whole answer is printed at the end.
 _TAIL_LINES_MIN = 5
 
 
 class LiveTurn:
-    """Shows a turn on a terminal. `on_event` is called on the turn's thread, the rest on the caller's."""
+    """Shows a turn on a terminal while it runs: the text as it arrives, and one status line against the limits.
+
+    `on_event` is called on the turn's thread, the rest on the caller's.
+    """
 
     def __init__(
         self, console: Console, limits: Limits, *, show_text: bool, note: Callable[[], str] = lambda: ""

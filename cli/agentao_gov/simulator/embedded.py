@@ -128,8 +128,6 @@ def _model_file(gguf: Path | None) -> Path:
     return path
 
 
-# Starts the model that runs on this machine, when that is the one chosen, and gives it an address.
-
 #: The process behind a local model; None for a remote one.
 LocalModel = EmbeddedModel | Simulator | None
 

@@ -1,4 +1,7 @@
-"""A chat request as the simulated model sees it: what is asked, and in which round of the tool loop."""
+"""A chat request as the simulated model sees it, and what it says where no script tells it.
+
+Unscripted it is short, deterministic, about the question, and sometimes calls a tool.
+"""
 
 from __future__ import annotations
 
@@ -124,8 +127,6 @@ def _digest(messages: list[dict[str, Any]]) -> str:
         hashed.update(f"\x01{message.get('role')}\x00{text}".encode("utf-8", "replace"))
     return hashed.hexdigest()
 
-
-# What an unscripted simulated model says: short, deterministic, about the question, and sometimes with a tool.
 
 _READ = re.compile(
     r"\b(?:read|open|show|summari[sz]e|look (?:at|into)|what is in|what's in|explain)\b"

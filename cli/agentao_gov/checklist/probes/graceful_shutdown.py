@@ -127,7 +127,7 @@ def _turns_in_flight(context: Context, service: ProbedService) -> _Turns:
     resting = client.turn("resting", "Rest.", profile=profile)
     warn_of_missing(context, resting)
     # Held until some time after SIGTERM, however long the others took to get to the model.
-    late = directive("HttpAnswer soon.", hold=LATE, text="delivered")
+    late = directive("Answer soon.", hold=LATE, text="delivered")
     flying = in_background(client.turn, "flying", late, profile=profile)
     streaming = in_background(client.turn, "streaming", late, profile=profile, door="chat stream")
     hung = in_background(client.turn, "hung", directive("Hang.", fault="hang"), profile=profile)

@@ -113,7 +113,7 @@ def _bound_s(config: ProbeConfig) -> float:
 
 def _begin(service: ProbedService, fault: _Fault) -> list[Future[HttpAnswer]]:
     client, profile = service.client(), service.config.profile_name
-    question, patience_s = directive("HttpAnswer.", **fault.behaviour), _bound_s(service.config) + 10
+    question, patience_s = directive("Answer.", **fault.behaviour), _bound_s(service.config) + 10
     return [
         in_background(client.turn, session, question, profile=profile, timeout_s=patience_s, door=fault.door)
         for session in fault.sessions
