@@ -147,7 +147,7 @@ def _shut(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-class _Stream(httpcore2.NetworkStream):
+class _WatchedStream(httpcore2.NetworkStream):
     """A socket that its scope can shut down."""
 
     def __init__(self, sock: socket.socket, scope: AbortScope | None, trust: Trust) -> None:
@@ -206,7 +206,7 @@ class _Stream(httpcore2.NetworkStream):
             raise httpcore2.ConnectError(str(error)) from error
         if scope is not None:
             scope.discard(self._sock)
-        stream = _Stream(tls, scope, self._trust)
+        stream = _WatchedStream(tls, scope, self._trust)
         try:
             tls.do_handshake()
         except TimeoutError as error:
@@ -258,7 +258,7 @@ class _Backend(httpcore2.NetworkBackend):
                 if local_address is not None:
                     sock.bind((local_address, 0))
                 _connect(sock, address, until, scope)
-                return _Stream(sock, scope, self._trust)
+                return _WatchedStream(sock, scope, self._trust)
             except httpcore2.ConnectTimeout:
                 sock.close()
                 raise
@@ -412,7 +412,7 @@ def _transport(trust: Trust, proxy: str | None = None) -> httpx2.HTTPTransport:
     # No keep-alive: openai 3.54 closes the response right after `[DONE]`, so a streamed call's connection is never
     # reused anyway, and a socket that belongs to one call alone is what makes aborting it safe.
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-    # A context that trusts nobody: whatever did not come through `_Stream.start_tls` would fail.
+    # A context that trusts nobody: whatever did not come through `_WatchedStream.start_tls` would fail.
     nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     transport = _Transport(verify=nobody, limits=limits, proxy=proxy)
     transport._pool._network_backend = _Backend(trust)  # type: ignore[attr-defined,union-attr,unused-ignore]
