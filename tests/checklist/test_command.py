@@ -46,14 +46,14 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run_
 
 
-def test_list_names_the_seven_items(tmp_path: Path, run: Run) -> None:
+def test_list_names_the_eight_items(tmp_path: Path, run: Run) -> None:
     """For scripts that choose among them."""
     done = run("checklist", "--list", "--format", "json", cwd=tmp_path)
 
     ids = [row["id"] for row in json.loads(done.stdout)]
     assert done.returncode == 0
     assert ids[0] == "session_caps"
-    assert len(ids) == 7
+    assert len(ids) == 8
 
 
 @pytest.mark.parametrize(

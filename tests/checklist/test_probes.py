@@ -39,7 +39,7 @@ def _failed_checks(report: ChecklistReport, item: ItemId) -> list[str]:
 
 
 def test_all_items_hold_but_the_sabotaged_one_which_its_remedy_mends(house: House) -> None:
-    """One absent capacity plan: six pass, `monitoring` fails alone; its own lines make it pass."""
+    """One absent capacity plan: seven pass, `monitoring` fails alone; its own lines make it pass."""
     house.deployment.pop("capacity")
 
     report = house.walk(settle_s=10)

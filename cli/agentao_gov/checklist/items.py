@@ -1,4 +1,4 @@
-"""The seven items of the pre-load-test checklist, in order: ids, numbers and titles, fixed by the contract."""
+"""The eight items of the pre-load-test checklist, in order: ids, numbers and titles, fixed by the contract."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ ItemId = Literal[
     "pool_limits",
     "graceful_shutdown",
     "monitoring",
+    "tenant_isolation",
 ]
 
 
@@ -73,6 +74,12 @@ ITEMS: tuple[Item, ...] = (
         7,
         "Monitoring and alerts on the capacity plan",
         "comparing /metrics with /proc under load, and crossing every line of the capacity plan",
+    ),
+    Item(
+        "tenant_isolation",
+        8,
+        "A wall between tenants, and around the service",
+        "a stranger's session that reads the service's environment and another tenant's file, by every tool offered",
     ),
 )
 

@@ -48,8 +48,9 @@ class ProbedService(PrivateService):
         super().__init__(
             Path(tempfile.gettempdir()) / f"agentao-gov-checklist-{secrets.token_hex(8)}",
             config.deployment,
-            profiles={config.profile_name: config.profile, **config.more_profiles},
+            profiles=config.profiles,
             keys={config.tenant: config.keys[config.tenant], **config.keys},
+            environment=config.environment,
             flags=("--workers", str(config.workers), "--model", _MODEL, "--base-url", simulator.base_url),
         )
 

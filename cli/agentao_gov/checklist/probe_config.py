@@ -16,6 +16,7 @@ from typing import Any
 
 from agentao_gov.checklist.facts import Facts
 from agentao_gov.checklist.report import Scaled
+from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.config.units import format_duration, parse_duration_s
 
@@ -44,13 +45,14 @@ class ProbeConfig:
     workers: int = 1
     #: Further profiles, which the probed tenants may use as well.
     more_profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Variables that the service is started with besides the caller's.
+    environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, facts: Facts, profile: ResolvedProfile) -> ProbeConfig:
         """Starts from the user's values. Keys are replaced, as only their hashes are known."""
         deployment = facts.deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
-        table = profile.profile.model_dump(mode="json", by_alias=True, exclude_none=True)
-        table.pop("model", None)
+        table = _profile_table(profile.profile)
         deployment.pop("model", None)
         deployment.pop("state", None)
         deployment["server"]["host"] = "127.0.0.1"
@@ -70,6 +72,11 @@ class ProbeConfig:
         config = cls(deployment, table, keys, primary)
         config._private_ledger(facts)
         return config
+
+    @property
+    def profiles(self) -> dict[str, dict[str, Any]]:
+        """Every profile of the service by its name."""
+        return {self.profile_name: self.profile, **self.more_profiles}
 
     @property
     def profile_name(self) -> str:
@@ -150,7 +157,16 @@ class ProbeConfig:
 
     def add_profile(self, name: str) -> dict[str, Any]:
         """A copy of the profile as it is now, to be changed."""
-        table = self.more_profiles[name] = {**copy.deepcopy(self.profile), "name": name}
+        return self._add({**copy.deepcopy(self.profile), "name": name})
+
+    def offer(self, profile: Profile) -> None:
+        """Adds another of the user's profiles, without its MCP servers, unless it is the probed one."""
+        if profile.name != self.profile_name:
+            self._add({**_profile_table(profile), "mcp": {"servers": {}}})
+
+    def _add(self, table: dict[str, Any]) -> dict[str, Any]:
+        name = str(table["name"])
+        self.more_profiles[name] = table
         for tenant in self.deployment["tenants"].values():
             if tenant.get("profiles") is not None:
                 tenant["profiles"].append(name)
@@ -167,6 +183,13 @@ class ProbeConfig:
             # Not a row may be left in the user's own ledger.
             self.scaled.append(Scaled(key="budget.store", configured="redis", probed="sqlite (private)"))
             self.lift("budget.store", "sqlite")
+
+
+def _profile_table(profile: Profile) -> dict[str, Any]:
+    """TOML-ready, and without the model: probes bring their own."""
+    table: dict[str, Any] = profile.model_dump(mode="json", by_alias=True, exclude_none=True)
+    table.pop("model", None)
+    return table
 
 
 def _primary(facts: Facts, profile: str) -> str:

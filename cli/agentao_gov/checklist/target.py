@@ -278,6 +278,11 @@ def _graceful_shutdown(target: ProbedTarget, item: Item) -> list[Check] | str:
     return "it would end a service that others use; run it against your configuration instead"
 
 
+def _tenant_isolation(target: ProbedTarget, item: Item) -> list[Check] | str:
+    del target, item
+    return "nothing may be planted in a service that others use; run it against your configuration instead"
+
+
 PROBES: Mapping[ItemId, Callable[[ProbedTarget, Item], list[Check] | str]] = {
     "session_caps": _session_caps,
     "daily_token_budget": _daily_token_budget,
@@ -286,6 +291,7 @@ PROBES: Mapping[ItemId, Callable[[ProbedTarget, Item], list[Check] | str]] = {
     "pool_limits": _pool_limits,
     "graceful_shutdown": _graceful_shutdown,
     "monitoring": _monitoring,
+    "tenant_isolation": _tenant_isolation,
 }
 
 

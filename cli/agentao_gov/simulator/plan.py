@@ -159,7 +159,10 @@ class Planner:
         ):
             calls = calls_for(tool, request)
             return _cut(pieces(tool.text or ""), calls, "tool_calls", behaviour, request)
-        if behaviour.text is not None and not request.is_summary:
+        if behaviour.look_for:
+            results = request.tool_results
+            text = f"Found: {', '.join(word for word in behaviour.look_for if word in results) or 'nothing'}."
+        elif behaviour.text is not None and not request.is_summary:
             text = behaviour.text
         elif behaviour.answer_tokens is not None and not request.is_summary:
             text = filler(round(_draw(behaviour.answer_tokens, rng)))

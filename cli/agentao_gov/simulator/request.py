@@ -53,6 +53,12 @@ class ChatRequest:
         """Whether the request offers tools at all."""
         return bool(self.tools)
 
+    @property
+    def tool_results(self) -> str:
+        """What the tools have returned since the question."""
+        index, _ = _question(self.messages)
+        return "\n".join(text_of(m.get("content")) for m in self.messages[index + 1 :] if m.get("role") == "tool")
+
     def tool(self, name: str) -> dict[str, Any] | None:
         """The offered tool's function object."""
         for tool in self.tools:

@@ -199,6 +199,8 @@ class Behaviour(_Strict):
     hold: str | None = None
     #: Ground truth is also summed by this word.
     tag: str | None = None
+    #: The answer names those of these words that stood in what the turn's tools returned.
+    look_for: tuple[str, ...] = ()
 
     def at(self, round_index: int) -> Behaviour:
         """The behaviour of a round of the tool loop (from 0)."""

@@ -78,6 +78,7 @@ class PrivateService:
         profiles: Mapping[str, Mapping[str, Any]] | None = None,
         keys: Mapping[str, str] | None = None,
         flags: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         replaced: tuple[str, ...] = ("AGENTAO_GOV",),
     ) -> None:
         """Nothing is started or written yet.
@@ -88,6 +89,7 @@ class PrivateService:
             profiles: tables of profiles by name, if the service is to have them instead of the deployment's own.
             keys: plain API keys by tenant; the first tenant is the one `client` speaks for.
             flags: further options of `serve`, such as the model's.
+            environment: variables besides this process's own.
             replaced: prefixes of the environment's variables that the deployment file stands for.
         """
         self.folder = folder
@@ -98,6 +100,7 @@ class PrivateService:
         self._profiles = profiles
         self._keys = dict(keys or {})
         self._flags = tuple(flags)
+        self._environment = dict(environment or {})
         self._replaced = replaced
         self._lock = threading.Lock()
         #: The service below its guard; guarded by `_lock`, so that `end` never misses one that is being started.
@@ -208,7 +211,7 @@ class PrivateService:
         serve = [*self.program, "serve", "--config", str(self.folder / "agentao-gov.toml"), *self._flags]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(self._replaced)}
         with self.log.open("wb") as log:
-            return Guarded(serve, cwd=self.folder, env=kept, output=log)
+            return Guarded(serve, cwd=self.folder, env={**kept, **self._environment}, output=log)
 
     def _await_ready(self, running: Guarded) -> None:
         client = self.client()

@@ -1,4 +1,4 @@
-"""The seven experiments, one file each. Each tries to break one limit of a running service."""
+"""The eight experiments, one file each. Each tries to break one limit of a running service."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from agentao_gov.checklist.probes.max_iterations import probe_max_iterations
 from agentao_gov.checklist.probes.monitoring import probe_monitoring
 from agentao_gov.checklist.probes.pool_limits import probe_pool_limits
 from agentao_gov.checklist.probes.session_caps import probe_session_caps
+from agentao_gov.checklist.probes.tenant_isolation import probe_tenant_isolation
 from agentao_gov.checklist.probes.turn_timeout import probe_turn_timeout
 
 __all__ = ["PROBES"]
@@ -24,4 +25,5 @@ PROBES: Mapping[ItemId, ProbeFunction] = {
     "pool_limits": probe_pool_limits,
     "graceful_shutdown": probe_graceful_shutdown,
     "monitoring": probe_monitoring,
+    "tenant_isolation": probe_tenant_isolation,
 }
