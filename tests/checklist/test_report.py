@@ -93,10 +93,10 @@ def _junit(text: str) -> Any:
 
 
 def test_junit_counts_what_failed_and_what_was_skipped() -> None:
-    """Seven cases, one failure, six skipped."""
+    """Eight cases, one failure, seven skipped."""
     suite = _junit(rendered(_report(BAD), "junit")).find("testsuite")
 
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("7", "1", "6")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("8", "1", "7")
     assert "it | accepts" in suite.find("testcase/failure").get("message")
 
 

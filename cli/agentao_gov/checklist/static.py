@@ -328,6 +328,18 @@ def _monitoring(facts: Facts) -> Iterator[Check]:
     )
 
 
+def _isolation(facts: Facts) -> Iterator[Check]:
+    for profile in facts.offered:
+        has_shell = "run_shell_command" in profile.tools.allow
+        yield _check(
+            not has_shell or profile.tools.sandbox != "off",
+            f"profile {profile.name}: shell commands run in a sandbox",
+            f'sandbox = "{profile.tools.sandbox}"' if has_shell else "it offers no shell",
+            Remedy((("tools.sandbox", "auto"),), file=f"profile {profile.name}"),
+            bad="warn",
+        )
+
+
 def _figures(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in values.items())
 
@@ -340,4 +352,5 @@ _LOOKS: dict[ItemId, Callable[[Facts], Iterator[Check]]] = {
     "pool_limits": _pool,
     "graceful_shutdown": _shutdown,
     "monitoring": _monitoring,
+    "tenant_isolation": _isolation,
 }
