@@ -92,6 +92,7 @@ _ROWS = (
     Ending("tenant_session_limit", 429, _RATE, 8, _SOON, "Every session of the tenant is busy."),
     Ending("user_session_limit", 429, _RATE, 8, _SOON, "Every session of the user is busy."),
     Ending("queue_timeout", 429, _RATE, 8, _SOON, "The turn waited as long as it may without getting a place."),
+    Ending("overloaded", 503, _SERVER, 8, _SOON, "The service has no room for the request at the moment."),
     Ending("invalid_request", 400, _INVALID, 2, _NEVER, "The request cannot be understood."),
     Ending("too_large", 413, _INVALID, 2, _NEVER, "The body or a message is over its limit."),
     Ending("method_not_allowed", 405, _INVALID, 2, _NEVER, "The path does not take this method."),

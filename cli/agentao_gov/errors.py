@@ -18,6 +18,7 @@
     │   ├── UserSessionLimitError       the same for one user
     │   ├── QueueFullError              the waiting room is full
     │   ├── QueueTimeoutError           waited as long as allowed
+    │   ├── OverloadedError             descriptors or time ran out before the request was looked at
     │   └── DrainingError               the service is on its way down
     ├── BudgetError                     a token budget says no; carries scope and figures
     │   ├── BudgetExhaustedError        spent for this window: retry when the next one opens
@@ -56,6 +57,7 @@ __all__ = [
     "MethodNotAllowedError",
     "ModelError",
     "NotFoundError",
+    "OverloadedError",
     "ProfileNotAllowedError",
     "QueueFullError",
     "QueueTimeoutError",
@@ -238,6 +240,12 @@ class QueueTimeoutError(CapacityError):
     """Raised when a turn waited `queue_timeout` without getting a place."""
 
     ending = ENDINGS["queue_timeout"]
+
+
+class OverloadedError(CapacityError):
+    """Raised when the service has no descriptors, or a worker no time, for a request that is right."""
+
+    ending = ENDINGS["overloaded"]
 
 
 class DrainingError(CapacityError):

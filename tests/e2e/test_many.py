@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -216,6 +218,30 @@ def test_turns_of_a_session_land_on_any_worker_one_at_a_time_with_their_context(
     assert deleted == [200] * 6
     assert again == [404] * 6
     assert code == 143
+
+
+def test_a_cancel_never_says_that_a_session_is_not_there_because_a_worker_was_slow(deployment: Deployment) -> None:
+    """One of two workers is stopped: what may be in its memory is answered 503, and with 404 once it can be asked."""
+    service = deployment.start("--no-warden", "--workers", "2")
+    instance = service.status()["instance"]
+    (other,) = set(instance["pids"]) - {instance["pid"]}
+
+    os.kill(other, signal.SIGSTOP)
+    try:
+        unknown = [
+            service.post("/v1/sessions/nobody/cancel", None),
+            service.get("/v1/sessions/nobody"),
+            service.send("DELETE", "/v1/sessions/nobody"),
+        ]
+    finally:
+        os.kill(other, signal.SIGCONT)
+    after = wait_until(
+        lambda: (found := service.get("/v1/sessions/nobody")).status == 404 and found, "the other worker"
+    )
+
+    assert [(answer.status, answer.code) for answer in unknown] == [(503, "overloaded")] * 3
+    assert all("retry-after" in answer.headers for answer in unknown)
+    assert after.code == "session_not_found"
 
 
 def _with_server(script: str) -> str:

@@ -59,8 +59,9 @@ class Service:
     observers: tuple[TurnObserver, ...]
 
     def close(self) -> None:
-        """Ends the monitor and the audit file. The pool is its owner's to close."""
+        """Ends the monitor, the executors and the audit file. The pool is its owner's to close."""
         self.gateway.monitor.close()
+        self.gateway.executors.close()
         for observer in self.observers:
             if isinstance(observer, AuditFile):
                 observer.close()

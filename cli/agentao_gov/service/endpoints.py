@@ -49,6 +49,9 @@ class Endpoints:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._executors = gateway.executors
+        #: The last scrape of the whole service (False) and of this worker alone (True), which may still run.
+        self._scrapes: dict[bool, asyncio.Task[bytes]] = {}
 
     def _tenant(self, request: Request) -> str:
         if self._gateway.tenants.open and not from_peer(request):
@@ -114,7 +117,7 @@ class Endpoints:
         if name is None:
             name = self._gateway.pool.profile_of(key)
         if name is None:
-            known = await asyncio.to_thread(self._gateway.pool.session, key)
+            known = await self._executors.reads.run(key.tenant, self._gateway.pool.session, key)
             name = known.profile if known is not None else None
         offer = self._gateway.profiles.resolve(key.tenant, name)
         order = self._gateway.order(key.tenant, key.session, offer, body.message, body.user)
@@ -124,21 +127,23 @@ class Endpoints:
     async def cancel_turn(self, request: Request) -> Response:
         """`POST /v1/sessions/{id}/cancel`."""
         key = self._key(request)
-        cancelled = await asyncio.to_thread(self._gateway.pool.cancel, key, "cancelled")
+        cancelled = await self._executors.cancels.run(key.tenant, self._gateway.pool.cancel, key, "cancelled")
         if not cancelled:
-            answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
-            cancelled = any(answer["cancelled"] for answer in answers)
-            if not answers:
-                await asyncio.to_thread(self._gateway.session, key)
+            answers = await self._gateway.peers.ask(request)
+            cancelled = any(answer["cancelled"] for answer in answers.json)
+            if not cancelled:
+                answers.require_all()
+            if not answers.found:
+                await self._executors.reads.run(key.tenant, self._gateway.session, key)
         answer: Cancelled = {"id": key.session, "object": "session", "cancelled": cancelled}
         return JSONResponse(answer)
 
     async def list_sessions(self, request: Request) -> Response:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
         tenant = self._tenant(request)
-        total, found = await asyncio.to_thread(self._gateway.pool.listing, tenant)
+        total, found = await self._executors.reads.run(tenant, self._gateway.pool.listing, tenant)
         rows = [self._session_json(info) for info in found]
-        answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
+        answers = (await self._gateway.peers.ask(request)).json
         rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
         # All workers see the same disk.
         total = max(len(rows), total, *(answer["total"] for answer in answers))
@@ -153,24 +158,27 @@ class Endpoints:
     async def get_session(self, request: Request) -> Response:
         """`GET /v1/sessions/{id}`."""
         key = self._key(request)
-        info = await asyncio.to_thread(self._gateway.pool.session, key)
+        info = await self._executors.reads.run(key.tenant, self._gateway.pool.session, key)
         if info is None or info.state is SessionState.HIBERNATED:
-            answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
-            for told in answers:
+            answers = await self._gateway.peers.ask(request)
+            for told in answers.json:
                 if told["state"] != "hibernated":
                     return JSONResponse(told)
+            if info is None:
+                answers.require_all()
         if info is None:
-            info = await asyncio.to_thread(self._gateway.session, key)
+            info = await self._executors.reads.run(key.tenant, self._gateway.session, key)
         return JSONResponse(self._session_json(info))
 
     async def delete_session(self, request: Request) -> Response:
         """`DELETE /v1/sessions/{id}`: memory, archive and working directory."""
         key = self._key(request)
-        answers = [answer.json for answer in await self._gateway.peers.ask(request) if answer.status == 200]
-        deleted = await asyncio.to_thread(self._gateway.pool.delete, key)
-        deleted = deleted or any(answer["deleted"] for answer in answers)
+        answers = await self._gateway.peers.ask(request)
+        deleted = await self._executors.deletes.run(key.tenant, self._gateway.pool.delete, key)
+        deleted = deleted or any(answer["deleted"] for answer in answers.json)
+        answers.require_all()
         if not deleted:
-            await asyncio.to_thread(self._gateway.session, key)
+            await self._executors.reads.run(key.tenant, self._gateway.session, key)
         answer: Deleted = {"id": key.session, "object": "session.deleted", "deleted": deleted}
         return JSONResponse(answer)
 
@@ -199,9 +207,8 @@ class Endpoints:
     async def get_status(self, request: Request) -> Response:
         """`GET /v1/status`."""
         tenant = self._tenant(request)
-        document = await asyncio.to_thread(status_json, self._gateway, tenant)
-        answers = await self._gateway.peers.ask(request)
-        document = merge_status(document, [answer.json for answer in answers if answer.status == 200])
+        document = await self._executors.observing.run(tenant, status_json, self._gateway, tenant)
+        document = merge_status(document, (await self._gateway.peers.ask(request)).json)
         if "history" in request.query_params:
             document["history"] = history_json(self._gateway)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
@@ -226,10 +233,17 @@ class Endpoints:
 
     async def get_metrics(self, request: Request) -> Response:
         """`GET /metrics`: Prometheus text."""
-        text = await asyncio.to_thread(self._gateway.metrics.render)
+        # Whoever asks meanwhile gets the same text: scrapes need no key, and a flood of them must cost one.
+        alone = from_peer(request)
+        scrape = self._scrapes.get(alone)
+        if scrape is None or scrape.done():
+            scrape = self._scrapes[alone] = asyncio.ensure_future(self._scrape(request))
+        return Response(await asyncio.shield(scrape), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _scrape(self, request: Request) -> bytes:
+        text = await self._executors.observing.run("", self._gateway.metrics.render)
         answers = await self._gateway.peers.ask(request)
-        text = merge_metrics([text, *(answer.body for answer in answers if answer.status == 200)])
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return merge_metrics([text, *(answer.body for answer in answers.found)])
 
 
 def _report_json(report: TurnReport) -> Response:

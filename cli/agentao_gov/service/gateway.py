@@ -15,6 +15,7 @@ from agentao_gov.governor.types import Conversation, EventSink, SessionKey
 from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
 from agentao_gov.pool.types import SessionInfo, TurnOrder
+from agentao_gov.service.executors import Executors
 from agentao_gov.service.peers import NO_PEERS, Peers
 from agentao_gov.service.tenants import OfferedProfile, ProfileCatalog, TenantDirectory
 
@@ -48,6 +49,7 @@ class Gateway:
     worker: int = 0
     workers: int = 1
     peers: Peers = NO_PEERS
+    executors: Executors = field(default_factory=Executors)
     #: Turns submitted by this process, by turn id; changed on the event loop alone.
     in_flight: dict[str, TurnInFlight] = field(default_factory=dict)
     #: Reasons other than the ladder's for which the instance is not ready; changed on the event loop alone.

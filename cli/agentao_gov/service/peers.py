@@ -1,15 +1,13 @@
-"""Workers ask each other: a request lands on any of them, and its session may be in another one's memory.
+"""Workers ask each other, and make one answer of several: a request lands on any of them.
 
-Each worker also listens on a socket in its service's own directory below `STATE/workers/` (0700), with the same
-application and the same keys. A request that comes over such a socket is answered from this worker alone, so that
-questions never go in circles.
+Its session may be in another one's memory, and metrics and status are the whole service's. Each worker also listens
+on a socket in its service's own directory below `STATE/workers/` (0700), with the same application and the same keys. A
+request that comes over such a socket is answered from this worker alone, so that questions never go in circles.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
 import json
 import os
 import socket
@@ -18,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 from starlette.requests import Request
 
+from agentao_gov.errors import OverloadedError, QueueFullError
 from agentao_gov.service.answers import ServiceStatus, Session
 
 __all__ = [
     "NO_PEERS",
     "PeerAnswer",
+    "PeerAnswers",
     "Peers",
     "from_peer",
     "listen_for_peers",
@@ -33,11 +34,19 @@ __all__ = [
     "merge_status",
 ]
 
-
-#: A worker that does not answer within this time is on its way down or hung; the answer is made without it.
+#: A worker that does not answer within this time is hung, or too busy to be waited for.
 _ASK_S = 2.0
 #: Between looks for workers that are still starting.
 _LOOK_S = 0.1
+#: Samples that are not parts of a whole: of these the largest counts.
+_LARGEST = (
+    "agentao_gov_session_memory_bytes{",
+    "agentao_gov_shutdown_rung",
+    "agentao_gov_alert_active",
+    "agentao_gov_budget_used_ratio",
+    # All workers see the same archive.
+    'agentao_gov_sessions{state="hibernated"}',
+)
 
 
 def from_peer(request: Request) -> bool:
@@ -80,73 +89,87 @@ class PeerAnswer:
         return json.loads(self.body)
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+@dataclass(frozen=True, slots=True)
+class PeerAnswers:
+    """What the other workers said."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        super().__init__("worker", timeout=_ASK_S)
-        self._directory = directory
-        self._name = name
+    #: Of those that had something to say: answers with status 200.
+    found: tuple[PeerAnswer, ...] = ()
+    #: Whether one of them lives and gave no answer, so that what it holds is not known.
+    silent: bool = False
 
-    def connect(self) -> None:
-        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(_ASK_S)
-            self.sock.connect(f"/proc/self/fd/{folder}/{self._name}")
-        finally:
-            os.close(folder)
+    @property
+    def json(self) -> list[Any]:
+        """The bodies, parsed."""
+        return [answer.json for answer in self.found]
+
+    def require_all(self) -> None:
+        """Raises OverloadedError where one was silent: what was not found may be there."""
+        if self.silent:
+            raise OverloadedError(
+                f"A worker of the service did not answer within {_ASK_S:g} s.",
+                outside="The service did not find out in time; ask again.",
+                retry_after_s=1.0,
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The other workers of this service."""
+    """The other workers of this service. Used on the event loop alone; asking takes no thread."""
 
     directory: Path
     worker: int
     workers: int
 
-    async def ask(self, request: Request) -> list[PeerAnswer]:
-        """Asks every other worker the same thing; those that do not answer are left out."""
+    @property
+    def _others(self) -> list[int]:
+        return [worker for worker in range(self.workers) if worker != self.worker]
+
+    async def ask(self, request: Request) -> PeerAnswers:
+        """Asks every other worker what `request` asks this one, with the same key."""
         if from_peer(request) or self.workers == 1:
-            return []
-        others = [worker for worker in range(self.workers) if worker != self.worker]
+            return PeerAnswers()
+        query = f"?{request.url.query}" if request.url.query else ""
         headers = {"Authorization": request.headers.get("authorization", "")}
-        asked = [asyncio.to_thread(self._ask, worker, request.method, request.url.path, headers) for worker in others]
-        return [answer for answer in await asyncio.gather(*asked) if answer is not None]
+        path = request.url.path + query
+        answers = await asyncio.gather(*(self._ask(n, request.method, path, headers) for n in self._others))
+        found = tuple(answer for answer in answers if answer is not None and answer.status == 200)
+        unwell = (OverloadedError.ending.http_status, QueueFullError.ending.http_status)
+        return PeerAnswers(found, any(answer is not None and answer.status in unwell for answer in answers))
 
     async def await_all(self) -> None:
         """Returns once every other worker has answered."""
-        missing = [worker for worker in range(self.workers) if worker != self.worker]
+        missing = self._others
         while missing:
-            answers = [await asyncio.to_thread(self._ask, worker, "GET", "/healthz", {}) for worker in missing]
-            missing = [worker for worker, answer in zip(missing, answers, strict=True) if answer is None]
+            answers = await asyncio.gather(*(self._ask(worker, "GET", "/healthz", {}) for worker in missing))
+            missing = [worker for worker, answer in zip(missing, answers, strict=True) if not _is_well(answer)]
             if missing:
                 await asyncio.sleep(_LOOK_S)
 
-    def _ask(self, worker: int, method: str, path: str, headers: dict[str, str]) -> PeerAnswer | None:
-        connection = _Connection(self.directory, _path(self.directory, worker).name)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-            connection.request(method, path, None, headers)
-            response = connection.getresponse()
-            return PeerAnswer(response.status, response.read())
-        return None
+    async def _ask(self, worker: int, method: str, path: str, headers: dict[str, str]) -> PeerAnswer | None:
+        """One worker's answer; None where there is no worker, and 503 where it gives none in time."""
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            socket_path = f"/proc/self/fd/{folder}/{_path(self.directory, worker).name}"
+            transport = httpx.AsyncHTTPTransport(uds=socket_path, verify=False)
+            async with asyncio.timeout(_ASK_S), transport:
+                request = httpx.Request(method, f"http://worker{path}", headers=headers)
+                response = await transport.handle_async_request(request)
+                return PeerAnswer(response.status_code, await response.aread())
+        except httpx.ConnectError:
+            # It is being started, and holds nothing yet.
+            return None
+        except (TimeoutError, httpx.TransportError):
+            return PeerAnswer(OverloadedError.ending.http_status, b"")
+        finally:
+            os.close(folder)
+
+
+def _is_well(answer: PeerAnswer | None) -> bool:
+    return answer is not None and answer.status == 200
 
 
 NO_PEERS = Peers(Path(), 0, 1)
-
-
-# One answer from several workers' answers: metrics and status of the whole service. Values in, values out.
-
-#: Samples that are not parts of a whole: of these the largest counts.
-_LARGEST = (
-    "agentao_gov_session_memory_bytes{",
-    "agentao_gov_shutdown_rung",
-    "agentao_gov_alert_active",
-    "agentao_gov_budget_used_ratio",
-    # All workers see the same archive.
-    'agentao_gov_sessions{state="hibernated"}',
-)
 
 
 def merge_metrics(texts: Sequence[bytes]) -> bytes:

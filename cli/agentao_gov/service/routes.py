@@ -26,7 +26,7 @@ __all__ = ["OPERATIONS", "Operation"]
 _ANY = ("head_too_large", "internal_error")
 #: How every request may end that needs a key.
 _KEYED = ("invalid_api_key", "forbidden_origin", "queue_full")
-_ONE_SESSION = ("invalid_request", "session_not_found", "ledger_unavailable")
+_ONE_SESSION = ("invalid_request", "session_not_found", "ledger_unavailable", "overloaded")
 #: How a turn may end, beside its outcomes, before it begins.
 _REFUSALS = ("capacity", "tenant_session_limit", "user_session_limit", "queue_full", "queue_timeout", "draining")
 _TURN = (
