@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import psutil
@@ -58,6 +59,23 @@ def test_the_next_start_ends_workers_that_hang_and_takes_their_address(deploymen
     _, alive = psutil.wait_procs(workers, timeout=START_S_MAX)
     assert alive == []
     assert after.metrics()["orphans_killed_total"] >= 2
+
+
+@pytest.mark.parametrize("how", ["--warden", "--workers=2"])
+def test_a_service_that_was_killed_says_so_and_counts_it(deployment: Deployment, how: str) -> None:
+    """1. SIGKILL of the process that serves, or of the workers' parent  → one line, a second start, a metric."""
+    service = deployment.start(how)
+    victim = workers_of(service)[0].ppid() if how == "--workers=2" else service.pid
+
+    os.kill(victim, signal.SIGKILL)
+    found = wait_until(lambda: len(e := service.events("listening")) > (2 if how == "--workers=2" else 1) and e)
+    service.port = int(found[-1]["address"].rpartition(":")[2])
+    wait_until(lambda: service.get("/readyz").status == 200, "readiness", START_S_MAX)
+
+    assert [(line["how"], line["restarts_left"]) for line in service.events("service died")] == [
+        ("killed by SIGKILL", 2)
+    ]
+    assert service.metrics()["restarts_total"] == 1
 
 
 def test_two_services_with_workers_on_one_state_directory_know_their_own_workers(deployment: Deployment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -236,7 +237,7 @@ never_returns()
 
 def test_a_service_that_stops_beating_is_dumped_killed_and_restarted(tree: SessionTree) -> None:
     """A regular expression that holds the interpreter lock: the stack is on standard error, then it starts anew."""
-    options = ("--heartbeat", "--stale-s", "0.3", "--dump-s", "5", "--restarts", "1")
+    options = ("--heartbeat", "--stale-s", "0.3", "--dump-s", "5", "--restarts", "1", "--restart-pause-s", "0")
     guarded = Guarded(tree, HOLDS_THE_LOCK, *options)
 
     said = [guarded.status_line() for _ in range(8)]
@@ -249,6 +250,54 @@ def test_a_service_that_stops_beating_is_dumped_killed_and_restarted(tree: Sessi
     assert guarded.warden.stderr is not None
     assert b"in never_returns" in guarded.warden.stderr.read()
     assert guarded.wait() == -signal.SIGABRT
+    guarded.close_lifeline()
+
+
+#: Beats once, then dies as by the kernel's hand; says how often it was started before.
+DIES = """
+import os, signal
+os.write(int(os.environ["AGENTAO_GOV_HEARTBEAT_FD"]), b".")
+print(os.environ["AGENTAO_GOV_RESTARTS"], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def deaths(guarded: Guarded) -> list[dict[str, object]]:
+    """What the warden wrote of its child's deaths, once it has ended."""
+    assert guarded.warden.stderr is not None
+    return [json.loads(line) for line in guarded.warden.stderr.read().splitlines()]
+
+
+def test_a_service_that_came_up_is_started_again_after_a_pause_when_no_restart_is_left(tree: SessionTree) -> None:
+    """Each death is a line with its signal and the restarts left; a signal in the pause ends the wait."""
+    guarded = Guarded(tree, DIES, "--heartbeat", "--restarts", "1", "--restart-pause-s", "3600")
+    said = [guarded.status_line() for _ in range(5)]
+
+    guarded.warden.send_signal(signal.SIGTERM)
+
+    told, started_before = deaths(guarded), (guarded.line(), guarded.line())
+    assert guarded.wait() == 128 + signal.SIGTERM
+    assert [line.split()[0] for line in said] == ["killed", "restart", "pid", "killed", "restart"]
+    assert started_before == (b"0", b"1")
+    assert [(death["how"], death["restarts_left"], death["then"]) for death in told] == [
+        ("killed by SIGKILL", 0, "started again in 1 s"),
+        ("killed by SIGKILL", 0, "started again in 3600 s"),
+    ]
+    guarded.close_lifeline()
+
+
+def test_a_restart_is_given_back_for_a_time_of_service(tree: SessionTree) -> None:
+    """More deaths than restarts, each after long enough a life: every one is followed by a start at once."""
+    options = ("--heartbeat", "--restarts", "1", "--restart-every-s", "0.001", "--restart-pause-s", "0")
+    guarded = Guarded(tree, DIES, *options)
+    said = [guarded.status_line() for _ in range(8)]
+
+    guarded.warden.send_signal(signal.SIGTERM)
+
+    told = deaths(guarded)
+    assert guarded.wait() == 128 + signal.SIGTERM
+    assert [line.split()[0] for line in said].count("restart") == 3
+    assert {death["restarts_left"] for death in told} == {0}
     guarded.close_lifeline()
 
 

@@ -71,6 +71,7 @@ def _serve(settings: dict[str, Any]) -> int:
         stack.callback(listener.close)
         settings["local_models"] = _start_local_models(deployment, settings, stack)
         _tell(deployment, listener, settings)
+        settings["restarts"] = heart.restarts
         heart.start()
         stack.callback(heart.stop)
         if settings["workers"] > 1:
@@ -109,6 +110,7 @@ def run_one(settings: Mapping[str, Any], worker: int, started: Callable[[], None
             offered,
             worker=worker,
             workers=settings["workers"],
+            restarts=settings["restarts"],
             not_ours=[local["pid"] for local in settings["local_models"].values()],
             peers=Peers(Path(settings["peers"]), worker, settings["workers"]) if "peers" in settings else NO_PEERS,
         )

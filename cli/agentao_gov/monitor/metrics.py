@@ -66,8 +66,11 @@ class LabelSet:
 class Metrics:
     """All metrics of one process. Thread-safe."""
 
-    def __init__(self, observe: Callable[[], Observed], *, tenants: Iterable[str] = ()) -> None:
-        """`observe` gives the state at a scrape, on the scraping thread; `tenants` have labels of their own."""
+    def __init__(self, observe: Callable[[], Observed], *, tenants: Iterable[str] = (), restarts: int = 0) -> None:
+        """`observe` gives the state at a scrape, on the scraping thread; `tenants` have labels of their own.
+
+        `restarts`: how often this process has been started again after it had crashed, hung or asked for it.
+        """
         self.registry = CollectorRegistry()
         self._tenant = LabelSet(TENANTS_MAX, tenants)
         self._tool = LabelSet(TOOLS_MAX)
@@ -106,6 +109,9 @@ class Metrics:
         self._rejections = Counter(PREFIX + "rejections", "Requests that were refused.", ["reason"], registry=r)
         self._close = Histogram(
             PREFIX + "close_duration_seconds", "Closing a session's agent.", buckets=_CLOSE_BUCKETS, registry=r
+        )
+        Counter(PREFIX + "restarts", "Times the service, or a worker of it, was started again.", registry=r).inc(
+            restarts
         )
         self.orphans_killed = Counter(PREFIX + "orphans_killed", "Child processes that had to be killed.", registry=r)
         #: How many of the process's orphans the counter has; scrapes come one at a time or lose nothing but a moment.

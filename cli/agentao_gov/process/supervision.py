@@ -35,6 +35,7 @@ __all__ = [
 RESTART_EXIT = warden_program.RESTART_EXIT
 _WARDENS = ("gov-warden", "gov-init")
 _HEARTBEAT_FD = "AGENTAO_GOV_HEARTBEAT_FD"
+_RESTARTS = "AGENTAO_GOV_RESTARTS"
 #: Thirty beats fit into the default patience of 30 s: one lost to a busy machine means nothing.
 BEAT_S = 1.0
 
@@ -47,13 +48,18 @@ class WardenPlan:
     stale_s: float = 30.0
     #: From the dump (SIGABRT) to SIGKILL.
     dump_s: float = 2.0
-    #: How often a service that hung or crashed is started again.
+    #: How often a service that hung or crashed is started again at once.
     restarts: int = 3
+    #: One of them is given back for so long a time of service: three crashes in a month are no reason to stay down.
+    restart_every_s: float = 600.0
+    #: Past them a service that had come up is started again after this; one that does not come up is given up.
+    restart_pause_s: float = 60.0
     heartbeat: bool = True
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` below a pair of wardens."""
         options = ["--pair", "--restarts", str(self.restarts), "--grace-s", "0"]
+        options += ["--restart-every-s", str(self.restart_every_s), "--restart-pause-s", str(self.restart_pause_s)]
         if self.heartbeat:
             options += ["--heartbeat", "--stale-s", str(self.stale_s), "--dump-s", str(self.dump_s)]
         return [sys.executable, "-I", "-S", warden_program.PROGRAM, *options, "--", *argv]
@@ -84,6 +90,8 @@ class Heartbeat:
 
     def __init__(self) -> None:
         fd = os.environ.pop(_HEARTBEAT_FD, None)
+        #: How often the warden has started this service again.
+        self.restarts = int(os.environ.pop(_RESTARTS, "0"))
         #: The pipe to the warden; -1: none. Owned by the beating thread once started.
         self._fd = int(fd) if fd is not None else -1
         self._stop = threading.Event()

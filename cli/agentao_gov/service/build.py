@@ -103,14 +103,15 @@ def build_service(
     host: str | None = None,
     worker: int = 0,
     workers: int = 1,
+    restarts: int = 0,
     not_ours: Collection[int] = (),
     peers: Peers = NO_PEERS,
 ) -> Service:
     """The service over `pool` and `ledger`. Starts the monitor's thread; `Service.close` ends it.
 
     `offered`: by name. `host`: where it listens, if not where the deployment says. `worker`, `workers`: this process's
-    number and how many there are. `not_ours`: child processes that are no part of the service, like a local model.
-    `peers`: the other workers.
+    number and how many there are. `restarts`: how often this process was started again. `not_ours`: child processes
+    that are no part of the service, like a local model. `peers`: the other workers.
     Raises ConfigError where the listener would be open to other machines without keys.
     """
     config = deployment.deployment
@@ -120,7 +121,7 @@ def build_service(
     catalog = ProfileCatalog(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
     known = [name for name in config.tenants if name != "default"] or ["default"]
     monitor = _monitor(config, pool, ledger, known, not_ours)
-    metrics = Metrics(monitor.observe, tenants=known)
+    metrics = Metrics(monitor.observe, tenants=known, restarts=restarts)
     _connect(pool, ledger, monitor.budgets, metrics)
     gateway = Gateway(
         pool=pool,

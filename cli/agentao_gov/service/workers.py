@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -159,11 +160,14 @@ class _Supervisor(Multiprocess):
         self._settings = settings
         self._signals: list[int] = []
         self._restarts: list[float] = []
+        #: How often each worker was started again; the first tells of the service's own restarts, too.
+        self._restarted = Counter({0: settings["restarts"]})
         #: By worker, for as long as it lives.
         self._watches: dict[int, WorkerWatch] = {}
 
     def _spawn(self, number: int, orphans_killed: int = 0) -> _Worker:
-        worker = _Worker(self.config, self.sockets, self._main, self._settings, number, orphans_killed)
+        settings = {**self._settings, "restarts": self._restarted[number]}
+        worker = _Worker(self.config, self.sockets, self._main, settings, number, orphans_killed)
         worker.start()
         worker.child_conn.close()
         assert worker.pid is not None
@@ -226,6 +230,7 @@ class _Supervisor(Multiprocess):
                     assert isinstance(other, _Worker)
                     other.send(signal.SIGTERM)
                 return
+            self._restarted[number] += 1
             self.processes[number] = self._spawn(number, killed)
 
 

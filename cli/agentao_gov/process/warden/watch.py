@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RESTART_EXIT", "Options", "Warden", "supervise", "supervise_pair"]
 
-
-# What one warden is asked to do.
-
 #: Ends with this code ask for a restart (EX_TEMPFAIL), e.g. when too many turns are stuck.
 RESTART_EXIT = 75
 
@@ -48,6 +45,8 @@ class Options:
         stale_s: float = 30.0,
         dump_s: float = 2.0,
         restarts: int = 0,
+        restart_every_s: float = 600.0,
+        restart_pause_s: float = 60.0,
         grace_s: float = 0.3,
         memory_bytes: int = 0,
         processes: int = 0,
@@ -60,7 +59,13 @@ class Options:
         self.heartbeat = heartbeat
         self.stale_s = stale_s
         self.dump_s = dump_s
+        #: How often a child that crashed or hung is started again at once.
         self.restarts = restarts
+        #: One restart is given back for so many seconds that the child lived.
+        self.restart_every_s = restart_every_s
+        #: With no restart left a child that had come up is started again after so many seconds (0: it is given up, as
+        #: one that had not). Whoever can end a service five times must not keep it down for good.
+        self.restart_pause_s = restart_pause_s
         self.grace_s = grace_s
         self.memory_bytes = memory_bytes
         self.processes = processes
@@ -80,6 +85,11 @@ _STARTED = signal.SIGWINCH
 _WATCH_S_MAX = 1.0
 #: Woken this much too late, it did not run: frozen with the service, as a paused container is.
 _PAUSED_S = 0.5
+#: Before a restart: a service that dies at once must not spin.
+_BREATH_S = 1.0
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+#: Tells the child how often it was started again.
+_RESTARTS_VARIABLE = "AGENTAO_GOV_RESTARTS"
 
 
 class Warden:
@@ -103,6 +113,12 @@ class Warden:
         self._kill_at = float("inf")
         self._look = Look(options.memory_bytes, options.processes)
         self._hung = False
+        #: Whether the child has ever beaten its heart, and when it began.
+        self._came_up = False
+        self._began_at = 0.0
+        #: Restarts so far, and those that may follow at once.
+        self._restarted = 0
+        self._left = options.restarts
 
     @property
     def ending(self) -> bool:
@@ -123,21 +139,60 @@ class Warden:
         self._heard = [n for n in (*_FORWARDED, _STARTED, signal.SIGCHLD) if not (deaf and n == signal.SIGHUP)]
         for signum in self._heard:
             signal.signal(signum, lambda number, _frame: self._signals.append(number))
-        left = self._options.restarts
         while True:
             self._start(wake_r, wake_w)
             self._watch(wake_r)
             killed = kill_everything()
             status = self._wait_status
             assert status is not None
-            crashed = os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == RESTART_EXIT
             self._say(f"killed {killed}")
-            if self._ending or left <= 0 or not (crashed or self._hung):
+            pause_s = self._pause_before_restart(status)
+            if pause_s is None:
                 self._say(f"exit {os.waitstatus_to_exitcode(status)}")
                 return status
-            left -= 1
             self._say(f"restart {os.waitstatus_to_exitcode(status)}")
-            time.sleep(1.0)  # a service that dies at once must not spin
+            told = self._told_to_end_within(pause_s, wake_r)
+            if told is not None:
+                self._say(f"exit -{told}")
+                return told
+            self._restarted += 1
+
+    def _pause_before_restart(self, status: int) -> float | None:
+        """Seconds after which the child is started again; None: it is not. Writes the death to standard error."""
+        options = self._options
+        crashed = os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == RESTART_EXIT
+        if self._ending or options.restarts <= 0 or not (crashed or self._hung):
+            return None
+        given_back = int((time.monotonic() - self._began_at) / options.restart_every_s)
+        self._left = min(options.restarts, self._left + given_back)
+        pause_s: float | None = None
+        if self._left > 0:
+            self._left -= 1
+            pause_s = _BREATH_S
+        elif self._came_up and options.restart_pause_s > 0:
+            pause_s = options.restart_pause_s
+        _write_death(os.waitstatus_to_exitcode(status), self._hung, self._left, pause_s)
+        return pause_s
+
+    def _told_to_end_within(self, pause_s: float, wake_r: int) -> int | None:
+        """Waits; the signal that asked for the end meanwhile, SIGTERM where the owner died, else None."""
+        poll = select.poll()
+        for fd in (wake_r, self._options.lifeline):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        until = time.monotonic() + pause_s
+        while (left_s := until - time.monotonic()) > 0:
+            ready = poll.poll(left_s * 1000)
+            if any(fd == self._options.lifeline for fd, _ in ready):
+                self._ending = True
+                return signal.SIGTERM
+            if ready:
+                os.read(wake_r, 512)
+            asked = next((signum for signum in self._signals if signum in _ENDING), None)
+            if asked is not None:
+                self._ending = True
+                return asked
+        return None
 
     def _say(self, line: str) -> None:
         if self._options.status >= 0:
@@ -148,6 +203,7 @@ class Warden:
 
     def _start(self, *warden_fds: int) -> None:
         self._wait_status, self._hung, self._kill_at, self._last_beat = None, False, float("inf"), None
+        self._came_up, self._began_at = False, time.monotonic()
         beat_w = -1
         if self._options.heartbeat:
             self._beat_fd, beat_w = os.pipe()
@@ -163,6 +219,8 @@ class Warden:
             for fd in (*warden_fds, self._options.lifeline, self._options.status, self._beat_fd):
                 if fd >= 0:
                     os.close(fd)
+            if self._options.restarts > 0:
+                os.environ[_RESTARTS_VARIABLE] = str(self._restarted)
             self._main(beat_w)
         if beat_w >= 0:
             os.close(beat_w)
@@ -225,7 +283,7 @@ class Warden:
 
     def _beat(self, poll: select.poll) -> None:
         if os.read(self._beat_fd, 4096):
-            self._last_beat = time.monotonic()
+            self._last_beat, self._came_up = time.monotonic(), True
         else:  # closed in order: the service is on its way out, the watch over it ends
             poll.unregister(self._beat_fd)
             self._last_beat = None
@@ -236,7 +294,7 @@ class Warden:
             if signum == _STARTED:
                 self._look.soon(time.monotonic())
             elif signum != signal.SIGCHLD:
-                self._ending |= signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+                self._ending |= signum in _ENDING
                 self._signal_child(signum)
         while self._wait_status is None:
             try:
@@ -280,6 +338,25 @@ class Warden:
                 self._signal_child(signal.SIGKILL)
 
 
+def _write_death(code: int, hung: bool, left: int, pause_s: float | None) -> None:
+    """One line on standard error, as the service's own log writes them: JSON, or plain on a terminal."""
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    what = "hung" if hung else "asked to be replaced" if code == RESTART_EXIT else "died"
+    then = "not started again" if pause_s is None else f"started again in {pause_s:g} s"
+    if os.isatty(2):
+        line = f"{time.strftime('%H:%M:%S')} error   service {what} how={how!r} restarts_left={left} then={then!r}"
+    else:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        line = (
+            f'{{"time": "{stamp}", "level": "error", "logger": "agentao_gov.warden", "event": "service {what}", '
+            f'"how": "{how}", "restarts_left": {left}, "then": "{then}"}}'
+        )
+    try:
+        os.write(2, line.encode() + b"\n")
+    except OSError:  # nobody reads it any more
+        return
+
+
 def end_like(status: int, *, told: bool = False) -> NoReturn:
     """Ends this process the way the child did: same exit code, or the same signal. `told`: it was told to end."""
     code = os.waitstatus_to_exitcode(status)
@@ -302,11 +379,11 @@ def supervise(child_main: Callable[[int], NoReturn], options: Options) -> NoRetu
     end_like(status, told=warden.ending)
 
 
-# Two wardens, one above the other: even SIGKILL of one of them leaves nothing behind.
-
-
 def supervise_pair(child_main: Callable[[int], NoReturn], options: Options, *, pid_namespace: bool) -> NoReturn:
-    """Two wardens, each ending the tree when the other dies; the inner one is init of a pid namespace if asked."""
+    """Two wardens, each ending the tree when the other dies: even SIGKILL of one of them leaves nothing behind.
+
+    The inner one is init of a pid namespace if asked.
+    """
     line_r, line_w = os.pipe()
     if pid_namespace and not unshare_pids():
         raise OSError(errno.EPERM, "no pid namespace; ask pid_namespace_works() first")
