@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,16 +24,30 @@ signal.signal(signal.SIGUSR1, lambda *_: re.match(r"(a+)+$", "a" * 40 + "b"))
 """
 
 
-#: Opening a file of this name never ends, as on a network file system that is gone.
-NEVER = """
-import builtins, io, time
-real = io.open
-def opening(file, *more, **named):
-    if str(file).endswith("never"):
-        time.sleep(3600)
-    return real(file, *more, **named)
-io.open = builtins.open = opening
+#: A profile whose tool waits for a lock that a test may hold: nothing can cancel it.
+STICKY = """
+extends = "qa"
+name = "sticky"
+[limits]
+turn_timeout = "1s"
+cancel_grace = "500ms"
+tool_timeout = "500ms"
+[limits.tool_timeouts]
+run_shell_command = "500ms"
+[tools]
+permission_mode = "full-access"
+allow = ["save_memory"]
 """
+REMEMBER = say("Remember.", text="x", tool={"name": "save_memory", "args": {"key": "k", "value": "v"}})
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Holds the write lock of a session's memory."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
 
 
 def customized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -91,22 +108,18 @@ def test_one_of_several_workers_that_holds_its_interpreter_lock_is_replaced(
     assert "re/__init__.py" in service.log.read_text(errors="replace")
 
 
-def test_too_many_stuck_turns_drain_and_replace_the_service(
-    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_stuck_turns_drain_and_replace_the_service(deployment: Deployment) -> None:
     """1. a tool never returns  2. its turn is told `stuck`  3. the cap is met  → not ready, drained, started anew."""
-    customized(tmp_path, monkeypatch, NEVER)
+    deployment.profile("sticky", STICKY)
     service = deployment.start(pool={"max_stuck": 1})
-    service.turn("s", say("first", text="x"), profile="brisk")
-    file = service.state / "sessions" / "t-default" / "s-s" / "work" / "never"
-    file.write_text("text")
+    service.turn("s", say("first", text="x"), profile="sticky")
+    (database,) = (service.state / "sessions" / "t-default" / "s-s").rglob("memory.db")
     before = service.pid
 
-    stuck = service.turn(
-        "s", say("read", text="x", tool={"name": "read_file", "args": {"file_path": str(file)}}), profile="brisk"
-    )
-    second_life(service)
-    after = service.turn("s", say("second", text="still here"), profile="brisk")
+    with locked(database):
+        stuck = service.turn("s", REMEMBER, profile="sticky")
+        second_life(service)
+    after = service.turn("s", say("second", text="still here"), profile="sticky")
 
     assert (stuck.status, stuck.code) == (500, "stuck")
     assert service.events("turn abandoned")
