@@ -183,8 +183,11 @@ def test_files_that_disagree_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", 'extends = "research"\n'])
-def test_what_was_shipped_is_fitted_to_the_deployments_model(tmp_path: Path, text: str) -> None:
+def test_what_was_shipped_is_fitted_to_the_deployments_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     """A `[model] context_window` in the deployment must not make every shipped profile, or its heir, an error."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text(text)
 
     fitted = [fit_to_model(load_profile(name), _choice(32_000)) for name in ("code", tmp_path / "mine.toml")]
