@@ -133,6 +133,7 @@ OVERFLOWS = {
         {"error": {"code": 400, "message": "The input token count (9000) exceeds the maximum number of tokens"}}
     ],
     "LM Studio": {"error": "The number of tokens to keep is greater than the context length."},
+    "Zhipu": {"error": {"code": "1261", "message": "Prompt exceeds max length"}},
     "OpenAI": {"error": {"message": "This model's maximum context length is 8192 tokens.", "code": "x"}},
 }
 

@@ -16,6 +16,7 @@ from agentao_gov.errors import InternalError
 from agentao_gov.governor import Conversation, Outcome, TurnReport
 from agentao_gov.governor.turn import LlmCallEnd, NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from tests.governor.harness import HANG_S, Harness, say
+from tests.governor.provider import Handler, Provide
 
 
 def through_json(conversation: Conversation) -> Conversation:
@@ -220,3 +221,35 @@ def test_a_sink_that_raises_does_not_end_the_turn(harness: Harness) -> None:
 
 def refuse(_: object) -> None:
     raise BrokenPipeError
+
+
+SECRET = "Incorrect API key provided: abcd****wxyz for organization org-ACME at https://internal-gw.example"
+
+
+@pytest.mark.parametrize("refusal", [401, 400, 503])
+def test_a_provider_s_words_never_stand_in_the_conversation(harness: Harness, provide: Provide, refusal: int) -> None:
+    """A tenant whose next question was "What did you say last?" read the key's fragment, organisation and address."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if request["messages"][-1]["role"] == "tool":
+            handler.send(refusal, "application/json", json.dumps({"error": {"message": SECRET}}).encode())
+            return
+        handler.stream()
+        if not any(message["role"] == "tool" for message in request["messages"]):
+            function = {"name": "glob", "arguments": '{"pattern": "*"}'}
+            handler.event({"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]})
+        else:
+            handler.event({"content": "fine"})
+        handler.event({}, "stop")
+
+    provider = provide(answer)
+    session = harness.open(base_url=provider.base_url, limits={"llm_retries": 0})
+
+    refused = harness.ask(session, "hello")
+    harness.ask(session, "What did you say last?")
+
+    assert [call.outcome for call in refused.tool_calls] == ["ok"]
+    assert "Incorrect API key" in str(refused.operator_detail)
+    assert len(provider.seen) == 3
+    sent, kept = json.dumps(provider.seen[2]), json.dumps(session.snapshot().messages)
+    assert not [word for word in ("org-ACME", "internal-gw", "wxyz") if word in sent + kept]

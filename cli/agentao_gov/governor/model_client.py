@@ -12,12 +12,14 @@ import email.utils
 import functools
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from agentao.context_manager import is_context_too_long_error, parse_observed_context_limit
 from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
@@ -34,6 +36,7 @@ __all__ = [
     "Attempt",
     "GovernedModel",
     "ModelCall",
+    "ModelFailure",
     "NoTurnError",
     "Purpose",
     "RetryDecision",
@@ -57,6 +60,8 @@ _FILTERED = Reason("The provider's content filter cut the answer off.")
 _AFTER_DEADLINE_S = 1.0
 #: The longest tokens there are, runs of blanks, have 128 bytes; JSON may need two for one of them.
 _BYTES_A_TOKEN_MAX = 256
+#: What agentao does not know as "the request is too long": Zhipu, and servers that speak of an input.
+_TOO_LONG = re.compile(r"(prompt|input)[^.]{0,40} exceeds? (the )?max(imum)? (input )?(length|tokens)", re.IGNORECASE)
 #: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
 #: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
@@ -251,6 +256,26 @@ def decide_retry(
 # ── the client ─────────────────────────────────────────────────────────────────────────────────────
 
 
+class ModelFailure(Exception):
+    """Raised to agentao for a call that failed for good.
+
+    Its text is what agentao writes into the conversation, where the tenant's next question may bring it up: the public
+    telling. Of a request that is too long it says so in words by which agentao compacts the conversation, with the
+    limit that the provider named.
+    """
+
+    def __init__(self, reason: Reason, error: Exception) -> None:
+        """`reason` is the failure in two tellings, `error` what the SDK or our own reader raised."""
+        text = reason.public
+        if is_context_too_long_error(error) or _TOO_LONG.search(str(error)):
+            stated = parse_observed_context_limit(error)
+            text += f" The maximum context length{f' of {stated[0]}' if stated else ''} is exceeded."
+        super().__init__(text)
+        self.status_code = status_of(error)
+        #: Whether text was shown before: agentao asks.
+        self.streamed = bool(getattr(error, "streamed", False))
+
+
 class NoTurnError(RuntimeError):
     """Raised for a model call outside a governed turn: there is no budget to take it from."""
 
@@ -401,9 +426,10 @@ class GovernedModel(LLMClient):
                 return self._nothing()
             if instead is not None and _is_streaming_unsupported(str(error).lower()):
                 return self._loop_call(instead(), show)
+            reason = self._describe(error)
             if not self._subtree:
-                turn.model_failed(self._describe(error))
-            raise
+                turn.model_failed(reason)
+            raise ModelFailure(reason, error) from error
         text = response.choices[0].message.content
         if show_whole is not None and text:
             show_whole(text)
