@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,3 +160,66 @@ def test_a_request_that_is_too_long_is_compacted_whoever_says_so(harness: Harnes
     report = harness.ask(session, "word " * 1_200)
 
     assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine"), report.operator_detail
+
+
+def said(*pieces: str) -> Answer:
+    """Streams text as JSON that may spell halves of characters."""
+    template = b'data: {"id": "1", "choices": [{"index": 0, "delta": {"content": "%s"}, "finish_reason": null}]}\n\n'
+    return streams(*(template % piece.encode() for piece in pieces), STOP, USED, DONE)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ((r"fine \ud83d end",), "fine \ufffd end"),
+        ((r"hi \ud83d", r"\ude00 bye"), "hi \U0001f600 bye"),
+        ((r"\uDCAF",), "\ufffd"),
+        (("cut ", r"\ud83d"), "cut \ufffd"),
+        ((r"\ud83d", "x", r"\ude00"), "\ufffdx\ufffd"),
+    ],
+)
+def test_half_a_character_in_an_answer_is_joined_or_replaced(
+    harness: Harness, provide: Provide, pieces: tuple[str, ...], text: str
+) -> None:
+    """One answer with it lost the report, every route of the service answered 500, and a batch wrote no line."""
+    report = ask(harness, provide, said(*pieces))
+
+    assert report.answer == text
+    assert json.loads(report.to_json())["answer"] == text
+
+
+def test_half_a_character_in_a_whole_answer_is_replaced(harness: Harness, provide: Provide) -> None:
+    """Gateways that cannot stream, and wires that are not asked to."""
+    body = rb'{"choices": [{"index": 0, "message": {"content": "a \ud83d b"}, "finish_reason": "stop"}]}'
+
+    report = ask(harness, provide, sends(body), model="gemini-whole")
+
+    assert report.answer == "a \ufffd b"
+
+
+def uses(name: str, arguments: str) -> Answer:
+    """Asks for one tool, and is satisfied with whatever it says."""
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        asked = any(message["role"] == "tool" for message in request["messages"])
+        streams(*([TEXT] if asked else [chunk({"tool_calls": [call]})]), STOP, USED, DONE)(handler, request)
+
+    return answer
+
+
+@pytest.mark.parametrize("way", ["arguments", "file name"])
+def test_half_a_character_in_a_tool_s_result_does_not_end_the_session(
+    harness: Harness, provide: Provide, way: str
+) -> None:
+    """No turn after it could be sent, in any process, for ever."""
+    pattern = r"*\ud83d" if way == "arguments" else "*"
+    provider = provide(uses("glob", f'{{"pattern": "{pattern}"}}'))
+    session = harness.open(base_url=provider.base_url, limits={"llm_retries": 0})
+    work = os.fsencode(session._spec.workdir)
+    Path(os.fsdecode(work + b"/bad-\xff-name")).touch()
+
+    first, second = harness.ask(session, "hello"), harness.ask(session, "and now")
+
+    assert [report.answer for report in (first, second)] == ["fine", "fine"], first.operator_detail
+    json.dumps(session.snapshot().messages, ensure_ascii=False).encode()

@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
-from openai.types.chat import ChatCompletionChunk
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from agentao_gov.governor.answers import read_chunks
+from agentao_gov.governor.answers import read_chunks, read_whole
 from agentao_gov.governor.classify import NotAModelError
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.spend import Spend, larger, reported_usage
@@ -158,6 +158,14 @@ class _Stream:
         self._response.close()
 
 
+def _refuse_pages(response: httpx2.Response) -> None:
+    """Raises NotAModelError for a gateway's error page, or what stands at a wrong base URL."""
+    kind = response.headers.get("content-type", "")
+    if "html" in kind:
+        response.close()
+        raise NotAModelError(kind.partition(";")[0], response.status_code)
+
+
 class _Completions:
     """`client.chat.completions` with streams measured."""
 
@@ -172,13 +180,8 @@ class _Completions:
         return self._sdk.chat.completions.with_raw_response
 
     def create(self, **kwargs: Any) -> Any:
-        result = self._sdk.chat.completions.create(**kwargs)
-        response = result.response
-        kind = response.headers.get("content-type", "")
-        if "html" in kind:
-            # A gateway's error page or a wrong base URL.
-            response.close()
-            raise NotAModelError(kind.partition(";")[0], response.status_code)
+        response = self._sdk.chat.completions.create(**kwargs).response
+        _refuse_pages(response)
         assert self.meter is not None
         return self.meter.watch(_Stream(response, self.meter), self.accumulator)
 
@@ -231,6 +234,14 @@ class GovernedAdapter(OpenAICompletionsAdapter):
                 body[key] = kwargs.pop(key)
         kwargs["extra_body"] = body
         return kwargs
+
+    def send(self, kwargs: dict[str, Any], acc: Any) -> Any:
+        """One attempt whose answer comes in one piece; what it reports of its usage is left in `acc`."""
+        response = self._owner.client.chat.completions.with_raw_response.create(**kwargs).http_response
+        _refuse_pages(response)
+        answer = ChatCompletion.construct(**read_whole(response.content, response.request))
+        acc.usage_data = answer.usage
+        return answer
 
     def consume_stream(self, kwargs: dict[str, Any], acc: Any, on_text_chunk: Any, cancellation_token: Any) -> Any:
         """One streaming attempt. A socket that our own cancel shut down ends it like agentao's own cancel."""

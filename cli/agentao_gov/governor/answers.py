@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,8 +18,12 @@ import httpx2
 import openai
 
 from agentao_gov.governor.classify import NotAModelError, provider_words
+from agentao_gov.governor.report import replace_surrogates
 
-__all__ = ["Event", "error_in", "read_chunks", "read_events"]
+__all__ = ["Event", "error_in", "mend_arguments", "read_chunks", "read_events", "read_whole", "without_surrogates"]
+
+#: A character's half as JSON writes it.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,27 @@ def read_events(parts: Iterable[bytes]) -> Iterator[Event]:
                 name, data = "", []
 
 
+def without_surrogates(value: Any) -> Any:
+    """JSON with every text fit to be written."""
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, list):
+        return [without_surrogates(inner) for inner in value]
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(inner) for key, inner in value.items()}
+    return value
+
+
+def mend_arguments(text: str) -> str:
+    """A tool call's arguments without halves of characters, which its JSON may spell: tools would write them on."""
+    if _HALF.search(text) is None:
+        return text
+    try:
+        return json.dumps(without_surrogates(json.loads(text)), ensure_ascii=False)
+    except ValueError:
+        return text
+
+
 def read_chunks(parts: Iterable[bytes], request: httpx2.Request) -> Iterator[dict[str, Any]]:
     """The chunks of an answer that was asked for as events: JSON objects, from events or from a body of plain JSON.
 
@@ -71,8 +97,9 @@ def read_chunks(parts: Iterable[bytes], request: httpx2.Request) -> Iterator[dic
         if begin.strip():
             break
     if begin.lstrip().startswith((b"{", b"[")):
-        yield _as_chunk(json.loads(b"".join((begin, *whole))), request)
+        yield _as_chunk(read_whole(b"".join((begin, *whole)), request))
         return
+    mended = _Surrogates()
     for event in read_events(itertools.chain([begin], whole)):
         if event.data.startswith("[DONE]"):
             return
@@ -83,7 +110,7 @@ def read_chunks(parts: Iterable[bytes], request: httpx2.Request) -> Iterator[dic
         if error is not None:
             raise openai.APIError(error["message"], request, body=error)
         if isinstance(chunk, dict):
-            yield chunk
+            yield mended.mend(chunk, event.data)
 
 
 def error_in(body: Any, event: str = "") -> dict[str, Any] | None:
@@ -108,8 +135,42 @@ def error_in(body: Any, event: str = "") -> dict[str, Any] | None:
     return {**{key: fields[key] for key in ("code", "type", "param") if key in fields}, "message": words}
 
 
-def _as_chunk(body: Any, request: httpx2.Request) -> dict[str, Any]:
-    """A whole answer as the one chunk of a stream."""
+class _Surrogates:
+    """Takes the halves of characters out of one answer: joined where they come in two chunks, else replaced."""
+
+    def __init__(self) -> None:
+        # First halves that may find their second in the next chunk, by where they stood.
+        self._held: dict[tuple[str | int, ...], str] = {}
+
+    def mend(self, chunk: dict[str, Any], source: str) -> dict[str, Any]:
+        """The chunk without halves. `source`, its JSON, tells fast that there are none."""
+        if not self._held and _HALF.search(source) is None:
+            return chunk
+        mended: dict[str, Any] = self._walk(chunk, ())
+        ended = [choice for choice in mended.get("choices") or () if choice.get("finish_reason")]
+        if ended and self._held:
+            delta = ended[0]["delta"] = ended[0].get("delta") or {}
+            if any(place[-1] == "content" for place in self._held):
+                delta["content"] = f"{delta.get('content') or ''}\N{REPLACEMENT CHARACTER}"
+            self._held.clear()
+        return mended
+
+    def _walk(self, value: Any, place: tuple[str | int, ...]) -> Any:
+        if isinstance(value, dict):
+            return {key: self._walk(inner, (*place, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._walk(inner, (*place, number)) for number, inner in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        text = self._held.pop(place, "") + value
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            self._held[place], text = text[-1], text[:-1]
+        return replace_surrogates(text)
+
+
+def read_whole(data: bytes, request: httpx2.Request) -> dict[str, Any]:
+    """An answer in one piece: JSON with `choices`. Raises as `read_chunks` does."""
+    body = json.loads(data)
     error = error_in(body)
     if error is not None:
         failure = openai.APIError(error["message"], request, body=error)
@@ -119,9 +180,14 @@ def _as_chunk(body: Any, request: httpx2.Request) -> dict[str, Any]:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise NotAModelError(f"{str(body)[:200]!r}", HTTPStatus.OK)
-    for choice in choices:
+    whole: dict[str, Any] = without_surrogates(body)
+    return whole
+
+
+def _as_chunk(body: dict[str, Any]) -> dict[str, Any]:
+    """A whole answer as the one chunk of a stream."""
+    for choice in body["choices"]:
         choice["delta"] = choice.pop("message", None) or {}
         for number, call in enumerate(choice["delta"].get("tool_calls") or ()):
             call.setdefault("index", number)
-    assert isinstance(body, dict)
     return body

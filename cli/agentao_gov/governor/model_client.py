@@ -24,6 +24,7 @@ from agentao.llm import LLMClient
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
+from agentao_gov.governor.answers import mend_arguments, without_surrogates
 from agentao_gov.governor.classify import NotAModelError, describe_failure, spell_out, status_of
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
@@ -91,6 +92,12 @@ class ModelCall:
     @property
     def stream(self) -> bool:
         return bool(self.kwargs.get("stream"))
+
+    def mend_texts(self) -> None:
+        """Makes the messages fit to be sent, in the conversation itself, and the descriptions of tools."""
+        for message in self.messages:
+            message.update(without_surrogates(message))
+        self.kwargs["extra_body"] = without_surrogates(self.kwargs["extra_body"])
 
 
 class Attempt:
@@ -430,7 +437,10 @@ class GovernedModel(LLMClient):
             if not self._subtree:
                 turn.model_failed(reason)
             raise ModelFailure(reason, error) from error
-        text = response.choices[0].message.content
+        message = response.choices[0].message
+        for asked in message.tool_calls or ():
+            asked.function.arguments = mend_arguments(asked.function.arguments or "")
+        text = message.content
         if show_whole is not None and text:
             show_whole(text)
         self._note_response(turn, response, wrapping=call.purpose == "wrap_up")
@@ -452,6 +462,10 @@ class GovernedModel(LLMClient):
                 if streamed or call.token.is_cancelled:
                     # Text has been shown: sending again would show it twice.
                     raise
+                if isinstance(error, UnicodeEncodeError):
+                    # A tool's result or a file's name; it would stand in the conversation for ever.
+                    call.mend_texts()
+                    continue
                 if self._adapter.repair_request(str(error).lower(), call.kwargs, stream=call.stream):
                     continue
                 decision = self._decide(call.turn, error, retries)

@@ -34,6 +34,7 @@ __all__ = [
     "TurnReport",
     "Usage",
     "redact",
+    "replace_surrogates",
 ]
 
 #: Where a session's agent lives.
@@ -232,11 +233,22 @@ _NO_SECRETS = frozenset({"none", "not-needed"})
 _MASK = r"\1[REDACTED]"
 
 
+def replace_surrogates(text: str) -> str:
+    """`text` with the halves of a character joined where they stand together, and replaced by U+FFFD where they do not.
+
+    Models and file names hold them, and no text that does can be written, sent or stored as UTF-8.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def redact(text: str, *secrets: str) -> str:
     """`text` with the given secrets, and whatever looks like a key, a token or a password, masked.
 
     A secret shorter than four characters, or one that stands for "no key", is left in.
     """
+    text = replace_surrogates(text)
     for secret in secrets:
         if len(secret) >= 4 and secret not in _NO_SECRETS:
             text = text.replace(secret, "[REDACTED]")
