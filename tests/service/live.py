@@ -16,9 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 from agentao_gov.budget import MemoryStore, TokenLedger
 from agentao_gov.config import Deployment, ResolvedDeployment
 from agentao_gov.pool import AgentPool, SessionArchive
-from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.build import build_service
 from agentao_gov.service.openapi import openapi_document
+from agentao_gov.service.request_limits import HEADER_BYTES_MAX
 from agentao_gov.service.server import BoundedHeadProtocol, bind
 from agentao_gov.service.tenants import OfferedProfile
 from tests.e2e.service import Client

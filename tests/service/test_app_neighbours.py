@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,56 @@ def test_reads_of_a_tenant_that_hang_keep_nobody_else_waiting(live: Live, hosts:
 
     assert seen == WELL
     assert {answer.status for answer in asked} <= {404, 429, 503}
+
+
+def half_sent(live: Live, key: str | None) -> socket.socket:
+    """A turn whose body will never be whole."""
+    client = socket.create_connection(("127.0.0.1", live.port), timeout=HANG_S)
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    head = f"POST /v1/sessions/x/turns HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n{authorization}\r\n"
+    client.sendall(head.encode() + b"{")
+    return client
+
+
+def status_of(client: socket.socket) -> int | None:
+    """What was answered so far."""
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        return int(client.recv(65536).split(b" ", 2)[1])
+    return None
+
+
+def test_slow_bodies_of_a_tenant_keep_nobody_else_out(live: Live, hosts: ScriptedHosts) -> None:
+    """It opens requests until it is refused; everyone else is served as if it were not there."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(half_sent(live, "evil")) for _ in range(600)]
+        eventually(lambda: live.get("/v1/models", key="evil").status == 429, "evil's own refusal")
+        seen = everything_of(live, hosts, "acme")
+        statuses = {status_of(client) for client in clients}
+
+    assert seen == WELL
+    assert statuses == {None, 429}
+
+
+def test_a_body_without_a_key_is_refused_before_it_is_read(live: Live, hosts: ScriptedHosts) -> None:
+    """Each of them is answered at once, and none of them holds anything."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(half_sent(live, None)) for _ in range(100)]
+        for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 401 ")
+        seen = everything_of(live, hosts, "acme")
+
+    assert seen == WELL
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-123", True), (None, False), ("", False), ("a b", False), ("x" * 129, False)]
+)
+def test_every_answer_has_a_request_id_and_a_callers_own_is_kept(live: Live, given: str | None, kept: bool) -> None:
+    """Also of what is refused, and of what is no HTTP."""
+    headers = {} if given is None else {"X-Request-Id": given}
+    for path in ("/healthz", "/v1/models", "/nowhere"):
+        told = live.get(path, headers=headers).headers["x-request-id"]
+
+        assert (told == given) is kept
+        assert told

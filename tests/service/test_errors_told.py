@@ -12,7 +12,7 @@ import pytest
 
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor import logs
-from agentao_gov.service import app
+from agentao_gov.service import request_limits
 from tests.e2e.service import Answer, running
 from tests.pool.bench import eventually
 from tests.pool.scripted import ScriptedHosts
@@ -20,6 +20,9 @@ from tests.service.live import Live
 
 #: Words that are about the whole service, or for whoever can edit its files.
 OPERATORS = ("[pool]", "max_", "queue_", "Raise", "raise", "turns run", "in memory", "agentao-gov", "restart", "MCP")
+
+#: Headers that differ from answer to answer.
+OWN = ("date", "x-request-id")
 
 TENANTS = {
     name: {"api_key_sha256": [hashlib.sha256(name.encode()).hexdigest()], "max_sessions": 2, "max_sessions_per_user": 1}
@@ -110,7 +113,8 @@ def test_a_full_door_tells_no_figures(
     tmp_path: Path, hosts: ScriptedHosts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """How many requests are open is the operator's; counted, too."""
-    monkeypatch.setattr(app, "SPARE_REQUESTS", -2)
+    monkeypatch.setattr(request_limits, "SPARE_REQUESTS", -4)
+    monkeypatch.setattr(request_limits, "GUARANTEED_REQUESTS", 0)
     live = Live(tmp_path, hosts, max_busy=1, queue_limit=1)
 
     with caplog.at_level(logging.INFO, "agentao_gov.service"):
@@ -120,7 +124,7 @@ def test_a_full_door_tells_no_figures(
 
     assert (refused.status, refused.code) == (429, "queue_full")
     assert not any(letter.isdigit() for letter in refused.json["error"]["message"])
-    assert "0 requests are open" in str([line.gov_fields for line in caplog.records])  # type: ignore[attr-defined]
+    assert "0 requests of tenant" in str([line.gov_fields for line in caplog.records])  # type: ignore[attr-defined]
     assert rejected == 1
 
 
@@ -150,7 +154,7 @@ def test_another_tenants_session_and_none_at_all_look_alike(live: Live) -> None:
         asked = [("GET", ""), ("DELETE", ""), ("POST", "/cancel")]
         got = [live.send(method, f"/v1/sessions/s{path}", {} if method == "POST" else None) for method, path in asked]
         return [
-            (answer.status, answer.body, {name: value for name, value in answer.headers.items() if name != "date"})
+            (answer.status, answer.body, {name: value for name, value in answer.headers.items() if name not in OWN})
             for answer in got
         ]
 

@@ -1,4 +1,4 @@
-"""Builds the Starlette application: routes, error answers, the page, and the door that bounds requests in flight."""
+"""Builds the application: the routes, the answers to errors, the live page, and the limits that stand before them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from agentao_gov.errors import (
     BadRequestError,
     GovError,
-    HeadTooLargeError,
     InternalError,
     MethodNotAllowedError,
     NotFoundError,
-    QueueFullError,
 )
 from agentao_gov.monitor.logs import RefusalLog
+from agentao_gov.service import request_limits
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.openapi import openapi_document
+from agentao_gov.service.request_limits import RequestLimits, RequestShares
 from agentao_gov.service.routes import OPERATIONS, Operation
 
 if TYPE_CHECKING:
@@ -40,12 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["PAGE_HEADERS", "create_app", "page_html"]
 
 
-# The live page at `/`: one self-contained file, sent with a policy that lets it load nothing but its own figures.
-
-
 @cache
 def page_html() -> str:
-    """The file as it is sent."""
+    """The live page at `/`: one self-contained file."""
     return files("agentao_gov.service").joinpath("page.html").read_text(encoding="utf-8")
 
 
@@ -56,6 +52,7 @@ def _hashes(tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
+#: A policy that lets the page load nothing but its own figures.
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         f"default-src 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}; connect-src 'self'; "
@@ -67,12 +64,8 @@ PAGE_HEADERS = {
 }
 
 
-#: Path and header bytes of one request. A key, ids and a trace context need 2 KiB.
-HEADER_BYTES_MAX = 32 * 1024
 #: Of a path that is told back.
 _PATH_CHARS_MAX = 200
-#: Requests beside the turns that run and wait: bodies being read, lists, scrapes.
-SPARE_REQUESTS = 512
 
 
 def create_app(gateway: Gateway) -> ASGIApp:
@@ -105,16 +98,16 @@ def create_app(gateway: Gateway) -> ASGIApp:
         Route("/openapi.json", openapi, methods=["GET"]),
         Route("/", live_page, methods=["GET"]),
     ]
-    limits = gateway.deployment.pool
-    requests_max = limits.max_busy + limits.queue_limit + SPARE_REQUESTS
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Door, requests_max=requests_max, turned_away=turned_away)],
         exception_handlers={GovError: refuse, HTTPException: _http_error, Exception: _bug},  # type: ignore[dict-item]
     )
-    # Starlette keeps the handler of `Exception` outside all middleware, and raises again after answering.
     app.router.redirect_slashes = False
-    return app
+    limits = gateway.deployment.pool
+    # Twice the turns: one tenant alone may have half of all, and must be able to fill the pool and its queue.
+    requests_max = 2 * (limits.max_busy + limits.queue_limit) + request_limits.SPARE_REQUESTS
+    shares = RequestShares(requests_max, request_limits.GUARANTEED_REQUESTS)
+    return RequestLimits(app, gateway.tenants, shares, turned_away)
 
 
 def _api_routes(endpoints: Endpoints) -> list[Route]:
@@ -152,44 +145,3 @@ async def _bug(request: Request, error: Exception) -> Response:
     return failure_of_error(
         InternalError(f"The request failed inside the service ({type(error).__name__}).")
     ).response()
-
-
-def _head_bytes(scope: Scope) -> int:
-    return len(scope["raw_path"]) + sum(len(name) + len(value) for name, value in scope["headers"])
-
-
-class _Door:
-    """Lets so many requests in at once. Probes and metrics always pass: they are how one sees that it is full."""
-
-    def __init__(self, app: ASGIApp, *, requests_max: int, turned_away: Callable[[GovError], Response]) -> None:
-        self._app = app
-        self._requests_max = requests_max
-        self._turned_away = turned_away
-        #: Requests inside now; changed on the event loop alone.
-        self._inside = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # h11 has this limit for a head that comes in pieces; one that comes at once it lets pass.
-        if scope["type"] == "http" and _head_bytes(scope) > HEADER_BYTES_MAX:
-            too_large = HeadTooLargeError(f"The request's head is larger than the limit of {HEADER_BYTES_MAX:,} bytes.")
-            await failure_of_error(too_large).response()(scope, receive, send)
-            return
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        if self._inside >= self._requests_max:
-            error = QueueFullError(
-                f"{self._inside} requests are open already.",
-                hint="That is `[pool] max_busy`, `queue_limit` and some to spare.",
-                outside="The service takes no more requests at the moment.",
-                retry_after_s=1.0,
-            )
-            await self._turned_away(error)(scope, receive, send)
-            return
-        self._inside += 1
-        try:
-            await self._app(scope, receive, send)
-        except ClientDisconnect:
-            return
-        finally:
-            self._inside -= 1

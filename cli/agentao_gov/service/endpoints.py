@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
@@ -27,7 +28,7 @@ from agentao_gov.service.bodies import ChatBody, TurnBody, parse_body, require_s
 from agentao_gov.service.peers import from_peer, merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
-from agentao_gov.service.tenants import OfferedProfile, require_local_page
+from agentao_gov.service.tenants import OfferedProfile
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _B = TypeVar("_B", ChatBody, TurnBody)
 
 #: A body that is not there after this long is not coming: a trickle must not hold a connection for ever.
 BODY_S_MAX = 30.0
+#: Bodies of one tenant that are read at once: of 4 MiB each they are what one tenant can fill the memory with. Further
+#: ones wait, which shows in nothing but their own time.
+BODIES_MAX = 16
 #: Sessions of one list answer.
 LIST_MAX = 1_000
 
@@ -50,17 +54,13 @@ class Endpoints:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._executors = gateway.executors
+        #: By tenant: a place for each body that is being read.
+        self._body_slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(BODIES_MAX))
         #: The last scrape of the whole service (False) and of this worker alone (True), which may still run.
         self._scrapes: dict[bool, asyncio.Task[bytes]] = {}
 
-    def _tenant(self, request: Request) -> str:
-        if self._gateway.tenants.open and not from_peer(request):
-            require_local_page(request.headers.get("host"), request.headers.get("origin"))
-        return self._gateway.tenants.tenant_of(request.headers.get("authorization"))
-
     def _key(self, request: Request) -> SessionKey:
-        tenant = self._tenant(request)
-        return SessionKey(tenant, require_session_id(request.path_params["session_id"]))
+        return SessionKey(_tenant(request), require_session_id(request.path_params["session_id"]))
 
     def _session_json(self, info: SessionInfo) -> Session:
         monitor = self._gateway.monitor
@@ -69,7 +69,8 @@ class Endpoints:
     async def _body(self, request: Request, kind: type[_B]) -> _B:
         """Reads and validates the body: 30 ms at the most, whatever is sent."""
         server = self._gateway.deployment.server
-        raw = await self._raw_body(request)
+        async with self._body_slots[_tenant(request)]:
+            raw = await self._raw_body(request)
         return parse_body(kind, raw, message_bytes_max=server.max_message_bytes, messages_max=server.max_messages)
 
     async def _raw_body(self, request: Request) -> bytes:
@@ -92,7 +93,7 @@ class Endpoints:
 
     async def create_chat_completion(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        tenant = self._tenant(request)
+        tenant = _tenant(request)
         header = request.headers.get("x-session-id")
         session = None if header is None else require_session_id(header)
         body = await self._body(request, ChatBody)
@@ -140,7 +141,7 @@ class Endpoints:
 
     async def list_sessions(self, request: Request) -> Response:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
-        tenant = self._tenant(request)
+        tenant = _tenant(request)
         total, found = await self._executors.reads.run(tenant, self._gateway.pool.listing, tenant)
         rows = [self._session_json(info) for info in found]
         answers = (await self._gateway.peers.ask(request)).json
@@ -184,14 +185,14 @@ class Endpoints:
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`: the profiles this tenant may use."""
-        tenant = self._tenant(request)
+        tenant = _tenant(request)
         data = [self._model_json(offer) for offer in self._gateway.profiles.of_tenant(tenant)]
         models: ModelList = {"object": "list", "data": data}
         return JSONResponse(models)
 
     async def get_model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
-        tenant = self._tenant(request)
+        tenant = _tenant(request)
         offer = self._gateway.profiles.resolve(tenant, request.path_params["model_id"])
         return JSONResponse(self._model_json(offer))
 
@@ -206,7 +207,7 @@ class Endpoints:
 
     async def get_status(self, request: Request) -> Response:
         """`GET /v1/status`."""
-        tenant = self._tenant(request)
+        tenant = _tenant(request)
         document = await self._executors.observing.run(tenant, status_json, self._gateway, tenant)
         document = merge_status(document, (await self._gateway.peers.ask(request)).json)
         if "history" in request.query_params:
@@ -218,6 +219,10 @@ class Endpoints:
         del request
         health: Health = {"alive": True}
         return JSONResponse(health)
+
+    async def get_health_alias(self, request: Request) -> Response:
+        """`GET /health`: what load balancers and benchmarks ask."""
+        return await self.get_health(request)
 
     async def get_readiness(self, request: Request) -> Response:
         """`GET /readyz`: 503 while the instance should get no traffic, with the reasons."""
@@ -244,6 +249,12 @@ class Endpoints:
         text = await self._executors.observing.run("", self._gateway.metrics.render)
         answers = await self._gateway.peers.ask(request)
         return merge_metrics([text, *(answer.body for answer in answers.found)])
+
+
+def _tenant(request: Request) -> str:
+    """Who asks: `RequestLimits` has found out."""
+    tenant: str = request.state.tenant
+    return tenant
 
 
 def _report_json(report: TurnReport) -> Response:

@@ -99,6 +99,7 @@ OPERATIONS = (
     ),
     Operation("GET", "/v1/status", Endpoints.get_status, "How the instance is.", answers.ServiceStatus),
     Operation("GET", "/healthz", Endpoints.get_health, "Alive.", answers.Health, keyed=False),
+    Operation("GET", "/health", Endpoints.get_health_alias, "The same as /healthz.", answers.Health, keyed=False),
     Operation(
         "GET", "/readyz", Endpoints.get_readiness, "Ready for traffic; 503 says why not.", answers.Readiness,
         keyed=False, also=503,

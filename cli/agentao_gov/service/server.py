@@ -19,9 +19,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from agentao_gov.errors import BadRequestError, ConfigError
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.pool.limits import rung_times
-from agentao_gov.service.app import HEADER_BYTES_MAX
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.gateway import Gateway
+from agentao_gov.service.request_limits import HEADER_BYTES_MAX, request_id
 from agentao_gov.service.shutdown import ShutdownWalk
 
 __all__ = ["BoundedHeadProtocol", "GovServer", "bind", "raise_descriptor_limit", "serve"]
@@ -83,7 +83,12 @@ class BoundedHeadProtocol(H11Protocol):
             self.transport.close()
             return
         body = failure_of_error(BadRequestError(msg)).response().body
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+            ("x-request-id", request_id(None)),
+        ]
         response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
         for event in (response, h11.Data(data=bytes(body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
