@@ -8,8 +8,11 @@ the collector comes by. So the processes are ours here: waited for, closed, and 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import itertools
 import os
+import queue
 import re
 import shutil
 import signal
@@ -107,6 +110,8 @@ _KEPT_BYTES = 1024 * 1024
 _POLL_S = 0.05
 #: A helper that inherited a finished command's pipe may hold it open; its output is not waited for any longer.
 _DRAIN_S = 1.0
+#: A supervisor kills within milliseconds; it may be stopped or gone.
+_SUPERVISOR_S = 0.5
 #: What one command may run at once, and the memory that all of it may use. A build runs some dozens of processes.
 _PROCESSES_MAX = 256
 _MEMORY_BYTES_MAX = min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
@@ -241,16 +246,28 @@ class TrackedShell(LocalShellExecutor):
 
     def run_background(self, request: Any) -> BackgroundHandle:
         """A command in the background: it ends with the turn at the latest."""
-        number = f"{next(_numbers)}"
-        process = self._start(request.launch, number, subprocess.DEVNULL)
-        with self._lock:
-            self._background.append(process)
-        threading.Thread(target=self._watch, args=(process, number), name="shell-background", daemon=True).start()
+        started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+        context = contextvars.copy_context()
+        # A sandbox ends with the thread that started it, so that thread stays as long as the command.
+        body = functools.partial(context.run, self._host, request.launch, started)
+        threading.Thread(target=body, name="shell-background", daemon=True).start()
+        process = started.get()
+        if isinstance(process, OSError):
+            raise process
         # It leads its own session, so its group is its pid.
         return BackgroundHandle(pid=process.pid, pgid=process.pid, command=request.command, cwd=request.cwd)
 
-    def _watch(self, process: subprocess.Popen[bytes], number: str) -> None:
-        """Ends a background command that goes over its limits."""
+    def _host(self, launch: Any, started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError]) -> None:
+        """Starts a background command and stays with it; ends it where it goes over its limits."""
+        number = f"{next(_numbers)}"
+        try:
+            process = self._start(launch, number, subprocess.DEVNULL)
+        except OSError as error:
+            started.put(error)
+            return
+        with self._lock:
+            self._background.append(process)
+        started.put(process)
         while process.poll() is None:
             if _over_limit(process.pid) is not None:
                 self._end(process, number)
@@ -262,11 +279,12 @@ class TrackedShell(LocalShellExecutor):
         if not self.used:
             return 0
         self.used = False
-        killed = self._kill(lambda pid: procfs.environ_value(pid, KIND_VARIABLE.encode()) == "shell")
         with self._lock:
             background, self._background = self._background, []
         for process in background:
-            _kill_group(process)
+            self._stop(process)
+        killed = self._kill(lambda pid: procfs.environ_value(pid, KIND_VARIABLE.encode()) == "shell")
+        for process in background:
             _reap(process)
         return killed
 
@@ -300,8 +318,16 @@ class TrackedShell(LocalShellExecutor):
         kept = {n: value for n, value in inherited.items() if value not in secrets and not _is_secret(n, value)}
         return target, {**options, "env": {**kept, **marks}}
 
-    def _end(self, process: subprocess.Popen[bytes], number: str) -> None:
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        if self._sandbox is not None and self._sandbox.supervised:
+            # The supervisor reaches also what left the group and emptied its environment.
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                process.terminate()
+                process.wait(_SUPERVISOR_S)
         _kill_group(process)
+
+    def _end(self, process: subprocess.Popen[bytes], number: str) -> None:
+        self._stop(process)
         # Those who left the group, found by what they inherited.
         self._kill(lambda pid: procfs.environ_value(pid, _COMMAND_VARIABLE.encode()) == number)
         _reap(process)

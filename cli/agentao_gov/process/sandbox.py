@@ -104,7 +104,16 @@ class Sandbox:
         if self.network:
             proxies = {*_PROXIES, *map(str.lower, _PROXIES)}
             kept |= {name: value for name, value in os.environ.items() if name in proxies and "@" not in value}
+        # A program that may not be run hides the one after it.
+        readable = tuple(f"{path}/" for path in (*_PROGRAMS, *self.read))
+        path = [part for part in kept.get("PATH", "").split(":") if f"{part}/".startswith(readable)]
+        kept["PATH"] = ":".join(path) or "/usr/local/bin:/usr/bin:/bin"
         return {**kept, **self.places, "SHELL": "/bin/sh", **extra}
+
+    @property
+    def supervised(self) -> bool:
+        """Whether SIGTERM to the command's process ends all that the command started, whatever that did since."""
+        return self.layers.best == "landlock"
 
     @property
     def places(self) -> dict[str, str]:

@@ -8,18 +8,24 @@ Two layers can hold a command:
 
 - *bubblewrap*: namespaces of its own for files, processes, network and IPC. What is not mounted does not exist.
 - *Landlock*: the kernel refuses every open outside the rules, signals to and traces of other processes, and TCP.
-  It knows nothing of sockets of other kinds, of shared memory, and of calls that change a file's mode, owner or times
-  by its path: a seccomp filter refuses those. All capabilities go, so that root is an ordinary user inside.
+  It knows nothing of sockets of other kinds, of shared memory, and of calls that change a file's mode, owner or times:
+  a seccomp filter refuses those, or has the supervisor above the command change what is inside the directory. All
+  capabilities go, so that root is an ordinary user inside.
 """
 
 from __future__ import annotations
 
+import _socket
 import ctypes
+import fcntl
 import json
 import os
 import resource
+import select
+import signal
 import struct
 import sys
+import time
 
 __all__ = ["PROGRAM", "SECCOMP_MACHINES", "landlock_abi", "landlock_ruleset", "restrict"]
 
@@ -27,9 +33,9 @@ PROGRAM = os.path.abspath(__file__)  # noqa: PTH100
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 22, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 _CAPABILITIES = 64
-_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
+_EPERM, _EINVAL, _ENOSYS, _EOPNOTSUPP, _EAFNOSUPPORT = 1, 22, 38, 95, 97
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -62,9 +68,13 @@ def _bubblewrap(plan: dict[str, object], command: list[str]) -> list[str]:
             line += ["--symlink", os.readlink(path), path]  # noqa: PTH115
         else:
             line += ["--ro-bind", path, path]
-    line += ["--proc", "/proc", "--dev", "/dev", "--size", str(plan["scratch_bytes"]), "--tmpfs", "/tmp"]  # noqa: S108
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    for path in ("/dev/shm", "/tmp"):  # noqa: S108
+        line += ["--size", str(plan["scratch_bytes"]), "--tmpfs", path]
     # After the private /tmp, below which it may be.
     line += ["--bind", str(plan["root"]), str(plan["root"]), "--chdir", str(plan["cwd"])]
+    # What is left of the machine's memory to write to has a limit.
+    line += ["--remount-ro", "/dev", "--remount-ro", "/"]
     program = _filter(alone=False, network=True, signals=True)
     if program is not None:
         fd = os.memfd_create("seccomp", 0)
@@ -85,6 +95,8 @@ _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _TCP = 3
 _SCOPES = 3
+#: From this version on signals and abstract sockets can be held in.
+_SCOPED = 6
 
 
 def landlock_ruleset(root: str, *, read: list[str], devices: list[str], network: bool) -> int:
@@ -94,7 +106,7 @@ def landlock_ruleset(root: str, *, read: list[str], devices: list[str], network:
     """
     abi = landlock_abi()
     handled = (1 << _RIGHTS.get(abi, 16)) - 1
-    attributes = struct.pack("=QQQ", handled, 0 if network or abi < 4 else _TCP, _SCOPES if abi >= 6 else 0)
+    attributes = struct.pack("=QQQ", handled, 0 if network or abi < 4 else _TCP, _SCOPES if abi >= _SCOPED else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint(0))
     for path in read:
@@ -229,18 +241,20 @@ _OF_OTHERS = {
     "setpriority": 1,
 }
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal")
-#: What changes a file by its path, which Landlock does not look at.
-_METADATA = (
-    *("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utime", "utimes", "futimesat"),
-    *("setxattr", "lsetxattr", "removexattr", "lremovexattr", "setxattrat", "removexattrat", "file_setattr"),
-    *("fchown", "fsetxattr", "fremovexattr"),
+#: What changes a file's facts, which Landlock does not look at. Modes and times the supervisor changes itself, inside
+#: the session's directory.
+_OWNERS = ("chown", "lchown", "fchown", "fchownat", "utime", "utimes", "futimesat", "file_setattr")
+_ATTRIBUTES = (
+    *("setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+    *("setxattrat", "removexattrat"),
 )
+_ASKED = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utimensat")
 _CLONE_NEWUSER = 0x10000000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
 
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
-_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_ALLOW, _KILL, _ERROR, _ASK = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
 _Instruction = tuple[int, int, int, int]
 
 
@@ -272,6 +286,10 @@ class _Filter:
     def refuse(self, *names: str, error: int = _EPERM) -> None:
         for name in names:
             self._at(name, [(_RETURN, 0, 0, _ERROR | error)])
+
+    def ask(self, *names: str) -> None:
+        for name in names:
+            self._at(name, [(_RETURN, 0, 0, _ASK)])
 
     def refuse_unless_zero(self, name: str, index: int) -> None:
         refused = (_RETURN, 0, 0, _ERROR | _EPERM)
@@ -320,21 +338,149 @@ def _filter(*, alone: bool, network: bool, signals: bool) -> bytes | None:
             made.allow_values("socket", 0, _AF_INET, _AF_INET6, _AF_NETLINK)
         else:
             made.refuse("socket")
-        made.refuse(*_METADATA)
-        # With a path; without one it is the open file that a descriptor names.
-        made.refuse_unless_zero("utimensat", 1)
-        if os.geteuid() == 0:
-            made.refuse("fchmod")
+        made.refuse(*_OWNERS)
+        made.refuse(*_ATTRIBUTES, error=_EOPNOTSUPP)
+        made.ask(*_ASKED)
     return made.packed()
 
 
-def _install(program: bytes | None) -> None:
+def _install(program: bytes | None) -> int:
+    """Puts the filter around this process; returns the descriptor on which its questions are heard."""
     if program is None:
         raise OSError(f"no seccomp filter is known for {os.uname().machine}")
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    if _LIBC.prctl(_PR_SET_SECCOMP, 2, header, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the seccomp filter was refused")
+    number = _SECCOMP[SECCOMP_MACHINES[os.uname().machine][1]]
+    return _call(number, ctypes.c_uint(1), ctypes.c_uint(_NEW_LISTENER), header)
+
+
+# ── changes that the supervisor makes for the command ─────────────────────────────────────────────
+
+_SECCOMP = (317, 277)
+_NEW_LISTENER = 8
+_RECEIVE, _SEND, _VALID = 0xC0502100, 0xC0182101, 0x40082102
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
+_UTIME_NOW, _UTIME_OMIT = 0x3FFFFFFF, 0x3FFFFFFE
+_PAGE = 4096
+
+
+class _Clerk:
+    """Answers the filter's questions: changes modes and times of what is below `root`, refuses the rest.
+
+    What a question names is opened first, without effect, and then looked at: it cannot change its place afterwards,
+    because the command can move nothing into its directory from outside.
+    """
+
+    def __init__(self, listener: int, root: str) -> None:
+        self.listener = listener
+        self._root = root
+        column = SECCOMP_MACHINES[os.uname().machine][1]
+        self._names = {_NUMBERS[name][column]: name for name in _ASKED}
+
+    def answer(self) -> None:
+        """Takes one question and answers it."""
+        question = bytearray(80)
+        try:
+            fcntl.ioctl(self.listener, _RECEIVE, question)
+        except OSError:  # whoever asked is gone
+            return
+        number, pid, _, call = struct.unpack_from("=QIIi", question)
+        error = 0
+        try:
+            self._do(self._names[call], pid, number, struct.unpack_from("=6Q", question, 32))
+        except OSError as reason:
+            error = -(reason.errno or _EPERM)
+        except (ValueError, struct.error):
+            error = -_EINVAL
+        try:  # noqa: SIM105
+            fcntl.ioctl(self.listener, _SEND, struct.pack("=QqiI", number, 0, error, 0))
+        except OSError:
+            pass
+
+    def _do(self, name: str, pid: int, number: int, arguments: tuple[int, ...]) -> None:
+        directory, path, flags = _AT_FDCWD, b"", 0
+        if name == "chmod":
+            path, mode = _path(pid, arguments[0]), arguments[1]
+        elif name == "fchmod":
+            directory, flags, mode = _signed(arguments[0]), _AT_EMPTY_PATH, arguments[1]
+        else:
+            directory, mode = _signed(arguments[0]), arguments[2]
+            flags = 0 if name == "fchmodat" else arguments[3]
+            if name == "utimensat" and not arguments[1]:
+                flags |= _AT_EMPTY_PATH
+            else:
+                path = _path(pid, arguments[1])
+        times = _times(pid, arguments[2]) if name == "utimensat" else None
+        target = _open(pid, directory, path, flags)
+        try:
+            # What was read may have been another process's memory: the one that asked must still wait.
+            fcntl.ioctl(self.listener, _VALID, struct.pack("=Q", number))
+            here = f"/proc/self/fd/{target}"
+            place = os.readlink(here)  # noqa: PTH115
+            if place != self._root and not place.startswith(self._root + "/"):
+                raise PermissionError(_EPERM, "outside")
+            if name == "utimensat":
+                _touch(here, times)
+            else:
+                # No program of a session runs as another user.
+                os.chmod(here, mode & 0o1777)  # noqa: PTH101
+        finally:
+            os.close(target)
+
+
+def _signed(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _open(pid: int, directory: int, path: bytes, flags: int) -> int:
+    """The file that a process means, opened without effect."""
+    base = os.open(f"/proc/{pid}/cwd" if directory == _AT_FDCWD else f"/proc/{pid}/fd/{directory}", os.O_PATH)
+    if not path and flags & _AT_EMPTY_PATH:
+        return base
+    try:
+        return os.open(path, os.O_PATH | (os.O_NOFOLLOW if flags & _AT_SYMLINK_NOFOLLOW else 0), dir_fd=base)
+    finally:
+        os.close(base)
+
+
+def _path(pid: int, address: int) -> bytes:
+    path, end, _ = _memory(pid, address, _PAGE).partition(b"\0")
+    if not end or path.startswith((b"/proc/self", b"/proc/thread-self")):
+        # Those would be this process's own.
+        raise PermissionError(_EPERM, "no path")
+    return path
+
+
+def _times(pid: int, address: int) -> tuple[int, ...] | None:
+    return struct.unpack("=4q", _memory(pid, address, 32)) if address else None
+
+
+def _touch(path: str, times: tuple[int, ...] | None) -> None:
+    if times is None:
+        os.utime(path)
+        return
+    found = os.stat(path)  # noqa: PTH116
+    wanted = []
+    for seconds, rest, now in (times[0], times[1], found.st_atime_ns), (times[2], times[3], found.st_mtime_ns):
+        if rest == _UTIME_NOW:
+            wanted.append(time.time_ns())
+        else:
+            wanted.append(now if rest == _UTIME_OMIT else seconds * 10**9 + rest)
+    os.utime(path, ns=(wanted[0], wanted[1]))
+
+
+def _memory(pid: int, address: int, size: int) -> bytes:
+    """Up to `size` bytes of another process's memory; fewer where its last page ends."""
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+    try:
+        here = os.pread(fd, min(size, _PAGE - address % _PAGE), address)
+        try:
+            return here if len(here) >= size else here + os.pread(fd, size - len(here), address + len(here))
+        except OSError:
+            return here
+    finally:
+        os.close(fd)
 
 
 # ── the program ───────────────────────────────────────────────────────────────────────────────────
@@ -355,24 +501,114 @@ def _lower_limits(limits: object) -> None:
         resource.setrlimit(which, (value, value))
 
 
+def _supervise(plan: dict[str, object], command: list[str]) -> None:
+    """Runs the command below this process, changes modes and times for it, and ends all it left, wherever that is.
+
+    Both are in a Landlock domain of the command's own, so a signal to everybody reaches nobody else; the command is in
+    a further one inside, so it cannot signal this process.
+    """
+    scoped = landlock_abi() >= _SCOPED
+    if scoped:
+        outer = struct.pack("=QQQ", 0, 0, _SCOPES)
+        restrict(_call(_CREATE_RULESET, outer, ctypes.c_size_t(len(outer)), ctypes.c_uint(0)))
+        if _reaches(os.getppid()):
+            raise OSError("signals are not held in")
+
+    def end_all(*_: object) -> None:
+        try:
+            if scoped:
+                os.kill(-1, signal.SIGKILL)
+            else:
+                os.killpg(0, signal.SIGKILL)
+        except OSError:
+            pass
+
+    signal.signal(signal.SIGTERM, end_all)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    ours, theirs = _socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ours.close()
+        try:
+            listener = _confine(plan)
+            theirs.sendmsg([b"l"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=i", listener))])
+            os.close(listener)
+            theirs.close()
+            os.execvp(command[0], command)  # noqa: S606
+        except OSError as error:
+            _say(error)
+        os._exit(126)
+    theirs.close()
+    # The command's pipes end with the command.
+    os.closerange(0, 3)
+    _, sent, _, _ = ours.recvmsg(1, _socket.CMSG_SPACE(4))
+    if sent:
+        _answer(_Clerk(struct.unpack("=i", sent[0][2])[0], str(plan["root"])), child)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    end_all()
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _answer(clerk: _Clerk, child: int) -> None:
+    """Answers questions until the command has ended."""
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(clerk.listener, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    while True:
+        for fd, event in poll.poll():
+            if fd == ended:
+                return
+            if event & select.POLLIN:
+                clerk.answer()
+            else:
+                # Nobody is left who could ask.
+                poll.unregister(fd)
+
+
+def _reaches(pid: int) -> bool:
+    """Whether this process could signal that one."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def _confine(plan: dict[str, object]) -> int:
+    """Landlock's rules and the filter around this process, for good; where the filter's questions are heard."""
+    ruleset = landlock_ruleset(
+        str(plan["root"]),
+        read=_paths(plan, "read"),
+        devices=_paths(plan, "devices"),
+        network=bool(plan["network"]),
+    )
+    _drop_capabilities()
+    restrict(ruleset)
+    os.makedirs(str(plan["scratch"]), mode=0o700, exist_ok=True)  # noqa: PTH103
+    os.chdir(str(plan["cwd"]))
+    return _install(_filter(alone=True, network=bool(plan["network"]), signals=landlock_abi() >= _SCOPED))
+
+
+def _say(error: OSError) -> None:
+    os.write(2, f"The sandbox could not be set up: {error}\n".encode())
+
+
 def main() -> None:
-    """Never returns: it becomes the command, or says why not and ends with 126."""
+    """Never returns: it becomes the command or waits for it, or says why not and ends with 126."""
     plan, command = json.loads(sys.argv[1]), sys.argv[3:]
     try:
         _lower_limits(plan["rlimits"])
         if plan["layer"] == "bubblewrap":
             command = _bubblewrap(plan, command)
         else:
-            paths = {key: _paths(plan, key) for key in ("read", "devices")}
-            ruleset = landlock_ruleset(plan["root"], **paths, network=bool(plan["network"]))
-            _drop_capabilities()
-            restrict(ruleset)
-            os.makedirs(plan["scratch"], mode=0o700, exist_ok=True)  # noqa: PTH103
-            _install(_filter(alone=True, network=bool(plan["network"]), signals=landlock_abi() >= 6))
-            os.chdir(plan["cwd"])
+            _supervise(plan, command)
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
-        sys.stderr.write(f"The sandbox could not be set up: {error}\n")
+        _say(error)
     os._exit(126)
 
 
