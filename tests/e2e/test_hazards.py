@@ -1,4 +1,4 @@
-"""A disk that is full and a server that will not end, under the real service: answers, sessions and places are kept."""
+"""A full disk, a server that will not end, no descriptors, under the real service: answers and sessions are kept."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agentao_gov.simulator import Simulator
-from tests.e2e.service import Deployment, running, say, wait_until
+from tests.e2e.service import Deployment, Service, running, say, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -134,3 +136,44 @@ args = ["-I", "{script}"]
 startup_timeout = "15s"
 request_timeout = "5s"
 """
+
+
+def idle_connections(service: Service, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Connections that send nothing."""
+    return [
+        stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=20)) for _ in range(count)
+    ]
+
+
+def test_more_than_1024_open_descriptors_are_served(deployment: Deployment) -> None:
+    """What waits for one of them must not use select(), which knows no more: model calls did."""
+    service = deployment.start("--no-warden")
+    with contextlib.ExitStack() as stack:
+        idle_connections(service, 1_100, stack)
+        wait_until(lambda: service.metrics()["open_fds"] > 1_100, "as many descriptors")
+        whole = service.turn("s", say(text="whole"))
+        streamed = service.post(
+            "/v1/sessions/t/turns", {"message": say(text="streamed")}, headers={"Accept": "text/event-stream"}
+        )
+
+    assert (whole.status, whole.json["answer"]) == (200, "whole")
+    assert b"streamed" in streamed.body
+
+
+def test_running_out_of_descriptors_is_one_line_a_second_and_passes(deployment: Deployment) -> None:
+    """No traceback a connection, and once there are descriptors again everybody is served."""
+    service = deployment.start("--no-warden")
+    process = psutil.Process(service.pid)
+    limit = process.num_fds() + 10
+    _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (limit, hard))
+    with contextlib.ExitStack() as stack:
+        idle_connections(service, 60, stack)
+        wait_until(lambda: service.events("out of descriptors, accepting later"), "the line in the log")
+    process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
+    answer = service.turn("s", say(text="again"))
+    lines = service.log.read_text().splitlines()
+
+    assert (answer.status, answer.json["answer"]) == (200, "again")
+    assert not [line for line in lines if "Traceback" in line or "accept() out of system" in line]
+    assert len(service.events("out of descriptors, accepting later")) < 10

@@ -66,6 +66,8 @@ class Server(Settings):
     # A conversation without a session id is sent whole, so a body may hold several of the largest messages.
     max_body_bytes: PositiveBytes = Field(default=4 * 1024**2, alias="max_body")
     max_message_bytes: PositiveBytes = Field(default=1024**2, alias="max_message")
+    # Each costs some 20 KiB. Half of the process's descriptors are the limit where that is less.
+    max_connections: Count = Field(default=10_000, description="Open connections, each worker's.")
     # Far past any context window; 2,000 of them take some milliseconds to read.
     max_messages: Count = Field(default=2_000, description="Messages of one request.")
 

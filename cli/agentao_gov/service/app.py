@@ -30,7 +30,7 @@ from agentao_gov.service import request_limits
 from agentao_gov.service.endpoints import Endpoints
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.openapi import openapi_document
-from agentao_gov.service.request_limits import RequestLimits, RequestShares
+from agentao_gov.service.request_limits import FairShares, RequestLimits
 from agentao_gov.service.routes import OPERATIONS, Operation
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
     limits = gateway.deployment.pool
     # Twice the turns: one tenant alone may have half of all, and must be able to fill the pool and its queue.
     requests_max = 2 * (limits.max_busy + limits.queue_limit) + request_limits.SPARE_REQUESTS
-    shares = RequestShares(requests_max, request_limits.GUARANTEED_REQUESTS)
+    shares = FairShares(requests_max, request_limits.GUARANTEED_REQUESTS)
     return RequestLimits(app, gateway.tenants, shares, turned_away)
 
 

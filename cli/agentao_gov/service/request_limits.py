@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentao_gov.errors import GovError, HeadTooLargeError, QueueFullError
 from agentao_gov.service.tenants import TenantDirectory, require_local_page
 
-__all__ = ["HEADER_BYTES_MAX", "RequestLimits", "RequestShares", "request_id"]
+__all__ = ["HEADER_BYTES_MAX", "FairShares", "RequestLimits", "request_id"]
 
 #: Path and header bytes of one request. A key, ids and a trace context need 2 KiB.
 HEADER_BYTES_MAX = 32 * 1024
@@ -36,45 +36,47 @@ def request_id(given: str | None) -> str:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-class RequestShares:
-    """Who may have one more open request. No I/O; its owner calls it from one thread.
+class FairShares:
+    """Who may have one more of what many share: open requests, connections. No I/O; one thread calls it.
 
-    A tenant may have as many as are still free, beside the few that are its own in any case: one alone may have half
-    of all, two a third each, and however many ask there is always room for the next one (the dynamic thresholds of
-    Choudhury and Hahne, 1998). No count of tenants or weights is needed.
+    Each may have as many as are still free, beside the few that are its own in any case: one alone may have half of
+    all, two a third each, and however many ask there is always room for the next one (the dynamic thresholds of
+    Choudhury and Hahne, 1998). No count of those who share or weights are needed.
     """
 
-    def __init__(self, requests_max: int, guaranteed: int) -> None:
-        """`requests_max`: open requests of all tenants together, beside the `guaranteed` ones of each."""
-        self._requests_max = requests_max
+    def __init__(self, whole: int, guaranteed: int) -> None:
+        """`whole`: how many there are for all together, beside the `guaranteed` ones of each."""
+        self._whole = whole
         self._guaranteed = guaranteed
-        #: Open requests by tenant.
-        self._open: Counter[str] = Counter()
+        #: What each holds.
+        self._held: Counter[str] = Counter()
+        self._held_by_all = 0
 
-    def enter(self, tenant: str) -> bool:
-        """Counts one more request of the tenant, if it may have it."""
-        free = self._requests_max - self._open.total()
-        if self._open[tenant] >= max(free, self._guaranteed):
+    def enter(self, who: str) -> bool:
+        """Counts one more of `who`, if it may have it."""
+        if self._held[who] >= max(self._whole - self._held_by_all, self._guaranteed):
             return False
-        self._open[tenant] += 1
+        self._held[who] += 1
+        self._held_by_all += 1
         return True
 
-    def leave(self, tenant: str) -> None:
+    def leave(self, who: str) -> None:
         """Counts one that has ended."""
-        self._open[tenant] -= 1
-        if not self._open[tenant]:
-            del self._open[tenant]
+        self._held[who] -= 1
+        self._held_by_all -= 1
+        if not self._held[who]:
+            del self._held[who]
 
-    def of(self, tenant: str) -> int:
-        """The tenant's open requests."""
-        return self._open[tenant]
+    def of(self, who: str) -> int:
+        """What it holds."""
+        return self._held[who]
 
 
 class RequestLimits:
     """The outermost application. Probes and metrics always pass: they are how one sees that it is full."""
 
     def __init__(
-        self, app: ASGIApp, directory: TenantDirectory, shares: RequestShares,
+        self, app: ASGIApp, directory: TenantDirectory, shares: FairShares,
         turned_away: Callable[[GovError], Response],
     ) -> None:  # fmt: skip
         """`app`: finds the tenant in `request.state.tenant`. `turned_away`: counts, logs and words a refusal."""

@@ -9,16 +9,17 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from agentao_gov.errors import BadRequestError, ConfigError
-from agentao_gov.monitor.logs import log_event
+from agentao_gov.errors import BadRequestError, ConfigError, OverloadedError
+from agentao_gov.monitor.logs import RefusalLog, log_event
 from agentao_gov.pool.limits import rung_times
+from agentao_gov.service.connections import Acceptor, connections_allowed
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.request_limits import HEADER_BYTES_MAX, request_id
@@ -26,14 +27,30 @@ from agentao_gov.service.shutdown import ShutdownWalk
 
 __all__ = ["BoundedHeadProtocol", "GovServer", "bind", "raise_descriptor_limit", "serve"]
 
+#: Open connections that speak no request: a browser's spare ones, clients' pools.
+BACKLOG = 2048
+#: Why a service with several workers is not ready yet.
+_STARTING = "other workers are starting"
+#: After the pool is gone answers in flight get this long to reach their clients.
+_ANSWERS_S = 2
 
-# HTTP/1.1 with limits on both ends' time: for a request's head to come, and for an answer to be read.
-#
-# A trickle of header bytes must not hold a connection, nor a client that reads a byte a second.
+
+_HINTS = {
+    errno.EADDRINUSE: "Is another one running? `--port 0` takes a free port.",
+    errno.EADDRNOTAVAIL: "No interface of this machine has that address; 0.0.0.0 stands for all of them.",
+    errno.EACCES: "Ports below 1024 are for root; choose another one.",
+}
 
 
 class BoundedHeadProtocol(H11Protocol):
-    """uvicorn's protocol, whose own time limit is for connections between requests and ends with the first byte."""
+    """HTTP/1.1 with limits on both ends' time: for a request's head to come, and for an answer to be read.
+
+    uvicorn's own limit is for connections between requests and ends with the first byte. A trickle of header bytes must
+    not hold a connection, nor a client that reads a byte a second.
+    """
+
+    #: Called once, when the connection has ended: the `Acceptor`'s.
+    lost: Callable[[], None] = staticmethod(lambda: None)
 
     #: From the connection, or the first byte of a further request, to the end of the head. As long as a body gets.
     head_s_max = 30.0
@@ -61,6 +78,7 @@ class BoundedHeadProtocol(H11Protocol):
         self._stop_waiting()
         self._is_read()
         super().connection_lost(exc)
+        self.lost()
 
     def pause_writing(self) -> None:
         """The client has to read before more is sent. Aborted and not closed: a close would wait for it too."""
@@ -69,7 +87,7 @@ class BoundedHeadProtocol(H11Protocol):
         self._await_reader()
 
     def resume_writing(self) -> None:
-        """It did."""
+        """The client has read."""
         self._is_read()
         super().resume_writing()
 
@@ -118,21 +136,6 @@ class BoundedHeadProtocol(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
-
-
-#: Open connections that speak no request: a browser's spare ones, clients' pools.
-BACKLOG = 2048
-#: Why a service with several workers is not ready yet.
-_STARTING = "other workers are starting"
-#: After the pool is gone answers in flight get this long to reach their clients.
-_ANSWERS_S = 2
-
-
-_HINTS = {
-    errno.EADDRINUSE: "Is another one running? `--port 0` takes a free port.",
-    errno.EADDRNOTAVAIL: "No interface of this machine has that address; 0.0.0.0 stands for all of them.",
-    errno.EACCES: "Ports below 1024 are for root; choose another one.",
-}
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -189,6 +192,23 @@ class GovServer(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self.exit_code = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept on `sockets`."""
+        await super().startup(sockets=[])
+
+        def make() -> BoundedHeadProtocol:
+            return BoundedHeadProtocol(self.config, self.server_state, self.lifespan.state)
+
+        refusals = RefusalLog()
+
+        def refused(error: OverloadedError) -> None:
+            self._gateway.metrics.rejected(error.code)
+            refusals.tell(error)
+
+        allowed = connections_allowed(self._gateway.deployment.server.max_connections)
+        # What uvicorn asks of a server is to close.
+        self.servers = [Acceptor(sockets or [], make, allowed, refused)]  # type: ignore[list-item]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
