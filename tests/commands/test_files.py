@@ -159,13 +159,29 @@ def test_config_check_looks_at_the_profiles_of_tenants(cli: Cli, here: Path) -> 
 
 def test_config_check_sees_what_only_a_later_command_would_stumble_over(cli: Cli, here: Path) -> None:
     """A mistyped threshold is a gate that is missing, a mistyped directory a profile that is not yours."""
-    (here / "agentao-gov.toml").write_text('[loadtest]\nthresholds = ["turn_p59x<3s"]\n[profiles]\ndir = "profils"\n')
+    (here / "agentao-gov.toml").write_text(
+        '[loadtest]\nthresholds = ["turn_p59x<3s"]\n[profiles]\ndir = "profils"\n[budget]\nprices = "none.toml"\n'
+    )
 
-    result = cli("config", "check")
+    result, examined = cli("config", "check"), cli("doctor", "--json")
 
     assert result.code == 3
+    assert "agentao-gov.toml:6: error: budget.prices:" in result.err
+    assert {"prices": "fail"}.items() <= {line["id"]: line["status"] for line in examined.json["checks"]}.items()
     assert "agentao-gov.toml:2: error: loadtest.thresholds:" in result.err
     assert "agentao-gov.toml:4: warning: profiles.dir: there is no directory" in result.err
+
+
+def test_a_profile_above_the_window_of_the_deployments_model_is_a_warning(cli: Cli, here: Path) -> None:
+    """A turn on that model would end with 3; another may be chosen, and what was shipped is fitted."""
+    (here / "agentao-gov.toml").write_text('[model]\nname = "m"\ncontext_window = 32_000\n')
+    (here / "mine.toml").write_text("[limits]\nmax_context_tokens = 30_000\n")
+
+    own, shipped = cli("profile", "check", "mine.toml"), cli("profile", "check", "code")
+
+    assert own.code == shipped.code == 0
+    assert "mine.toml:2: warning: limits.max_context_tokens: 30,000 is above 25,600" in own.err
+    assert "window" not in shipped.err
 
 
 def test_config_show_prints_defaults_where_there_is_no_file(cli: Cli) -> None:

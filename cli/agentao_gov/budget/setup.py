@@ -178,8 +178,8 @@ def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> 
     budget = deployment.deployment.budget
     for name in {budget.timezone, *(t.timezone for t in deployment.deployment.tenants.values() if t.timezone)}:
         zone(name)
-    own = deployment.base_dir / Path(budget.prices).expanduser() if budget.prices else None
-    settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)), price=PriceTable.load(own).price)
+    prices = PriceTable.load(deployment.prices_path)
+    settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)), price=prices.price)
     try:
         store = _open_store(deployment, clock, settings)
     except StoreError as error:

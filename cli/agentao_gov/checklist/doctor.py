@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from agentao_gov.budget.prices import PriceTable
 from agentao_gov.budget.sqlite.file import check_layout
 from agentao_gov.config import (
     ModelChoice,
@@ -28,7 +29,7 @@ from agentao_gov.config import (
     profile_paths,
 )
 from agentao_gov.config.model import shown_url
-from agentao_gov.errors import StoreError
+from agentao_gov.errors import ConfigError, StoreError
 from agentao_gov.governor.agentao_version import NEEDED, version_problem
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.process.layers import Layer, survey_layers
@@ -67,6 +68,7 @@ def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> I
     yield _tokenizer()
     yield _state(deployment.state_dir)
     yield _ledger(deployment)
+    yield from _prices(deployment)
     yield _exposure(deployment)
     yield _memory(deployment)
     yield _descriptors(deployment)
@@ -220,6 +222,19 @@ def _ledger(deployment: ResolvedDeployment) -> Examination:
         text = f"Redis at {place} keeps no append-only file"
         return Examination("ledger", title, "warn", text, "appendonly yes: or a crash of Redis forgets what was spent.")
     return Examination("ledger", title, "ok", f"Redis at {place}")
+
+
+def _prices(deployment: ResolvedDeployment) -> Iterator[Examination]:
+    """The user's own price table, if there is one: a turn would not start with a wrong one."""
+    path = deployment.prices_path
+    if path is None:
+        return
+    try:
+        PriceTable.load(path)
+    except ConfigError as error:
+        yield Examination("prices", "price table", "fail", error.message, error.hint or "Mend [budget] prices.")
+    else:
+        yield Examination("prices", "price table", "ok", str(path))
 
 
 def _sqlite(path: Path) -> Examination:

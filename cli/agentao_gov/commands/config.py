@@ -42,11 +42,12 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Judge the deployment file and every profile it offers."""
+    from agentao_gov.budget.prices import PriceTable
     from agentao_gov.commands._show import judge_findings
     from agentao_gov.config.load_deployment import audit_deployment
     from agentao_gov.loadtest.thresholds import parse_threshold
 
-    findings = audit_deployment(config, check_threshold=parse_threshold)
+    findings = audit_deployment(config, check_threshold=parse_threshold, check_prices=PriceTable.load)
     return judge_findings(findings, strict=strict, as_json=as_json)
 
 

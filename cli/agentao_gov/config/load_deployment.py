@@ -154,10 +154,13 @@ def is_loopback(host: str) -> bool:
 # ── what `config check` looks at: the file, its tenants' profiles, the profiles it offers ─────────
 
 
-def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], object]) -> list[Finding]:
+def audit_deployment(
+    path: Path | None, *, check_threshold: Callable[[str], object], check_prices: Callable[[Path], object]
+) -> list[Finding]:
     """All findings. Raises ConfigError where there is nothing to read.
 
-    `check_threshold` raises ConfigError for a load-test threshold that cannot be read; it stands a floor above.
+    `check_threshold` raises ConfigError for a load-test threshold that cannot be read, `check_prices` for a file that
+    is no price table; both stand on floors above.
     """
     deployment, found = inspect_deployment(path)
     findings = list(found)
@@ -171,7 +174,7 @@ def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], obje
                 key = f"tenants.{name}.profiles"
                 message = f"there is no profile {profile!r}; there are: {', '.join(sorted(known))}"
                 findings.append(Finding("error", key, message, deployment.path, key_line(text, key)))
-    for level, key, message in _unusable(deployment, check_threshold):
+    for level, key, message in _unusable(deployment, check_threshold, check_prices):
         findings.append(Finding(level, key, message, deployment.path, key_line(text, key)))
     for file in known.values():
         findings += inspect_profile(file, deployment=deployment)[1]
@@ -179,7 +182,7 @@ def audit_deployment(path: Path | None, *, check_threshold: Callable[[str], obje
 
 
 def _unusable(
-    deployment: ResolvedDeployment, check_threshold: Callable[[str], object]
+    deployment: ResolvedDeployment, check_threshold: Callable[[str], object], check_prices: Callable[[Path], object]
 ) -> Iterator[tuple[Literal["error", "warning"], str, str]]:
     """What only a later command would stumble over."""
     for expression in deployment.deployment.loadtest.thresholds:
@@ -187,6 +190,11 @@ def _unusable(
             check_threshold(expression)
         except ConfigError as error:
             yield "error", "loadtest.thresholds", error.message.rstrip(".")
+    if deployment.prices_path is not None:
+        try:
+            check_prices(deployment.prices_path)
+        except ConfigError as error:
+            yield "error", "budget.prices", error.message.rstrip(".")
     if "profiles.dir" in deployment.sources and deployment.sources["profiles.dir"] != "default":
         directory = deployment.profiles_dir
         if not directory.is_dir():

@@ -87,7 +87,7 @@ def inspect_profile(
         return None, tuple(findings)
     profile, fitted = fit_tool_timeouts(profile, layers)
     findings += fitted
-    findings += _window_findings(profile, layers)
+    findings += _window_findings(profile, layers, deployment)
     findings += _share_findings(profile, layers, deployment)
     findings += model_findings(profile.model, layers)
     findings += sandbox_findings(profile, layers)
@@ -186,18 +186,23 @@ def _table(values: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _window_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:
-    """The context cap against the window of the profile's own model, stated or known."""
-    if profile.model is None:
+def _window_findings(profile: Profile, layers: Layers, deployment: ResolvedDeployment | None) -> Iterator[Finding]:
+    """The context cap against the window, stated or known, of the profile's own model, or of the deployment's.
+
+    Another model may be chosen than the deployment's, and what was shipped is fitted to it: so that is a warning.
+    """
+    key = "limits.max_context_tokens"
+    model = profile.model or (deployment.deployment.model if deployment is not None else None)
+    if model is None or (profile.model is None and layers.rank(key) < RANK_FILE):
         return
-    known = known_model(profile.model.name) if profile.model.name else None
-    window = profile.model.context_window or (known.window if known else None)
+    known = known_model(model.name) if model.name else None
+    window = model.context_window or (known.window if known else None)
     if window and profile.limits.max_context_tokens > context_cap(window):
         text = (
             f"{profile.limits.max_context_tokens:,} is above {context_cap(window):,}, 80 % of the window of "
-            f"{window:,} of {profile.model.name!r}; the summariser needs the rest"
+            f"{window:,} of {model.name!r}; the summariser needs the rest"
         )
-        yield finding(layers, "limits.max_context_tokens", text, error=True)
+        yield finding(layers, key, text, error=profile.model is not None)
 
 
 def _share_findings(profile: Profile, layers: Layers, deployment: ResolvedDeployment | None) -> Iterator[Finding]:

@@ -81,6 +81,12 @@ class ResolvedDeployment:
         """`[budget] path`, relative to the state directory."""
         return self.state_dir / Path(self.deployment.budget.path).expanduser()
 
+    @property
+    def prices_path(self) -> Path | None:
+        """`[budget] prices`; None where the shipped table is all there is."""
+        own = self.deployment.budget.prices
+        return self.base_dir / Path(own).expanduser() if own else None
+
 
 # ── what the environment, `--set` and flags say of which model ────────────────────────────────────
 
