@@ -74,6 +74,7 @@ class Simulation:
             max_busy=pick.randint(1, 4),
             max_opening=pick.randint(1, 3),
             queue_limit=pick.choice((0, 1, 3, 8)),
+            max_stuck_per_tenant=pick.randint(1, 3),
             queue_timeout_s=pick.choice((0.5, 5.0)),
             session_ttl_s=pick.choice((1.0, 20.0)),
             open_timeout_s=pick.choice((2.0, 30.0)),
@@ -113,6 +114,7 @@ class Simulation:
             and not entry.waiters
             and core.busy < core.limits.max_busy
             and not core._ready
+            and core._stuck_limit(key.tenant) is None
         )
         open_s = pick.choice((1.0, 1e9))
         waiter, effects = core.acquire(
@@ -264,6 +266,7 @@ class Simulation:
         state: dict[SessionState, int] = {}
         resident: dict[Group, int] = {}
         closing: dict[Group, int] = {}
+        stuck: dict[Group, int] = {}
         waiting = idle = 0
         for entry in table.entries.values():
             now = entry.state
@@ -275,6 +278,7 @@ class Simulation:
                 continue
             for group in entry.groups:
                 resident[group] = resident.get(group, 0) + 1
+                stuck[group] = stuck.get(group, 0) + (now is SessionState.STUCK)
             if now is at_rest and not entry.waiters and entry.once and entry not in pinned:
                 raise self.violation(f"the fresh {entry.key} stays in memory for nobody")
             if now is at_rest and not entry.waiters and entry not in pinned:
@@ -289,8 +293,15 @@ class Simulation:
         if state != {key: n for key, n in table.count.items() if n}:
             raise self.violation(f"states {state} are counted as {dict(table.count)}")
         for group in table.groups():
-            if group.resident != resident.get(group, 0) or group.closing != closing.get(group, 0):
-                raise self.violation(f"group {group.id} counts {group.resident}, {group.closing}")
+            counted = (group.resident, group.closing, group.stuck)
+            if counted != (resident.get(group, 0), closing.get(group, 0), stuck.get(group, 0)):
+                raise self.violation(f"group {group.id} counts {counted}")
+            if (
+                group.kind == "tenant"
+                and group.stuck >= limits.max_stuck_per_tenant
+                and core._waiting_of.get(group.id[0])
+            ):
+                raise self.violation(f"{group.id} has too many stuck sessions, and turns that wait")
         pool = table.pool
         if len(pool.idle) != idle:
             raise self.violation("somebody is listed who may not be evicted")

@@ -12,6 +12,8 @@ from typing import Any, cast
 import pytest
 
 from agentao_gov.config import Deployment, Pool
+from agentao_gov.errors import TenantSessionLimitError
+from agentao_gov.governor.report import Outcome
 from agentao_gov.monitor.logs import log_pool_event
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT
@@ -64,6 +66,29 @@ def test_too_many_stuck_turns_end_the_service_with_the_code_that_asks_for_a_rest
 
     assert asyncio.run(scenario()) == (True, RESTART_EXIT)
     assert bench.pool.stats().rung in ("killing", "gone")
+
+
+def test_one_tenant_s_stuck_turns_refuse_its_own_and_leave_the_others_alone(
+    tmp_path: Path, hosts: ScriptedHosts
+) -> None:
+    """While another tenant has a turn nothing is restarted; afterwards a new process frees the first one."""
+    bench = PoolBench(tmp_path, hosts, tenants={"evil": {}, "acme": {}}, max_stuck=4)
+    running = bench.submit("s", "hold on", tenant="acme")
+    hosts.arrive("on")
+    for n in range(2):
+        bench.ask(f"s{n}", "stick", tenant="evil")
+
+    with pytest.raises(TenantSessionLimitError, match="never came back"):
+        bench.ask("another", tenant="evil")
+    answered = bench.ask("another", tenant="acme")
+    went_down = asyncio.run(walked(shutdown_of(bench, max_stuck=4), within_s=1.5))
+    hosts.release("on")
+
+    assert answered.outcome is Outcome.ANSWERED
+    assert went_down is False
+    assert running.result(5).outcome is Outcome.ANSWERED
+    assert asyncio.run(walked(shutdown_of(bench, max_stuck=4))) is True
+    hosts.release(*list(hosts.held), *list(hosts.gates))
 
 
 @pytest.mark.parametrize(("stuck", "guarded"), [(1, True), (2, False)])

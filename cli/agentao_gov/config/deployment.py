@@ -128,6 +128,10 @@ class Pool(Settings):
     max_opening: Count | None = Field(default=None, description="Sessions opened at once; absent: one per core.")
     # Each stuck turn keeps a thread and a slot for ever; past a few of them a restart is the cure.
     max_stuck: Count = Field(default=8, description="Abandoned turns after which the service reports not ready.")
+    max_stuck_per_tenant: Count | None = Field(
+        default=None,
+        description="Abandoned turns after which a tenant's are refused; absent: half of max_stuck.",
+    )
 
 
 class Budget(Settings):

@@ -10,6 +10,7 @@ The rules, each held by `tests/pool/simulation.py` after every step:
 * a slot is free when its close has returned;
 * who may be evicted: the idle ones, the longest idle first, of the group (user, tenant, pool) that lacks room;
 * first come first served within a session and among a tenant's ready turns, round-robin between tenants;
+* a tenant with too many stuck sessions gets no further turn, whatever is free;
 * every waiter is answered exactly once.
 """
 
@@ -123,6 +124,8 @@ class PoolCore:
         entry = self.table.entries.get(key)
         if self.draining:
             self._refuse(waiter, "draining", out)
+        elif self.table.count[_STUCK] and (limit := self._stuck_limit(key.tenant)) is not None:
+            self._refuse(waiter, "stuck" if entry and entry.state is _STUCK else "tenant_stuck", out, limit=limit)
         elif entry is not None and self._is_free(entry):
             # The common case takes no detour through the queues; nothing else has become free by it.
             self.table.unlist_idle(entry)
@@ -159,8 +162,8 @@ class PoolCore:
         entry = lease.entry
         if verdict is SessionHealth.STUCK:
             self.counters.abandoned += 1
-            self.table.move(entry, _STUCK)
-            self._refuse_all(entry, "stuck", out)
+            self._quarantine(entry, "stuck", out)
+            self._schedule(out)
             return out
         entry.lease = None
         self._note_return(lease, out)
@@ -315,6 +318,8 @@ class PoolCore:
         out: list[Effect] = []
         self.limits = limits
         self.table.recap(limits)
+        for tenant in list(self._waiting_of):
+            self._refuse_stuck(tenant, out)
         self._crowded.update(dict.fromkeys(self.table.groups()))
         self._schedule(out)
         return out
@@ -363,6 +368,7 @@ class PoolCore:
             waiter = lease.waiter
             self._enqueue_first(waiter, entry)
             self._close(entry, CloseReason.STALE, out)
+            self._refuse_stuck(waiter.key.tenant, out)
             return
         if verdict is SessionHealth.STALE:
             self._refuse(lease.waiter, "draining" if self.draining else "deleted", out)
@@ -610,8 +616,25 @@ class PoolCore:
         for entry in [entry for entry in self._all_openings() if entry.open_by <= self._now]:
             self._end_opening(entry)
             entry.overdue = True
-            self.table.move(entry, _STUCK)
-            self._refuse_all(entry, "open_hung", out)
+            self._quarantine(entry, "open_hung", out)
+
+    def _quarantine(self, entry: Entry, reason: RefusalReason, out: list[Effect]) -> None:
+        """Nobody gets the session until it comes back; a tenant with too many of them gets no turn at all."""
+        self.table.move(entry, _STUCK)
+        self._refuse_all(entry, reason, out)
+        self._refuse_stuck(entry.key.tenant, out)
+
+    def _refuse_stuck(self, tenant: str, out: list[Effect]) -> None:
+        """Refuses all who wait of a tenant with too many stuck sessions. The newest first, so that no head changes."""
+        if (limit := self._stuck_limit(tenant)) is not None:
+            for waiter in reversed(list(self._waiting_of.get(tenant, {}).values())):
+                self._remove(waiter, out)
+                self._refuse(waiter, "tenant_stuck", out, limit=limit)
+
+    def _stuck_limit(self, tenant: str) -> int | None:
+        """How many stuck sessions a tenant may have, if it has as many."""
+        limit = self.limits.max_stuck_per_tenant
+        return limit if self.table.stuck_of(tenant) >= limit else None
 
     def _all_openings(self) -> Iterator[Entry]:
         yield from self.openings

@@ -177,6 +177,7 @@ RefusalReason = Literal[
     "open_timeout",
     "open_hung",
     "stuck",
+    "tenant_stuck",
     "deleted",
     "store",
 ]
@@ -299,6 +300,13 @@ def error_of(refusal: Refuse, cause: GovError | None = None) -> GovError:
             )
         case "stuck":
             return SessionStuckError(str(refusal.key))
+        case "tenant_stuck":
+            return TenantSessionLimitError(
+                f"Turns of tenant {tenant!r} never came back, and hold {refusal.limit} sessions: no more may be stuck.",
+                hint="See the log for their stacks. They are free when their tools return; in mode `subprocess` such a"
+                " turn is ended with its process. `[pool] max_stuck_per_tenant` allows more.",
+                retry_after_s=retry_after_s,
+            )
         case "deleted":
             return SessionNotFoundError(f"Session {session!r} was deleted while the turn waited for it.")
         case "open_failed":

@@ -34,6 +34,9 @@ class PoolLimits:
     #: Openings at once. Building an agent is CPU work: more than the cores only makes each slower.
     max_opening: int = _CORES
     queue_limit: int = _POOL.queue_limit
+    #: Stuck sessions after which a tenant gets no further turn: what it does counts against itself, before it is enough
+    #: for the service to start anew.
+    max_stuck_per_tenant: int = _POOL.max_stuck
     queue_timeout_s: float = _POOL.queue_timeout_s
     session_ttl_s: float = _POOL.session_ttl_s
     #: A session with MCP servers has 0.9-3.5 s to start on an idle machine; ten times that is hung, unless the profile
@@ -82,6 +85,8 @@ def pool_limits(deployment: Deployment) -> PoolLimits:
         max_busy=pool.max_busy,
         max_opening=pool.max_opening or _CORES,
         queue_limit=pool.queue_limit,
+        # A single tenant harms nobody but itself.
+        max_stuck_per_tenant=pool.max_stuck_per_tenant or max(1, pool.max_stuck // min(2, len(caps) or 1)),
         queue_timeout_s=pool.queue_timeout_s,
         session_ttl_s=pool.session_ttl_s,
         caps=caps,

@@ -504,7 +504,7 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         sessions: dict[SessionState, int] = {
             state: table.count[state] for state in SessionState if state is not SessionState.GONE
         }
-        caps = {group.id[0]: (group.resident, group.cap) for group in table.tenants()}
+        groups = {group.id[0]: (group.resident, group.cap, group.stuck) for group in table.tenants()}
         busy = Counter(key.tenant for key in engine.running)
         waiting = core.waiting_by_tenant()
         queue_length = core.queue_length
@@ -519,13 +519,16 @@ def stats_of(engine: Engine, rung: str) -> PoolStats:
         in_memory = sum(resident.archived and resident.head.version > 0 for resident in engine.residents.values())
     sessions[SessionState.HIBERNATED] = max(0, archived - in_memory)
     tenants = {
-        tenant: TenantStats(resident, busy[tenant], waiting.get(tenant, 0), None if cap == UNLIMITED else int(cap))
-        for tenant, (resident, cap) in caps.items()
+        tenant: TenantStats(
+            resident, busy[tenant], waiting.get(tenant, 0), None if cap == UNLIMITED else int(cap), stuck
+        )
+        for tenant, (resident, cap, stuck) in groups.items()
     }
     return PoolStats(
         sessions=sessions,
         max_sessions=limits.max_sessions,
         max_busy=limits.max_busy,
+        max_stuck_per_tenant=limits.max_stuck_per_tenant,
         queue_length=queue_length,
         queue_limit=limits.queue_limit,
         tenants=tenants,

@@ -198,6 +198,8 @@ class Group:
     members: int = 0
     #: Opening, idle, busy, closing and stuck ones.
     resident: int = 0
+    #: The part of `resident` whose turn, or opening, never came back.
+    stuck: int = 0
     #: The part of `resident` whose close has been ordered and will soon return.
     closing: int = 0
     #: Sessions that may be evicted, the longest idle first. One with a turn waiting for it is not among them.
@@ -222,6 +224,7 @@ _CLOSING = SessionState.CLOSING
 _GONE = SessionState.GONE
 _IDLE = SessionState.IDLE
 _OPENING = SessionState.OPENING
+_STUCK = SessionState.STUCK
 
 _ABSENT = object()
 
@@ -251,6 +254,11 @@ class SessionTable:
     def tenants(self) -> Iterator[Group]:
         """The groups of the tenants."""
         return (group for group in self._groups.values() if group.kind == "tenant")
+
+    def stuck_of(self, tenant: str) -> int:
+        """How many sessions of a tenant are stuck."""
+        group = self._groups.get((tenant,))
+        return group.stuck if group is not None else 0
 
     def recap(self, limits: PoolLimits) -> None:
         """Takes over new caps."""
@@ -289,6 +297,9 @@ class SessionTable:
     def move(self, entry: Entry, state: SessionState) -> None:
         """Changes an entry's state and what is counted by state."""
         self.count[entry.state] -= 1
+        if _STUCK in (entry.state, state):
+            for group in entry.groups:
+                group.stuck += (state is _STUCK) - (entry.state is _STUCK)
         entry.state = state
         self.count[state] += 1
 

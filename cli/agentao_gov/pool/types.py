@@ -140,6 +140,8 @@ class TenantStats:
     waiting: int
     #: None: unlimited.
     max_sessions: int | None
+    #: Sessions whose turn never came back.
+    stuck: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class PoolStats:
     queue_length: int
     queue_limit: int
     tenants: Mapping[str, TenantStats] = field(default_factory=dict)
+    #: Stuck sessions after which a tenant gets no further turn.
+    max_stuck_per_tenant: int = 1
     #: By reason: ttl, lru, memory, drain.
     evictions: Mapping[str, int] = field(default_factory=dict)
     rehydrations: int = 0
@@ -187,3 +191,19 @@ class PoolStats:
     def busy(self) -> int:
         """Sessions running a turn."""
         return self.sessions[SessionState.BUSY]
+
+    def needs_replacement(self, stuck_max: int) -> bool:
+        """Whether so many turns are stuck that only a new process helps: each holds a thread and a slot for good.
+
+        From `stuck_max` on, or when no place is left. No tenant counts for more than it may have, so that one alone
+        does not end the turns of all others.
+        """
+        counted = sum(min(tenant.stuck, self.max_stuck_per_tenant) for tenant in self.tenants.values())
+        return counted >= stuck_max or self.sessions[SessionState.STUCK] >= self.max_busy
+
+    @property
+    def is_replaced_unnoticed(self) -> bool:
+        """Whether a tenant has as many stuck turns as it may have, and nobody else has a turn at the moment."""
+        refused = {name for name, tenant in self.tenants.items() if tenant.stuck >= self.max_stuck_per_tenant}
+        others = (tenant for name, tenant in self.tenants.items() if name not in refused)
+        return bool(refused) and not any(tenant.busy or tenant.waiting for tenant in others)

@@ -14,7 +14,7 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import Conversation, EventSink, SessionKey
 from agentao_gov.monitor.metrics import Metrics
 from agentao_gov.monitor.monitor import Monitor
-from agentao_gov.pool.types import SessionInfo, TurnOrder
+from agentao_gov.pool.types import SessionInfo, SessionState, TurnOrder
 from agentao_gov.service.executors import Executors
 from agentao_gov.service.peers import NO_PEERS, Peers
 from agentao_gov.service.tenants import OfferedProfile, ProfileCatalog, TenantDirectory
@@ -111,10 +111,9 @@ class Gateway:
         reasons = sorted(self.unready)
         if stats.rung != "serving":
             reasons.append(f"shutting down: {stats.rung}")
-        stuck = sum(count for state, count in stats.sessions.items() if str(state) == "stuck")
         stuck_max = self.deployment.pool.max_stuck
-        if stuck >= stuck_max:
-            # Each holds a thread and a slot for good: the instance asks to be replaced.
+        if stats.needs_replacement(stuck_max):
+            stuck = stats.sessions[SessionState.STUCK]
             reasons.append(f"{stuck} turns are stuck (the cap is {stuck_max})")
         if not self.monitor.budgets.store_ok:
             reasons.append("the token ledger does not answer")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.pool.ladder import RungTimes
-from agentao_gov.pool.types import SessionState
 from agentao_gov.process.supervision import RESTART_EXIT, is_guarded
 
 if TYPE_CHECKING:
@@ -75,9 +74,10 @@ class ShutdownWalk:
         await gone.wait()
 
     def _look_at_stuck_turns(self) -> None:
-        """Each stuck turn holds a thread and a slot that only a new process gives back."""
-        stuck = self._gateway.pool.stats().sessions[SessionState.STUCK]
-        if self._guarded and stuck >= self._gateway.deployment.pool.max_stuck:
-            log_event("too many turns are stuck, restarting", logging.ERROR, stuck=stuck)
+        stats = self._gateway.pool.stats()
+        stuck_max = self._gateway.deployment.pool.max_stuck
+        if self._guarded and (stats.needs_replacement(stuck_max) or stats.is_replaced_unnoticed):
+            stuck = {name: tenant.stuck for name, tenant in stats.tenants.items() if tenant.stuck}
+            log_event("too many turns are stuck, restarting", logging.ERROR, stuck=sum(stuck.values()), tenants=stuck)
             self._restart = True
             self._begun.set()
