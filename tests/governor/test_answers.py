@@ -223,3 +223,72 @@ def test_half_a_character_in_a_tool_s_result_does_not_end_the_session(
 
     assert [report.answer for report in (first, second)] == ["fine", "fine"], first.operator_detail
     json.dumps(session.snapshot().messages, ensure_ascii=False).encode()
+
+
+MISTRAL = [
+    {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+    {"content": [{"type": "text", "text": "fi"}]},
+    {"content": [{"type": "text", "text": "n"}, {"type": "reference", "reference_ids": [1]}]},
+    {"content": "e"},
+]
+
+
+@pytest.mark.parametrize("deltas", [MISTRAL, [{"refusal": "fi"}, {"refusal": "ne"}]], ids=["parts", "a refusal"])
+def test_text_in_another_form_is_text(harness: Harness, provide: Provide, deltas: list[dict[str, Any]]) -> None:
+    """Mistral's reasoning models could not be used at all."""
+    report = ask(harness, provide, streams(*map(chunk, deltas), STOP, USED, DONE))
+
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine")
+
+
+def call_delta(index: int | None, number: str | None, name: str | None, arguments: Any) -> bytes:
+    call = {"index": index, "id": number, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return chunk({"tool_calls": [{key: value for key, value in call.items() if value is not None}]})
+
+
+STAR, STAR_X = '{"pattern": "*"}', '{"pattern": "*.x"}'
+FUNCTION = {"function_call": {"name": "glob", "arguments": STAR}}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "calls"),
+    [
+        ([call_delta(0, "a", "glob", STAR), call_delta(0, "b", "glob", STAR_X)], 2),
+        ([call_delta(0, "a", "gl", ""), call_delta(0, "a", "ob", STAR)], 1),
+        ([call_delta(0, "a", "glob", ""), call_delta(0, "b", None, STAR)], 1),
+        ([call_delta(0, "a", "glob", STAR), call_delta(1, "b", "glob", STAR_X), call_delta(0, "c", "glob", "{}")], 3),
+        ([call_delta(None, "a", "glob", STAR), call_delta(None, "b", "glob", STAR_X)], 2),
+        ([call_delta(0, "a", "glob", {"pattern": "*"})], 1),
+        ([chunk(FUNCTION)], 1),
+    ],
+    ids=["all have index 0", "a name in pieces", "an id a piece", "a third", "no index", "an object", "legacy"],
+)
+def test_every_tool_call_is_made(harness: Harness, provide: Provide, deltas: list[bytes], calls: int) -> None:
+    """Two calls became one tool `globglob`, and both were lost."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        asked = any(message["role"] == "tool" for message in request["messages"])
+        streams(*([TEXT] if asked else deltas), STOP, USED, DONE)(handler, request)
+
+    report = ask(harness, provide, answer)
+
+    assert report.answer == "fine", report.operator_detail
+    assert [call.name for call in report.tool_calls] == ["glob"] * calls
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"choices": [], "usage": {"input_tokens": 30, "output_tokens": 5}},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage(30, 5)}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "x_groq": {"usage": usage(30, 5)}},
+    ],
+    ids=["Anthropic's names", "in the choice", "Groq's field"],
+)
+def test_usage_is_found_by_other_names_and_in_other_places(
+    harness: Harness, provide: Provide, last: dict[str, Any]
+) -> None:
+    """13,377 tokens were estimated instead of the 35 that were reported."""
+    report = ask(harness, provide, streams(TEXT, STOP, b"data: " + json.dumps(last).encode() + b"\n\n", DONE))
+
+    assert (report.answer, report.usage.total_tokens, report.usage.estimated_tokens) == ("fine", 35, 0)

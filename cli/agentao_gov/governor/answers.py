@@ -1,7 +1,7 @@
 """A provider's answer as it comes off the wire: events, JSON, and what stands for an error in them.
 
 The SDK's own reader gives up at the first record that is not a chunk. Gateways send empty records, pings, errors in
-their own words, and JSON where events were asked for; each is read as far as it goes.
+their own words, and JSON where events were asked for; each is read as far as it goes, and put into OpenAI's form.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from agentao_gov.governor.report import replace_surrogates
 
 __all__ = ["Event", "error_in", "mend_arguments", "read_chunks", "read_events", "read_whole", "without_surrogates"]
 
+#: Indexes of tool calls from here on are ours.
+_OWN_INDEX = 1_000
 #: A character's half as JSON writes it.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -99,7 +101,7 @@ def read_chunks(parts: Iterable[bytes], request: httpx2.Request) -> Iterator[dic
     if begin.lstrip().startswith((b"{", b"[")):
         yield _as_chunk(read_whole(b"".join((begin, *whole)), request))
         return
-    mended = _Surrogates()
+    halves, dialect = _Surrogates(), _Dialect()
     for event in read_events(itertools.chain([begin], whole)):
         if event.data.startswith("[DONE]"):
             return
@@ -110,7 +112,7 @@ def read_chunks(parts: Iterable[bytes], request: httpx2.Request) -> Iterator[dic
         if error is not None:
             raise openai.APIError(error["message"], request, body=error)
         if isinstance(chunk, dict):
-            yield mended.mend(chunk, event.data)
+            yield dialect.translate(halves.mend(chunk, event.data))
 
 
 def error_in(body: Any, event: str = "") -> dict[str, Any] | None:
@@ -133,6 +135,82 @@ def error_in(body: Any, event: str = "") -> dict[str, Any] | None:
     fields = said if isinstance(said, dict) else body
     words = provider_words(said or body) or "an error without words"
     return {**{key: fields[key] for key in ("code", "type", "param") if key in fields}, "message": words}
+
+
+class _Dialect:
+    """Makes OpenAI's form of one answer's chunks, or of a whole answer, from what its provider made of it."""
+
+    def __init__(self) -> None:
+        # By the index that the provider gives: the id of the call under way, and the index it has here.
+        self._calls: dict[Any, tuple[Any, int]] = {}
+
+    def translate(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """The chunk, changed in place."""
+        choices = [choice for choice in chunk.get("choices") or () if isinstance(choice, dict)]
+        _translate_usage(chunk, choices)
+        for choice in choices:
+            for name in ("delta", "message"):
+                if isinstance(message := choice.get(name), dict):
+                    _translate_message(message)
+                    if name == "delta":
+                        self._tell_calls_apart(message.get("tool_calls") or ())
+        return chunk
+
+    def _tell_calls_apart(self, calls: Iterable[dict[str, Any]]) -> None:
+        """Ollama, SGLang and others give every parallel call the index 0; another id with a name is another call.
+
+        A piece of a call has no name of its own, though some gateways invent an id for each.
+        """
+        for call in calls:
+            index, number, name = call.get("index"), call.get("id"), (call.get("function") or {}).get("name")
+            if index is None:
+                continue
+            known, here = self._calls.get(index, (None, index))
+            if number and known and number != known and name:
+                here = _OWN_INDEX + len(self._calls)
+                self._calls[here] = (None, here)
+            self._calls[index] = (number or known, here)
+            call["index"] = here
+
+
+def _translate_usage(chunk: dict[str, Any], choices: list[dict[str, Any]]) -> None:
+    """Moonshot reports in the choice, Groq in a field of its own, mlx-vlm by Anthropic's names."""
+    used = chunk.get("usage") or (choices[0].get("usage") if choices else None)
+    used = used or (chunk.get("x_groq") or {}).get("usage")
+    if isinstance(used, dict):
+        for ours, theirs in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+            if used.get(ours) is None and theirs in used:
+                used[ours] = used[theirs]
+        chunk["usage"] = used
+
+
+def _translate_message(message: dict[str, Any]) -> None:
+    """Mistral's reasoning models answer in parts, llama.cpp gives arguments as an object, old APIs know one function.
+
+    A refusal is what the model says.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else {"text": part} for part in content]
+        thoughts = "".join(_text_of(part["thinking"]) for part in parts if "thinking" in part)
+        message["content"] = "".join(_text_of(part.get("text")) for part in parts) or None
+        if thoughts:
+            message["reasoning_content"] = thoughts
+    elif content is None and isinstance(message.get("refusal"), str):
+        message["content"] = message["refusal"]
+    function = message.get("function_call")
+    if isinstance(function, dict) and not message.get("tool_calls"):
+        message["tool_calls"] = [{"index": 0, "id": "function_call", "type": "function", "function": function}]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), dict | list):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(_text_of(part.get("text") if isinstance(part, dict) else part) for part in value)
+    return value if isinstance(value, str) else ""
 
 
 class _Surrogates:
@@ -180,8 +258,7 @@ def read_whole(data: bytes, request: httpx2.Request) -> dict[str, Any]:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise NotAModelError(f"{str(body)[:200]!r}", HTTPStatus.OK)
-    whole: dict[str, Any] = without_surrogates(body)
-    return whole
+    return _Dialect().translate(without_surrogates(body))
 
 
 def _as_chunk(body: dict[str, Any]) -> dict[str, Any]:
