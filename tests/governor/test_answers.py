@@ -292,3 +292,40 @@ def test_usage_is_found_by_other_names_and_in_other_places(
     report = ask(harness, provide, streams(TEXT, STOP, b"data: " + json.dumps(last).encode() + b"\n\n", DONE))
 
     assert (report.answer, report.usage.total_tokens, report.usage.estimated_tokens) == ("fine", 35, 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "named"),
+    [
+        *((reason, reason) for reason in ("abort", "error", "insufficient_system_resource", "network_error")),
+        *((reason, "filter") for reason in ("content_filter", "sensitive", "SAFETY", "RECITATION", "refusal")),
+        ("MALFORMED_FUNCTION_CALL", "MALFORMED_FUNCTION_CALL"),
+        ("load", "load"),
+    ],
+)
+def test_an_answer_that_was_cut_is_incomplete_with_the_reason(
+    harness: Harness, provide: Provide, reason: str, named: str
+) -> None:
+    """Half an answer counted as a whole one, without a word."""
+    report = ask(harness, provide, streams(chunk({"content": "The first half"}), chunk({}, reason), USED, DONE))
+
+    assert (report.outcome, report.answer, report.exit_code) == (Outcome.INCOMPLETE, "The first half", 4)
+    assert named in str(report.detail)
+
+
+@pytest.mark.parametrize("reason", ["stop", "STOP", "eos", "eos_token", "end_turn", "stop_sequence", "COMPLETE", None])
+@pytest.mark.parametrize("wrapping", [False, True])
+def test_an_answer_that_ended_by_itself_is_whole_whatever_its_provider_calls_it(
+    harness: Harness, provide: Provide, reason: str | None, wrapping: bool
+) -> None:
+    """The wrapped-up answer was thrown away unless the word was `stop`, though it came whole and was paid."""
+    ended = [TEXT, chunk({}, reason), USED, DONE]
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        asks = wrapping and "tools" in request
+        streams(*([call_delta(0, "a", "glob", STAR), STOP, USED, DONE] if asks else ended))(handler, request)
+
+    report = ask(harness, provide, answer, limits={"max_iterations": 1 if wrapping else 5})
+
+    assert report.outcome == (Outcome.MAX_ITERATIONS if wrapping else Outcome.ANSWERED)
+    assert report.answer == "fine"

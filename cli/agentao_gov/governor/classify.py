@@ -8,6 +8,7 @@ at.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -24,6 +25,7 @@ __all__ = [
     "TurnFacts",
     "TurnResult",
     "classify",
+    "cut_reason",
     "describe_failure",
     "provider_words",
     "spell_out",
@@ -44,6 +46,10 @@ _LOOK_AT = {
 _SERVER_ERRORS = 500
 #: Where the words stand in an error's body, the likeliest first.
 _WORDS = ("message", "error", "detail", "msg", "status_msg", "error_description", "base_resp", "errors", "title")
+#: How answers end that are whole (or met a limit of length, which agentao knows), that broke, and that were filtered.
+_WHOLE = re.compile(r"(?i)stop|^end|eos|complete|finish|done|tool|function|length|max_tokens")
+_BROKEN = re.compile(r"(?i)abort|error|fail|malformed|insufficient|cancel|unexpected")
+_FILTERED = re.compile(r"(?i)filter|safety|sensitive|recitation|blocklist|prohibited|spii|refusal")
 #: What a tenant may know of a refusal.
 _KINDS = {
     401: "rejected the service's key",
@@ -174,6 +180,20 @@ def _ended_by_itself(facts: TurnFacts) -> TurnResult:
             return TurnResult(
                 Outcome.INCOMPLETE, detail=_INCOMPLETE_DETAIL.get(reason, Reason(f"No answer: {reason}."))
             )
+
+
+def cut_reason(finish_reason: str) -> Reason | None:
+    """Why an answer that its provider ended with `finish_reason` is not whole; None where it is, or met a length limit.
+
+    Every provider has words of its own for both. One that nobody knows is told as it is: half an answer must not pass
+    for a whole one.
+    """
+    if _FILTERED.search(finish_reason):
+        return Reason("The provider's content filter cut the answer off.")
+    if not finish_reason or (_WHOLE.search(finish_reason) and not _BROKEN.search(finish_reason)):
+        return None
+    named = finish_reason[:40] if finish_reason.isascii() and finish_reason.isprintable() else "a reason of its own"
+    return Reason(f"The provider ended the answer early: {named}.")
 
 
 # ── a failed model call ───────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
 from agentao_gov.governor.answers import mend_arguments, without_surrogates
-from agentao_gov.governor.classify import NotAModelError, describe_failure, spell_out, status_of
+from agentao_gov.governor.classify import NotAModelError, cut_reason, describe_failure, spell_out, status_of
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
@@ -56,7 +56,7 @@ AGENT_LOG.setLevel(logging.ERROR)
 _log = logging.getLogger(__name__)
 
 _BROKE_OFF = Reason("The stream broke off: neither a reason nor usage came.")
-_FILTERED = Reason("The provider's content filter cut the answer off.")
+_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length"})
 #: The read time-out is this much later than the deadline, so that the watcher, who knows why, ends the call.
 _AFTER_DEADLINE_S = 1.0
 #: The longest tokens there are, runs of blanks, have 128 bytes; JSON may need two for one of them.
@@ -601,12 +601,14 @@ class GovernedModel(LLMClient):
         if message.tool_calls and self._on_tool_calls is not None:
             self._on_tool_calls(turn, [call.function.name or "" for call in message.tool_calls])
         text = message.content or ""
-        ended = choice.finish_reason == "stop" and getattr(response, "finish_reason_reported", True)
-        final = text if ended and not message.tool_calls and text.strip() else None
-        cut = choice.finish_reason == "length" and self._granted < self.max_tokens
+        # agentao takes a stream without a reason for one that says "stop".
+        reason = str(choice.finish_reason or "") if getattr(response, "finish_reason_reported", True) else ""
+        cut = reason.lower() in _LENGTH_REASONS and self._granted < self.max_tokens
         # Neither a reason nor usage: a proxy closed the stream. A provider that never gives reasons still counts.
-        broke_off = not ended and choice.finish_reason == "stop" and not self._reported
-        unfinished = _BROKE_OFF if broke_off else _FILTERED if choice.finish_reason == "content_filter" else None
+        broke_off = not reason and choice.finish_reason == "stop" and not self._reported
+        unfinished = _BROKE_OFF if broke_off else cut_reason(reason)
+        whole = unfinished is None and reason.lower() not in _LENGTH_REASONS
+        final = text if whole and not message.tool_calls and text.strip() else None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
 
     def _tell_retry(self, call: ModelCall, retry: int, delay_s: float, error: Exception) -> None:
