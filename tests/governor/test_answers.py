@@ -329,3 +329,44 @@ def test_an_answer_that_ended_by_itself_is_whole_whatever_its_provider_calls_it(
 
     assert report.outcome == (Outcome.MAX_ITERATIONS if wrapping else Outcome.ANSWERED)
     assert report.answer == "fine"
+
+
+ROLE = chunk({"role": "assistant", "content": ""})
+
+
+def test_a_stream_that_ends_before_any_text_is_asked_for_again(harness: Harness, provide: Provide) -> None:
+    """Nothing was shown; it was an empty answer, and charged."""
+    answers = iter([streams(ROLE), streams(ROLE, DONE), streams(TEXT, STOP, USED, DONE)])
+    provider = provide(lambda handler, request: next(answers)(handler, request))
+
+    report = harness.run("hello", base_url=provider.base_url, limits={"llm_retries": 2})
+
+    assert (report.answer, report.usage.llm_calls) == ("fine", 3)
+
+
+def test_a_stream_that_never_gets_to_its_text_is_named(harness: Harness, provide: Provide) -> None:
+    """After the last retry the operator reads what happened."""
+    report = ask(harness, provide, streams(ROLE))
+
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert "ended before any text" in str(report.operator_detail)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_connection_cut_after_a_whole_answer_takes_nothing_from_it(
+    harness: Harness, provide: Provide, reported: bool
+) -> None:
+    """The last chunk of the transfer is missing, the answer is not."""
+
+    def answer(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        data = TEXT + STOP + (USED if reported else b"")
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    report = ask(harness, provide, answer)
+
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine")
+    assert (report.usage.total_tokens == 35) == reported

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
+from agentao.llm._retry import StreamEndedEarlyError
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from agentao_gov.governor.answers import read_chunks, read_whole
@@ -76,9 +77,16 @@ class StreamMeter:
                     accumulator.finish_reason = "length"
                     accumulator.finish_reason_reported = True
                     return
+            if self.begun and not (self.finished or self._pieces or self.reported):
+                # Nothing was shown, so it may be asked again; an empty answer would end the turn.
+                raise StreamEndedEarlyError("the stream ended before any text")
             if not self.begun:
                 # A gateway's page, or nothing at all.
                 raise NotAModelError("a stream without any event")
+        except openai.APIConnectionError:
+            # What comes after the reason for the end is only the end of the stream: the answer is there and paid.
+            if not self.finished:
+                raise
         finally:
             stream.close()
 
