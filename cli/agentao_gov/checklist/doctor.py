@@ -60,7 +60,12 @@ class Examination:
 
 
 def examine(deployment: ResolvedDeployment, model: ModelChoice | Exception) -> Iterator[Examination]:
-    """Examines one thing after the other; the slow ones (model, layers) take up to 5 s and 0.2 s."""
+    """Examines one thing after the other; the slow ones (model, layers) take up to 5 s and 0.2 s.
+
+    Args:
+        deployment: the user's.
+        model: the model that turns would use, or why there is none.
+    """
     yield _runtime()
     yield _configuration(deployment)
     yield from _model(model)

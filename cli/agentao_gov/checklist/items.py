@@ -85,7 +85,10 @@ ITEMS: tuple[Item, ...] = (
 
 
 def select(only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> tuple[tuple[Item, bool], ...]:
-    """Every item with whether it is to be run. Raises UsageError for an id that does not exist."""
+    """Every item with whether it is to be run: those in `only` (empty: all) but those in `skip`, by their ids.
+
+    Raises UsageError for an id that does not exist.
+    """
     known = [item.id for item in ITEMS]
     for name in (*only, *skip):
         if name not in known:

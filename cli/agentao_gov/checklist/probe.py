@@ -130,7 +130,10 @@ class Context:
         return service
 
     def warn(self, expected: str, observed: object, remedy: Remedy | None = None) -> None:
-        """Records an observation that is worth a person's attention and fails nothing."""
+        """Records what was `observed` where something else was `expected`; it is worth attention and fails nothing.
+
+        `remedy`: what to do about it.
+        """
         self.checks.append(Check("warn", expected, str(observed), remedy=remedy))
 
     def note(
@@ -141,7 +144,7 @@ class Context:
         evidence: Sequence[object] = (),
         remedy: Remedy | None = None,
     ) -> bool:
-        """Records one observation and returns whether it was good."""
+        """Records one observation as `verdict` makes it, and returns whether it was good (`ok`)."""
         self.checks.append(verdict(ok, expected, observed, evidence, remedy))
         return ok
 
@@ -153,7 +156,15 @@ ProbeFunction = Callable[[Context], None]
 def verdict(
     ok: bool, expected: str, observed: object, evidence: Sequence[object] = (), remedy: Remedy | None = None
 ) -> Check:
-    """A check of an observation."""
+    """A check of an observation.
+
+    Args:
+        ok: whether it was good.
+        expected: what must hold, as a sentence without its end.
+        observed: what was seen, with the figures.
+        evidence: further lines.
+        remedy: what mends it, where it was not good.
+    """
     lines = tuple(str(line) for line in evidence)
     return Check("pass" if ok else "fail", expected, str(observed), lines, None if ok else remedy)
 
@@ -172,6 +183,7 @@ class HeldTurns:
     """Turns that are held open at the simulated model, so that sessions are busy for as long as a probe needs."""
 
     def __init__(self, simulator: Simulator, client: ServiceClient, profile: str) -> None:
+        """`client` asks for turns of `profile`; `simulator` is the model that they are held at."""
         self._simulator = simulator
         self._client = client
         self._profile = profile
@@ -190,7 +202,14 @@ class HeldTurns:
         return list(self._futures)
 
     def open(self, session: str, user: str, *, door: Door = "turns", gate: str = GATE) -> HttpAnswer | None:
-        """Starts a turn; None when it is held at the model, its answer when it was refused."""
+        """Starts a turn; None when it is held at the model, its answer when it was refused.
+
+        Args:
+            session: the session's id.
+            user: whose turn it is.
+            door: the endpoint, and whether the answer is streamed.
+            gate: what `release` names to let it go.
+        """
         before = self.held
         message = directive("hold", hold=gate, text="held and answered")
         future = in_background(self._client.turn, session, message, profile=self._profile, user=user, door=door)

@@ -50,7 +50,10 @@ class ProbeConfig:
 
     @classmethod
     def of(cls, facts: Facts, profile: ResolvedProfile) -> ProbeConfig:
-        """Starts from the user's values. Keys are replaced, as only their hashes are known."""
+        """Starts from the user's values in `facts`, with `profile` as the probed one.
+
+        Keys are replaced, as only their hashes are known.
+        """
         deployment = facts.deployment.model_dump(mode="json", by_alias=True, exclude_none=True)
         table = _profile_table(profile.profile)
         deployment.pop("model", None)
@@ -101,7 +104,7 @@ class ProbeConfig:
         return self.deployment["tenants"][self.tenant].get(name)
 
     def scale_tenant(self, name: str, value: Any) -> None:
-        """As `scale`, for the probed tenant."""
+        """Sets the value of a key, `name`, of the probed tenant, and records it as scaled."""
         table = self.deployment["tenants"][self.tenant]
         if table.get(name) != value:
             key = f"tenants.{self.tenant}.{name}"
@@ -109,7 +112,7 @@ class ProbeConfig:
             table[name] = value
 
     def scale(self, key: str, value: Any, *, profile: bool = False) -> None:
-        """Sets another value and records it as scaled."""
+        """Sets another value by its dotted `key` and records it as scaled; `profile`: of the profile."""
         table = self.profile if profile else self.deployment
         before = _get(table, key)
         if before == value:
@@ -119,7 +122,7 @@ class ProbeConfig:
         self.scaled.append(Scaled(key=name, configured=_shown(before), probed=_shown(value)))
 
     def lift(self, key: str, value: Any, *, profile: bool = False) -> None:
-        """Sets a limit of another item out of the way; not scaled, so not recorded."""
+        """Sets a limit of another item out of the way, unrecorded; `key`, `value`, `profile` as in `scale`."""
         _set(self.profile if profile else self.deployment, key, value)
 
     def lift_budgets(self) -> None:
@@ -150,7 +153,10 @@ class ProbeConfig:
         self.lift("limits.turn_timeout", format_duration(max(seconds, configured)), profile=True)
 
     def add_stub(self, *, mib: int = 0, request_timeout: str = "5s") -> None:
-        """Gives every session an MCP server of its own that starts in no time."""
+        """Gives every session an MCP server of its own that starts in no time.
+
+        `mib`: mebibytes of memory that it holds; `request_timeout`: of its tools, as TOML writes durations.
+        """
         args = ["-I", "-S", str(_STUB), str(mib)]
         server = {"command": sys.executable, "args": args, "startup_timeout": "20s", "request_timeout": request_timeout}
         self.profile.setdefault("mcp", {})["servers"] = {STUB_SERVER: server}

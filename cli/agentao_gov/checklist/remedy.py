@@ -44,7 +44,7 @@ def render(remedies: Iterable[Remedy]) -> str | None:
 
 
 def apply(data: dict[str, Any], remedies: Iterable[Remedy], *, file: str = "deployment") -> dict[str, Any]:
-    """Puts remedies into a parsed file; changes and returns it."""
+    """Puts those of the remedies that are for `file` into its parsed `data`; changes and returns it."""
     for remedy in remedies:
         if remedy.file == file:
             for key, value in remedy.settings:

@@ -137,7 +137,15 @@ def assemble(
     scaled: Iterable[Scaled] = (),
     place: Place | None = None,
 ) -> ItemReport:
-    """Makes an item of its checks: the worst one decides, and what is wrong is said first."""
+    """Makes an item of its checks: the worst one decides, and what is wrong is said first.
+
+    Args:
+        item: which one.
+        checks: what was looked at.
+        duration_ms: how long that took.
+        scaled: values that the probe ran with instead of the configured ones.
+        place: the configuration's line that the trouble is about.
+    """
     if not checks:
         return skipped(item, "nothing could be tried")
     status = max((check.status for check in checks), key=_RANK.__getitem__)
@@ -161,14 +169,14 @@ def assemble(
 
 
 def skipped(item: Item, reason: str) -> ItemReport:
-    """An item that was not tried, and why."""
+    """An item that was not tried, and the `reason`."""
     return ItemReport(
         id=item.id, number=item.number, title=item.title, status="skip", expected="", observed=reason, remedy=None
     )
 
 
 def judge(items: Iterable[ItemReport], *, strict: bool) -> Literal["pass", "fail"]:
-    """The verdict: no item failed, with `strict` none warned, and at least one was tried."""
+    """The verdict over the `items`: none failed, with `strict` none warned, and at least one was tried."""
     statuses = [item.status for item in items]
     bad = {"fail", "warn"} if strict else {"fail"}
     return "fail" if bad & set(statuses) or set(statuses) <= {"skip"} else "pass"
@@ -239,7 +247,10 @@ _BAD = ("fail", "warn")
 
 
 def place_of(checks: Iterable[Check], facts: Facts) -> Place | None:
-    """The first remedy's file, with the line of its key or of the table the key belongs into."""
+    """The file of the first remedy among the bad `checks`, with the line of its key or of its table.
+
+    `facts`: where the files are.
+    """
     bad = sorted((check for check in checks if check.status in _BAD), key=lambda check: _BAD.index(check.status))
     for check in bad:
         if check.remedy is not None and (path := _file(check.remedy, facts)) is not None:

@@ -153,6 +153,17 @@ def walk(
     """Tries each chosen item against a real service of this configuration, started for it and ended after it.
 
     KeyboardInterrupt ends the walk and everything it started. Blocks for about a minute.
+
+    Args:
+        facts: the configuration.
+        profile: the one whose turns are probed.
+        chosen: every item with whether it is to be tried.
+        config: how the report names the configuration.
+        strict: a warning fails.
+        listener: hears how it goes.
+        open_service: makes the services; tests put a broken product here.
+        probes: the experiments by item.
+        settle_s: how long a figure may take to become what it should be.
     """
     listener = listener or Listener()
     began, started_at = time.monotonic(), datetime.now(UTC)

@@ -81,12 +81,15 @@ class ProbedTarget:
         return next((profile for profile in self.facts.offered if profile.name == self.profile), None)
 
     def ask(self, session: str, text: str, *, user: str = "checklist", timeout_s: float = TURN_S_MAX) -> HttpAnswer:
-        """One turn through the OpenAI-compatible interface, which foreign services have as well."""
+        """One turn of `session` through the OpenAI-compatible interface, which foreign services have as well.
+
+        `text`: the question; `user`: whose it is; `timeout_s`: for each read.
+        """
         self.opened.append(session)
         return self.client.turn(session, text, profile=self.profile, user=user, timeout_s=timeout_s, door="chat")
 
     def ask_many(self, turns: Sequence[tuple[str, str]], text: str) -> list[HttpAnswer]:
-        """Turns at once, as (session, user)."""
+        """Asks the same `text` in all `turns` at once, each a (session, user)."""
         futures = [in_background(self.ask, session, text, user=user) for session, user in turns]
         return [future.result(TURN_S_MAX + 10) for future in futures]
 
@@ -302,7 +305,7 @@ DELETE_S_MAX = 5.0
 
 
 def check_target(url: str, *, owned: bool) -> None:
-    """Refuses to probe what may be someone else's. Raises UsageError."""
+    """Refuses to probe what may be someone else's: a `url` not on loopback, unless it is `owned`. Raises UsageError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--target {url!r} is not an http or https URL.")
@@ -325,6 +328,17 @@ def walk_target(
     listener: Listener | None = None,
 ) -> ChecklistReport:
     """Walks the items against a running service with the caller's key, which should be a test tenant's.
+
+    Args:
+        url: where it listens.
+        facts: what is known of its configuration.
+        profile: what turns ask for, if the service offers it.
+        chosen: every item with whether it is to be tried.
+        key_variable: the environment variable that holds the key.
+        owned: the caller's word that the target may be probed.
+        strict: a warning fails.
+        config: how the report names the configuration.
+        listener: hears how it goes.
 
     Raises UsageError for a target that is not one's own, ConfigError when nothing usable answers.
     """

@@ -344,7 +344,7 @@ _GOOD_SHARE = 0.99
 
 
 def wilson(good: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (1927); (0, 1) without samples."""
+    """Wilson's 95 % interval of the share `good` of `total` (1927); (0, 1) without samples."""
     if total == 0:
         return 0.0, 1.0
     share, z2 = good / total, _Z**2
@@ -383,6 +383,7 @@ class CapacitySearch:
     """Says which load to probe next. Use: while (load := next_load()) is not None: record(probe(load))."""
 
     def __init__(self, *, ceiling: int, probes_max: int = PROBES_MAX) -> None:
+        """Searches up to `ceiling` busy sessions, in at most `probes_max` probes."""
         self._ceiling = ceiling
         self._probes_max = probes_max
         self.probes: list[ProbeResult] = []

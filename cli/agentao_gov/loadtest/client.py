@@ -142,6 +142,7 @@ class TurnClient:
     """Talks to one target. Greenlet-safe: each request takes a connection of the pool."""
 
     def __init__(self, target: str, *, keys: Mapping[str, str], api: Literal["native", "openai"] = "native") -> None:
+        """`target`: its address; `keys`: API keys by tenant; `api`: the interface to use."""
         self._api = api
         self._keys = dict(keys)
         self._target = target
@@ -194,7 +195,7 @@ class TurnClient:
         return replace(result, service_us=(time.perf_counter_ns() - start) // 1000)
 
     def delete(self, session: str, tenant: str, *, timeout_s: float = 5.0) -> bool:
-        """Removes a session at the target; whether it is gone."""
+        """Removes a `tenant`'s session at the target, within `timeout_s`; whether it is gone."""
         try:
             with gevent.Timeout(timeout_s):
                 path = f"{self._prefix}/v1/sessions/{quote(session, safe='')}"

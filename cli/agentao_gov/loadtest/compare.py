@@ -65,6 +65,7 @@ def compare_percentile(
     """Whether the percentile of `current` is worse than that of `baseline` by more than `allowance` (0.05: 5 %).
 
     Both are sorted samples. `pass`, `fail`, or `inconclusive` where either has too few samples for the percentile.
+    `name`: the measure's; `seed`: of the bootstrap.
     """
     needed = samples_needed(percentile)
     if min(len(baseline), len(current)) < needed:
@@ -104,7 +105,7 @@ def _at(values: Sequence[float], percentile: float) -> float | None:
 
 
 def differences(baseline: Mapping[str, Any], current: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """Why two runs must not be compared: each key whose value differs, with both values."""
+    """Why two runs must not be compared: each of the `keys` that differs between `baseline` and `current`."""
     return [
         f"{key}: {baseline.get(key)!r} then, {current.get(key)!r} now"
         for key in keys
@@ -125,10 +126,11 @@ _Z = 1.96
 def compare_reports(
     baseline: Mapping[str, Any], current: Mapping[str, Any], *, allowance: float, force: bool
 ) -> tuple[tuple[Comparison, ...], dict[str, Any]]:
-    """Percentiles by bootstrap and the answered share, and what goes into the report.
+    """Compares the report `current` with `baseline`: percentiles by bootstrap, and the answered share.
 
-    A measure with too few samples for its percentile is left out when a lower one of the same series could be
-    compared. Raises ConfigError when plan or environment differ and `force` is not set.
+    Returns the comparisons, and what goes into the report. A measure with too few samples for its percentile is left
+    out when a lower one of the same series could be compared. `allowance`: the share by which a percentile may grow.
+    Raises ConfigError when plan or environment differ and `force` is not set.
     """
     found = check_comparable(baseline, current, force=force)
     comparisons: list[Comparison] = []
@@ -151,7 +153,10 @@ def compare_reports(
 
 
 def check_comparable(baseline: Mapping[str, Any], current: Mapping[str, Any], *, force: bool) -> list[str]:
-    """How plan and environment differ. Raises ConfigError when they do and `force` is not set."""
+    """How plan and environment of the reports `baseline` and `current` differ.
+
+    Raises ConfigError when they do and `force` is not set.
+    """
     found = differences(baseline["plan"], current["plan"], _PLAN_KEYS)
     found += differences(baseline["environment"], current["environment"], _ENVIRONMENT_KEYS)
     if found and not force:

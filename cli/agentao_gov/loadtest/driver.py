@@ -95,6 +95,16 @@ class LoadDriver:
         bind: str | None = None,
         local_workers: bool = True,
     ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            plan: what is sent.
+            folder: for plan, phases, samples and the generator's log.
+            keys: API keys by tenant.
+            web_port: where Locust shows its page; None: nowhere.
+            bind: address for workers of other machines; None: one machine.
+            local_workers: whether the workers of a distributed run are started here.
+        """
         self._plan = plan
         # Absolute: the generator runs in it.
         self._folder = folder.absolute()
@@ -248,7 +258,7 @@ class LoadDriver:
 
 
 def check_port(flag: str, port: int) -> None:
-    """Raises ConfigError where something listens on the loopback port already."""
+    """Raises ConfigError, naming the `flag`, where something listens on the loopback `port` already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

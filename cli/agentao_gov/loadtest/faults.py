@@ -92,6 +92,7 @@ class FaultPlayer:
     """Plays the script in a thread of its own, from the moment the load has begun."""
 
     def __init__(self, faults: Sequence[PlannedFault], target: Target, stop: Stop) -> None:
+        """Plays `faults` at the `target`'s processes and model until `stop` says so."""
         self._faults = faults
         self._target = target
         self._stop = stop
@@ -170,7 +171,10 @@ class FaultPlayer:
                 return busy or next(reversed(sessions), None)
 
     def findings(self, samples: Sequence[TurnSample], rows: Sequence[ServerRow]) -> list[dict[str, Any]]:
-        """Each fault with its classification, recovery and remains; those whose time never came say so."""
+        """Each fault with how the turns in `samples` met it, its recovery, and what it left in the service's `rows`.
+
+        Those whose time never came say so.
+        """
         found = [self._finding(*played, samples, rows) for played in self._played]
         return found + [_never_played(fault) for fault in self._faults[len(found) :]]
 

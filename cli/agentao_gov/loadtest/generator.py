@@ -43,6 +43,7 @@ class CpuShare:
         cpu_clock: Callable[[], float] = time.process_time,
         schedstat: Path = _SCHEDSTAT,
     ) -> None:
+        """`clock` and `cpu_clock` give seconds; `schedstat` is the kernel's file of waiting times."""
         self._clock, self._cpu_clock, self._schedstat = clock, cpu_clock, schedstat
         self._at, self._cpu, self._waited = self._now()
 
@@ -105,6 +106,15 @@ class LoadGenerator:
         worker: int = 0,
         on_sample: Callable[[TurnSample], None] = lambda _sample: None,
     ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            plan: what is sent, by all workers together.
+            client: sends it.
+            emit: takes the raw record, a line at a time.
+            worker: this process's number.
+            on_sample: hears each turn's end.
+        """
         self._plan = plan
         self._client = client
         self._emit = emit

@@ -157,7 +157,13 @@ class Figures:
 
 
 def measure(samples: Sequence[TurnSample], duration_s: float, objectives: Iterable[Threshold] = ()) -> Figures:
-    """The figures of these turns. `objectives`: their latency limits decide what counts as good."""
+    """The figures of these turns.
+
+    Args:
+        samples: the turns.
+        duration_s: length of the load, for rates.
+        objectives: their latency limits decide what counts as good.
+    """
     latency = (t for t in objectives if t.op.startswith("<"))
     limits = [(t.series, t.limit) for t in latency if t.series is not None and t.series in ("turn", "first_token")]
     columns: dict[str, list[int]] = {
@@ -262,6 +268,8 @@ def generator_figures(
     """How late the generator was, and whether that spoils the run.
 
     Args:
+        samples: its turns.
+        beats: what it said of itself.
         planned: turns of the schedule; None in a closed loop, which has none.
         complete: whether the schedule was meant to be played to its end (not interrupted, not bounded).
     """

@@ -195,9 +195,9 @@ def load_profiles(mix: Mapping[str, float], deployment: ResolvedDeployment | Non
 def choose_thresholds(
     flags: Sequence[str], configured: Sequence[str], profiles: Mapping[str, ResolvedProfile]
 ) -> tuple[Threshold, ...]:
-    """The conditions of this run: the flags' and the configuration's (a flag wins over the same name), else defaults.
+    """The conditions of this run: those of `flags` and `configured` (a flag wins over the same name), else defaults.
 
-    Defaults are those of the strictest tier in the mix. Raises ConfigError for what cannot be read.
+    Defaults are those of the strictest tier among `profiles`. Raises ConfigError for what cannot be read.
     """
     chosen: dict[str, Threshold] = {}
     for text in (*configured, *flags):
@@ -222,7 +222,13 @@ def build_plan(
 ) -> LoadPlan:
     """The plan. Profiles that are not known here (a foreign service's) get the defaults.
 
-    `recording`: what `--replay` holds, as far as it is to be played.
+    Args:
+        options: what the user asked for.
+        target: the service's address.
+        profiles: those of the mix that are known.
+        queue_timeout_s: how long the service lets a turn wait for a place.
+        simulated: whether the model obeys scripts in prompts.
+        recording: what `--replay` holds, as far as it is to be played.
     """
     limits = {name: resolved.profile.limits for name, resolved in profiles.items()}
     capacity = options.shape == "capacity"
@@ -408,7 +414,7 @@ def _barred(options: LoadOptions, deployment: ResolvedDeployment) -> list[tuple[
 
 
 def bounded(plan: LoadPlan, options: LoadOptions, expected: Estimate) -> LoadPlan:
-    """The plan with its upper bounds: the user's, else a multiple of what it should come to. Every run has them."""
+    """The plan with its upper bounds: the options', else a multiple of what is `expected`. Every run has them."""
     factor = _BOUND_FACTOR if options.open_loop else _BOUND_FACTOR_CLOSED
     return plan.model_copy(
         update={
@@ -424,6 +430,8 @@ def undecidable(
     """Thresholds that this run cannot decide, whatever happens, each with the reason and what would help.
 
     Args:
+        thresholds: the run's.
+        options: what the user asked for.
         planned: turns of the schedule; None where nobody knows yet (a closed loop, a search).
         processes: whether the service's processes are on this machine.
     """

@@ -346,7 +346,15 @@ def assemble(
     execution: Execution | None,
     findings: Findings,
 ) -> LoadTestReport:
-    """The whole report. Works with whatever there is: a run that was ended before it began has a report too."""
+    """The whole report. Works with whatever there is: a run that was ended before it began has a report too.
+
+    Args:
+        options: what was asked for.
+        plan: what was to be sent; None: it was never made.
+        thresholds: what decides.
+        execution: what was played.
+        findings: what the run found besides its turns.
+    """
     seen = _look(options, thresholds, execution, findings)
     verdict = judge(_ending(options, plan, execution, findings, seen))
     figures, samples = seen.figures, seen.samples

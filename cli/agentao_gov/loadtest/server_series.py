@@ -121,6 +121,14 @@ class ServerSeries:
     """Samples in a thread of its own between `start` and `stop`. `rows` may be read at any time."""
 
     def __init__(self, url: str, pid: int | None, *, model_pid: int | None = None, period_s: float = _PERIOD_S) -> None:
+        """Nothing is sampled yet.
+
+        Args:
+            url: the service's, for `/metrics`.
+            pid: the process at the top of the service; None: it is elsewhere.
+            model_pid: the simulated model's process, where there is one.
+            period_s: from one look to the next.
+        """
         self._client = ServiceClient(url)
         self._root = _process(pid)
         self._model = _process(model_pid)

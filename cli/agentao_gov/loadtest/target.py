@@ -89,7 +89,7 @@ class Target:
 
 
 def check_ownership(url: str, *, owned: bool) -> None:
-    """Refuses to load what may be someone else's. Raises UsageError."""
+    """Refuses to load what may be someone else's: a `url` not on loopback, unless it is `owned`. Raises UsageError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--target {url!r} is not an http or https URL.")
@@ -250,7 +250,7 @@ def promised(deployment: Deployment) -> dict[str, int | None]:
 
 
 def promised_by(url: str, key: str | None) -> dict[str, int | None]:
-    """What a running service says of its limits (`GET /v1/status`); empty where it says nothing."""
+    """What the service at `url` says of its limits to the tenant of `key`; empty where it says nothing."""
     status = ServiceClient(url, key).status(timeout_s=_ANSWER_S_MAX)
     pool, plan = status.get("pool"), status.get("capacity")
     said = {
@@ -261,7 +261,7 @@ def promised_by(url: str, key: str | None) -> dict[str, int | None]:
 
 
 def limits_of(target: Target, said: Mapping[str, int | None]) -> ServiceLimits:
-    """The limits that hold for the service, by its process and by what was `said` of it."""
+    """The limits that hold for the `target`, by its process and by what was `said` of it."""
     limits = ServiceLimits(max_sessions=said.get("max_sessions"), max_busy=said.get("max_busy"))
     candidates = [(said.get("memory_bytes"), "[capacity] memory")]
     main = _serving(target)

@@ -246,5 +246,8 @@ def _evaluate_percentile(threshold: Threshold, distribution: SortedSample) -> Th
 
 
 def chance_of(over: int, count: int, chance: float) -> float:
-    """P(X >= over) for a binomial X: how likely so many are over the limit although the percentile holds."""
+    """P(X >= over) for a binomial X of `count` trials with this `chance`.
+
+    How likely so many are over the limit although the percentile holds.
+    """
     return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(over, count + 1))

@@ -121,7 +121,15 @@ _RATE_S = 5.0
 def live_figures(
     phase: Phase, record: PhaseRecord, at_s: float, thresholds: Sequence[Threshold], rows: Sequence[ServerRow]
 ) -> LiveFigures:
-    """A look at the phase, its latencies over the last 2,000 turns, and the service as last seen."""
+    """The state of a running phase, with its latencies over the last 2,000 turns, and the service as last seen.
+
+    Args:
+        phase: what is played.
+        record: its turns so far.
+        at_s: seconds since its second 0.
+        thresholds: shown as they stand.
+        rows: the service's.
+    """
     recent = record.samples[-_RECENT:]
     answered = sum(s.status is Status.ANSWERED for s in recent)
     refused = sum(s.outcome in CAPACITY_OUTCOMES for s in recent)

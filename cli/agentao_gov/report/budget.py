@@ -39,7 +39,10 @@ def balance_record(balance: Balance) -> dict[str, Any]:
 
 
 def print_balances(out: Console, balances: Sequence[Balance], warn_at: Sequence[float]) -> None:
-    """One line a scope: a bar on a terminal, tab-separated figures elsewhere."""
+    """Writes one line a scope to `out`: a bar on a terminal, figures elsewhere.
+
+    `warn_at`: a bar is yellow from the lowest of these shares of its limit on.
+    """
     if not balances:
         out.print("Nothing has been used in this window.")
         return
@@ -113,7 +116,7 @@ def _cost(balance: Balance) -> str:
 
 
 def print_verification(out: Console, result: Verification, place: str) -> None:
-    """What `budget verify` found, problem by problem."""
+    """Writes what `budget verify` found in the ledger at `place` to `out`, problem by problem."""
     for problem in result.problems:
         out.print(Text(problem, STYLES["bad"]))
     if result.ok:

@@ -84,7 +84,10 @@ def _finding(case: GateCase) -> str:
 
 
 def print_gate(report: GateReport, stream: TextIO, *, next_command: str = "") -> None:
-    """The end screen: the cases, the facts, then the verdict and what to do next, where the eye is when it scrolls."""
+    """The end screen: the cases, the facts, then the verdict and what to do next, where the eye is when it scrolls.
+
+    `stream`: where to; `next_command`: the command that is worth running now.
+    """
     out = console(stream)
     rows = [(case.status, clean(case.title), _finding(case)) for case in report.cases]
     print_table(out, ("", "what", "observed"), rows)

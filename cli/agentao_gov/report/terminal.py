@@ -59,7 +59,7 @@ def console(stream: TextIO | None = None) -> Console:
 def print_table(out: Console, headers: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     """A table: aligned columns without boxes; tab-separated lines where nobody looks at a terminal.
 
-    Empty headers are left out.
+    `rows` have a cell for each of the `headers`, which are left out where all are empty; `title` stands above.
     """
     if not out.file.isatty():
         for row in (headers, *rows) if any(headers) else rows:

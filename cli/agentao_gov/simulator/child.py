@@ -86,7 +86,13 @@ class LocalProcess:
 def spawn(
     module: str, arguments: Sequence[str], *, env: Mapping[str, str], first_line: bytes = b""
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Starts a module of ours, hands it a first line of input, and waits for its port. `env` is added to ours.
+    """Starts a module of ours and waits for its port; returns the process and the port.
+
+    Args:
+        module: its dotted name.
+        arguments: of its command line.
+        env: variables besides this process's own.
+        first_line: written to its standard input, with its end of line.
 
     Raises ChildEndedError where it ends instead.
     """

@@ -86,9 +86,12 @@ def find_gguf() -> Path | None:
 
 
 def start_embedded(gguf: Path | None = None, *, on_progress: Callable[[str], None] = lambda _: None) -> EmbeddedModel:
-    """Starts the embedded model, or the user's own GGUF file.
+    """Starts the embedded model, or the user's own file.
 
-    `on_progress` gets one line per stage while the model loads (1 to 4 s for the packaged one).
+    Args:
+        gguf: the user's GGUF file; None: the packaged one.
+        on_progress: gets one line per stage while the model loads (1 to 4 s for the packaged one).
+
     Raises ConfigError when the extra `local` or the file is missing, ModelError when the model does not load.
     """
     path = _model_file(gguf)

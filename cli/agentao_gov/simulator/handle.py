@@ -21,7 +21,7 @@ class Simulator(LocalProcess):
     """A running simulator. Use as a context manager or call `close()`; it also dies with its parent."""
 
     def truth(self, *, requests: bool = True) -> Truth:
-        """What it received and produced so far; with `requests` each one, without them the sums alone."""
+        """What it received and produced so far; `requests`: with a record of each request."""
         return Truth.model_validate(self._call("GET", f"/sim/truth?requests={int(requests)}"))
 
     def reset(self) -> None:
@@ -29,7 +29,7 @@ class Simulator(LocalProcess):
         self._call("POST", "/sim/reset", {})
 
     def configure(self, script: ScriptSource) -> None:
-        """Takes another `script` from the next request on. Raises ConfigError where it is wrong."""
+        """Takes another `script` from the next request on. Raises ConfigError for a wrong one."""
         self._call("POST", "/sim/configure", load_script(script).model_dump(mode="json", exclude_unset=True))
 
     def release(self, name: str, *, stay_open: bool = False) -> int:
@@ -37,10 +37,14 @@ class Simulator(LocalProcess):
         return int(self._call("POST", "/sim/release", {"name": name, "stay_open": stay_open})["released"])
 
     def wait_for(self, *, timeout_s: float = 10.0, idle: bool = False, **at_least: int) -> Truth:
-        """Waits, `timeout_s` seconds at most, until every count in `at_least` is reached.
+        """Waits until counts are reached, and returns the truth then.
 
-        The counts: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`. `idle` waits until
-        nothing is in flight. Raises TimeoutError with the counts there were.
+        Args:
+            timeout_s: for how long.
+            idle: waits until nothing is in flight.
+            at_least: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`.
+
+        Raises TimeoutError with the counts there were.
         """
         query = urlencode({"timeout": timeout_s, "idle": int(idle), **at_least})
         status, body = self.ask("GET", f"/sim/wait?{query}", timeout_s=timeout_s + 5.0)
@@ -58,10 +62,14 @@ class Simulator(LocalProcess):
 
 
 def start_simulator(script: ScriptSource = None, *, seed: int | None = None, port: int = 0) -> Simulator:
-    """Starts a simulator on loopback; the caller closes it.
+    """Starts a simulator on loopback.
 
-    `script`: what it answers, as values, a file's path or None for its default. `seed` overrides the script's. `port`:
-    0 takes a free one. Raises ConfigError for a wrong script, InternalError when the process does not come up.
+    Args:
+        script: what the model does; a path, a mapping or a model of `agentao_gov.simulator.script`.
+        seed: overrides the script's.
+        port: 0 takes a free one.
+
+    Raises ConfigError for a wrong script, InternalError when the process does not come up.
     """
     loaded = load_script(script)
     if seed is not None:

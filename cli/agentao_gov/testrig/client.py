@@ -124,8 +124,11 @@ def exchange(
 
     Args:
         url: scheme, host, port and what `path` is appended to.
+        method: the HTTP method.
+        path: from the end of `url`'s path, with its slash.
         body: sent as JSON; None sends nothing.
         key: sent as a bearer token.
+        headers: further headers.
         timeout_s: for connecting and for each read.
     """
     sent = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
@@ -153,6 +156,7 @@ class ServiceClient:
     """One tenant's access to a service at `base_url`, with or without its `/v1`. Thread-safe."""
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        """`base_url`: with or without `/v1`; `api_key`: the tenant's, None where none is needed."""
         self.base_url = base_url.rstrip("/")
         self._root = self.base_url.removesuffix("/v1")
         self._api_key = api_key
@@ -166,7 +170,7 @@ class ServiceClient:
         timeout_s: float = 30.0,
         headers: Mapping[str, str] | None = None,
     ) -> HttpAnswer:
-        """Sends one request to a path from the service's root, as `exchange` does."""
+        """Sends a request by `method` to a `path` from the service's root; the rest as `exchange` takes it."""
         return exchange(self._root, method, path, body, key=self._api_key, headers=headers, timeout_s=timeout_s)
 
     def turn(

@@ -41,6 +41,7 @@ class ServiceStartError(GovError):
     ending = ENDINGS["service_start_failed"]
 
     def __init__(self, message: str, *, ended: bool) -> None:
+        """`message`: what happened, with the log's end; `ended`: whether the service ended by itself."""
         super().__init__(message)
         #: Whether it ended by itself, which is the configuration's doing; else it was not ready in time.
         self.ended = ended

@@ -61,7 +61,7 @@ def offered_servers(facts: Facts) -> dict[str, Any]:
 
 
 def warn_of_missing(context: Context, answer: HttpAnswer) -> None:
-    """A warning for each server that the answering session had to do without."""
+    """Adds a warning to `context` for each server that the session of this `answer` had to do without."""
     known = _servers(context.facts)
     for warning in answer.report.get("warnings") or ():
         match = _MISSING.match(str(warning))
