@@ -68,7 +68,8 @@ def test_groups_of_dead_owners_are_swept(group: SessionCgroup) -> None:
     foreign.mkdir()
     (left / "cgroup.procs").write_text(str(child.pid))
 
-    assert sweep_cgroups() >= 1
+    # How many it ends is not asked: any service that starts on this machine sweeps, too.
+    sweep_cgroups()
 
     assert child.wait(10) == -9
     assert not left.exists()

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
-from agentao_gov.process import Owner, SessionTree, Tag, procfs, session_tag, sweep
+import pytest
+
+from agentao_gov.process import Owner, SessionTree, Tag, owner, procfs, session_tag, sweep
 from agentao_gov.process.sweep import find_orphans
 from tests.process import zoo
+
+
+@pytest.fixture(autouse=True)
+def own_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A boot of this test's own: any service that starts on this machine sweeps, too, and would be faster at times."""
+    name = tmp_path / "boot_id"
+    name.write_text(f"{uuid.uuid4()}\n")
+    monkeypatch.setattr(owner, "_BOOT_ID", name)
+    owner.boot_id.cache_clear()
+    yield
+    owner.boot_id.cache_clear()
 
 
 def dead_owner() -> Owner:
@@ -22,10 +38,10 @@ def dead_owner() -> Owner:
 
 def test_children_of_a_dead_owner_are_killed_once() -> None:
     """One sweep kills the stubborn server and its helper, the next finds nothing."""
-    owner = dead_owner()
-    child = zoo.start("stubborn", SessionTree(Tag(owner, "s")).env("mcp"))
+    dead = dead_owner()
+    child = zoo.start("stubborn", SessionTree(Tag(dead, "s")).env("mcp"))
 
-    first, second = sweep(lambda o: o == owner), sweep(lambda o: o == owner)
+    first, second = sweep(lambda o: o == dead), sweep(lambda o: o == dead)
 
     assert (first.killed, first.owners, first.survivors) == (1, 1, ())
     assert second.killed == 0
@@ -55,8 +71,8 @@ def test_a_tag_of_another_boot_or_namespace_is_not_judged() -> None:
 
     assert result.killed == 0
     assert [child.poll() for child in children] == [None, None]
-    for owner, child in zip(foreign, children, strict=True):
-        SessionTree(Tag(owner, "s")).kill()
+    for other, child in zip(foreign, children, strict=True):
+        SessionTree(Tag(other, "s")).kill()
         child.communicate()
 
 
