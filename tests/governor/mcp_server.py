@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from pathlib import Path
 
 from mcp.server import MCPServer
 
@@ -29,6 +30,12 @@ def helper() -> str:
     """Starts a process that outlives a polite server, and tells both pids."""
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
     return f"{os.getpid()} {child.pid}"
+
+
+@server.tool()
+def read(path: str) -> str:
+    """Reads a file."""
+    return Path(path).read_text()
 
 
 if __name__ == "__main__":

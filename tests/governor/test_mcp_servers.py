@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from agentao_gov.clock import Deadline
+from agentao_gov.errors import ConfigError
 from agentao_gov.governor import Outcome
 from agentao_gov.governor.session import GovernedSession
+from agentao_gov.process.sandbox import SandboxLayers, find_layers
 from tests.governor.harness import Harness, say
 from tests.governor.test_session_hangs import gone, wait_until
 from tests.support.clock import FakeClock
@@ -73,6 +75,42 @@ def test_a_configured_server_is_used_limited_and_ended(harness: Harness, session
     assert pids[0] in roots
     assert wait_until(lambda: all(map(gone, pids)))
     assert session.process_ids() == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["bubblewrap", "landlock"])
+def test_a_server_in_a_sandbox_works_and_sees_its_session_s_directory_alone(
+    harness: Harness, limits: dict[str, Any], tmp_path: Path, layer: str
+) -> None:
+    """What it starts is held, too; its own program and what its arguments name it may read."""
+    found = find_layers()
+    only = {
+        "bubblewrap": SandboxLayers(bubblewrap=found.bubblewrap),
+        "landlock": SandboxLayers(landlock=found.landlock),
+    }
+    if only[layer].best is None:
+        pytest.skip(f"{layer} does not work here")
+    (tmp_path / "secret.txt").write_text("the neighbour's secret")
+    options = {"sandbox_layers": lambda: only}
+    session = harness.open(mcp=servers(sandbox=True), limits=limits, options=options)
+    (session._spec.workdir / "own.txt").write_text("my own text")
+
+    added = harness.ask(session, call("add", a=20, b=22))
+    harness.ask(session, call("read", path=str(tmp_path / "secret.txt")))
+    harness.ask(session, call("read", path="own.txt"))
+    told = [str(message["content"]) for message in session.snapshot().messages if message["role"] == "tool"]
+    session.close(Deadline.after(10))
+
+    assert tool_outcomes(added) == [("add", "ok")]
+    assert "neighbour" not in told[1]
+    assert "my own text" in told[2]
+    assert session.process_ids() == ()
+
+
+def test_a_server_that_wants_a_sandbox_does_not_start_without_one(harness: Harness) -> None:
+    """Its session does not open, and the error says what is missing."""
+    with pytest.raises(ConfigError, match="MCP server my-lab says sandbox = true"):
+        harness.open(mcp=servers(sandbox=True), options={"sandbox_layers": SandboxLayers})
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import itertools
 import os
 import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -152,8 +153,7 @@ class _Command:
         `cancelled`, `timed_out` (nothing was written for `idle_s`), or a sentence that names the limit it went over.
         """
         while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_POLL_S)
+            if _ended_within(self.process, _POLL_S):
                 return None
             if token is not None and token.is_cancelled:
                 return "cancelled"
@@ -183,6 +183,22 @@ class _Command:
             stdout_omitted_at=out_at,
             stderr_omitted_at=err_at,
         )
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Waits for a process's end; wakes with it, where `Popen.wait` sleeps up to 50 ms longer."""
+    with contextlib.suppress(OSError):
+        fd = os.pidfd_open(process.pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(seconds * 1000)
+        finally:
+            os.close(fd)
+        return process.poll() is not None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return process.returncode is not None
 
 
 def _over_limit(pid: int) -> str | None:

@@ -8,11 +8,9 @@ may forbid what the kernel knows.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.process.sandbox_program import PROGRAM, landlock_abi
+from agentao_gov.process.sandbox_program import landlock_abi, program
 
 __all__ = ["Sandbox", "SandboxLayer", "SandboxLayers", "find_layers", "require_sandbox"]
 
@@ -84,19 +82,19 @@ class Sandbox:
         assert self.layers.best is not None
         etc = tuple(f"/etc/{name}" for name in _ETC)
         proc = tuple(f"/proc/{name}" for name in _PROC) if self.layers.best == "landlock" else ()
-        plan = {
+        plan: dict[str, object] = {
             "layer": self.layers.best,
             "bubblewrap": self.layers.bubblewrap,
             "root": str(self.root),
             "cwd": str(cwd or self.root),
             "network": self.network,
-            "read": [*_PROGRAMS, *etc, *proc, *self.read],
-            "devices": _DEVICES,
+            "read": [*_PROGRAMS, *etc, *proc, *_outermost(self.read)],
+            "devices": list(_DEVICES),
             "scratch": str(self._scratch),
             "scratch_bytes": _SCRATCH_BYTES,
             "rlimits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": _FILE_BYTES_MAX},
         }
-        return [sys.executable, "-I", "-S", PROGRAM, json.dumps(plan), "--", *argv]
+        return program(plan, list(argv))
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         """What the command is started with: what programs need to run and `extra`, nothing else of the service's."""
@@ -125,6 +123,15 @@ class Sandbox:
     def _scratch(self) -> Path:
         """Where temporary files go without a private `/tmp`."""
         return self.root / ".agentao" / "tmp"
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """The paths that are below none of the others, nor below the system's programs."""
+    found: list[str] = list(_PROGRAMS)
+    for path in sorted(paths):
+        if not path.startswith(tuple(f"{one}/" for one in found)):
+            found.append(path)
+    return found[len(_PROGRAMS) :]
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,8 +1,9 @@
 """The program that puts a command into its sandbox and then becomes it.
 
-Runs as `python -I -S sandbox_program.py PLAN -- command...`, where PLAN is the JSON of `sandbox.Sandbox`, and imports
-the standard library only. It is a program because what it does to itself may not happen between fork and exec of a
-process with threads, and because nothing of it can be taken back.
+Runs as `python -I -S -c LOADER FOLDER PLAN command...`, where PLAN is what `packed` makes of `sandbox.Sandbox`. It is a
+program because what it does to itself may not happen between fork and exec of a process with threads, and because
+nothing of it can be taken back. Each command waits for it, so it imports little of the standard library and nothing
+else: `json` and `signal` alone would take as long as the rest.
 
 Two layers can hold a command:
 
@@ -15,21 +16,29 @@ Two layers can hold a command:
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]
 import _socket
 import ctypes
 import fcntl
-import json
+import marshal
 import os
 import resource
 import select
-import signal
 import struct
 import sys
 import time
 
-__all__ = ["PROGRAM", "SECCOMP_MACHINES", "landlock_abi", "landlock_ruleset", "restrict"]
+__all__ = ["SECCOMP_MACHINES", "landlock_abi", "landlock_ruleset", "program", "restrict"]
 
-PROGRAM = os.path.abspath(__file__)  # noqa: PTH100
+#: Imported, not run as a script, because a script is compiled at each start.
+_LOADER = "import sys; sys.path.append(sys.argv[1]); import sandbox_program; sandbox_program.main()"
+_FOLDER = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+
+
+def program(plan: dict[str, object], command: list[str]) -> list[str]:
+    """The command line that runs `command` by `plan`: strings, numbers and lists of strings, as `main` reads them."""
+    return [sys.executable, "-I", "-S", "-c", _LOADER, _FOLDER, marshal.dumps(plan).hex(), *command]
+
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -63,22 +72,22 @@ def _bubblewrap(plan: dict[str, object], command: list[str]) -> list[str]:
     line += ["--die-with-parent"]
     if plan["network"]:
         line += ["--share-net"]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    for path in ("/dev/shm", "/tmp"):  # noqa: S108
+        line += ["--size", str(plan["scratch_bytes"]), "--tmpfs", path]
+    # After the private /tmp, below which any of them may be.
     for path in _paths(plan, "read"):
         if os.path.islink(path):  # noqa: PTH114 - /bin on most systems
             line += ["--symlink", os.readlink(path), path]  # noqa: PTH115
         else:
             line += ["--ro-bind", path, path]
-    line += ["--proc", "/proc", "--dev", "/dev"]
-    for path in ("/dev/shm", "/tmp"):  # noqa: S108
-        line += ["--size", str(plan["scratch_bytes"]), "--tmpfs", path]
-    # After the private /tmp, below which it may be.
     line += ["--bind", str(plan["root"]), str(plan["root"]), "--chdir", str(plan["cwd"])]
     # What is left of the machine's memory to write to has a limit.
     line += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    program = _filter(alone=False, network=True, signals=True)
-    if program is not None:
+    rules = _filter(alone=False, network=True, signals=True)
+    if rules is not None:
         fd = os.memfd_create("seccomp", 0)
-        os.write(fd, program)
+        os.write(fd, rules)
         os.lseek(fd, 0, os.SEEK_SET)
         line += ["--seccomp", str(fd)]
     return [*line, "--", *command]
@@ -344,12 +353,12 @@ def _filter(*, alone: bool, network: bool, signals: bool) -> bytes | None:
     return made.packed()
 
 
-def _install(program: bytes | None) -> int:
+def _install(rules: bytes | None) -> int:
     """Puts the filter around this process; returns the descriptor on which its questions are heard."""
-    if program is None:
+    if rules is None:
         raise OSError(f"no seccomp filter is known for {os.uname().machine}")
-    buffer = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    buffer = ctypes.create_string_buffer(rules, len(rules))
+    header = struct.pack("@HP", len(rules) // 8, ctypes.addressof(buffer))
     number = _SECCOMP[SECCOMP_MACHINES[os.uname().machine][1]]
     return _call(number, ctypes.c_uint(1), ctypes.c_uint(_NEW_LISTENER), header)
 
@@ -599,7 +608,7 @@ def _say(error: OSError) -> None:
 
 def main() -> None:
     """Never returns: it becomes the command or waits for it, or says why not and ends with 126."""
-    plan, command = json.loads(sys.argv[1]), sys.argv[3:]
+    plan, command = marshal.loads(bytes.fromhex(sys.argv[2])), sys.argv[3:]  # noqa: S302 - its own parent's
     try:
         _lower_limits(plan["rlimits"])
         if plan["layer"] == "bubblewrap":
@@ -610,7 +619,3 @@ def main() -> None:
     except OSError as error:
         _say(error)
     os._exit(126)
-
-
-if __name__ == "__main__":
-    main()
