@@ -146,7 +146,7 @@ def test_a_sum_that_no_column_holds_is_a_store_error(path: Path) -> None:
     store = SqliteStore(path, settings=dear)
     store.reserve(call("c-1", LIMITS))
 
-    with pytest.raises(StoreError, match="too large"):
+    with pytest.raises(StoreError, match="cannot store"):
         store.settle("c-1", CALL_TOKENS_MAX, 0, 0)
 
     assert (balance(store, LIMITS).used, balance(store, LIMITS).reserved) == (0, 200)

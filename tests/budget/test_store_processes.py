@@ -120,9 +120,10 @@ def test_eight_processes_with_thirty_two_governed_turns_each_use_every_scope_and
         "root": str(tmp_path),
         "store": str(tmp_path / "ledger.db"),
         "url": simulator.base_url,
+        # A call may hold what its session has left: few fit at once, so players wait for tokens, not for a processor.
         # One tenant meets its own limit, the other its user's, and conversations meet theirs.
         "tenants": {"greedy": {"daily_tokens": 1_000_000}, "modest": {"daily_tokens": 2_000_000}},
-        "budget": {"user_daily_tokens": 700_000, "session_daily_tokens": 10_000},
+        "budget": {"user_daily_tokens": 700_000, "session_daily_tokens": 24_000},
         "limits": {"max_output_tokens": 16_000, "turn_timeout": 240, "turn_tokens": 100_000},
         "behaviour": {"answer_tokens": answer, "first_token": 0.2, "tool": tool},
         "players": players,

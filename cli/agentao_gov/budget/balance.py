@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentao_gov.budget.admission import Answer, Level
-from agentao_gov.budget.reservation import Posting
 from agentao_gov.budget.store import Crossing, Refused
 from agentao_gov.budget.types import Balance, ReserveRequest, Scope
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
@@ -17,8 +16,8 @@ __all__ = [
     "BalanceRecord",
     "balance_name",
     "crossed",
-    "lower_warned",
     "refusal",
+    "still_passed",
     "within_window",
 ]
 
@@ -53,15 +52,6 @@ class BalanceRecord:
     def level(self, limit: int | None) -> Level:
         """What admission looks at, under the limit that the call states."""
         return Level(None if limit is None else limit + self.granted, self.used, self.reserved)
-
-    def add(self, posting: Posting) -> None:
-        """Adds one step of one call."""
-        _, used, reserved, estimated, cost, unpriced = posting
-        self.used += used
-        self.reserved += reserved
-        self.estimated += estimated
-        self.cost += cost
-        self.unpriced += unpriced
 
     def public(self, limit: int | None) -> Balance:
         """The balance as users see it, under that limit."""
@@ -110,24 +100,26 @@ def refusal(answer: Answer, balance: Balance, request: ReserveRequest, retry_aft
     )
 
 
-def crossed(balance: BalanceRecord, warn_at: Sequence[float]) -> Crossing | None:
-    """The highest of the fractions `warn_at` passed since the last one reported; marks it reported."""
+def crossed(balance: BalanceRecord, used: int, warn_at: Sequence[float]) -> tuple[str, Crossing] | None:
+    """The highest of the fractions `warn_at` that the balance passes with `used` tokens more, unless it was reported.
+
+    Returns the balance's reference and the crossing.
+    """
     if balance.limit is None or not warn_at:
         return None
-    limit, used = balance.limit + balance.granted, balance.used
-    if used < warn_at[0] * limit:
+    limit, total = balance.limit + balance.granted, balance.used + used
+    if total < warn_at[0] * limit:
         return None
-    passed = [fraction for fraction in warn_at if fraction > balance.warned and used >= fraction * limit]
-    if not passed:
+    passed = max(fraction for fraction in warn_at if total >= fraction * limit)
+    if passed <= balance.warned:
         return None
-    balance.warned = max(passed)
     scope, _, window = balance.key
-    return Crossing(scope, window, balance.warned, used, limit)
+    return balance.ref, Crossing(scope, window, passed, total, limit)
 
 
-def lower_warned(balance: BalanceRecord, warn_at: Sequence[float]) -> None:
-    """After a grant: what is no longer passed may be reported again."""
-    if balance.limit is not None:
-        limit = balance.limit + balance.granted
-        still = [fraction for fraction in warn_at if balance.used >= fraction * limit]
-        balance.warned = min(balance.warned, max(still, default=0.0))
+def still_passed(balance: BalanceRecord, warn_at: Sequence[float]) -> float:
+    """The highest of the fractions `warn_at` that the balance stands above; as reported last where nothing limits."""
+    if balance.limit is None:
+        return balance.warned
+    limit = balance.limit + balance.granted
+    return max([fraction for fraction in warn_at if balance.used >= fraction * limit], default=0.0)

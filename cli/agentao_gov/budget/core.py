@@ -7,9 +7,8 @@ step. `redis/ledger.lua` states the same decision for a server; one contract sui
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from agentao_gov.budget import failpoints, reservation
 from agentao_gov.budget.admission import Admission, Answer, Attempted, Ticket, admit, extendable, fair_order, serve
@@ -19,8 +18,8 @@ from agentao_gov.budget.balance import (
     BalanceRecord,
     balance_name,
     crossed,
-    lower_warned,
     refusal,
+    still_passed,
     within_window,
 )
 from agentao_gov.budget.journal import Entry, Kind
@@ -39,6 +38,9 @@ from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 __all__ = ["LedgerCore", "LocalStore", "Records", "Waiter"]
 
 
+T = TypeVar("T")
+
+
 class Waiter(NamedTuple):
     """One queued call: its place of arrival, what it asks for, and the owner that waits."""
 
@@ -48,7 +50,10 @@ class Waiter(NamedTuple):
 
 
 class Records(Protocol):
-    """Where a ledger's records are read and written. What one step writes becomes true as a whole, or not at all."""
+    """Where a ledger's records are read and written. What one step writes becomes true as a whole, or not at all.
+
+    A step writes journal entries and nothing else: `append` posts what an entry says to its balances and reservation.
+    """
 
     #: Time of the journal's last entry, Unix milliseconds.
     last_ms: int
@@ -62,28 +67,20 @@ class Records(Protocol):
         """The reservation of that id."""
         ...
 
-    def put(self, call: CallRecord, *, new: bool) -> None:
-        """Keeps a reservation: a `new` one, or the next state of one that is there."""
-        ...
-
     def held_by(self, owner: str) -> list[CallRecord]:
         """All reservations of an owner that hold tokens."""
         ...
 
-    def balance(self, key: BalanceKey) -> BalanceRecord | None:
-        """The balance of that scope and window."""
+    def find(self, keys: Sequence[BalanceKey]) -> list[BalanceRecord]:
+        """The balances of those scopes and windows, in that order; one without reference where there is none yet."""
         ...
 
     def load(self, refs: Sequence[str]) -> list[BalanceRecord]:
         """Balances by reference, in that order. Raises KeyError where one is not there."""
         ...
 
-    def open(self, balance: BalanceRecord) -> None:
-        """Keeps a balance that was not there, and gives it its reference."""
-        ...
-
-    def save(self, balances: Sequence[BalanceRecord]) -> None:
-        """Keeps the figures of balances that are there."""
+    def open(self, key: BalanceKey) -> str:
+        """Keeps a balance that was not there; returns its reference."""
         ...
 
     def timezones(self) -> list[str]:
@@ -95,7 +92,7 @@ class Records(Protocol):
         ...
 
     def append(self, entry: Entry) -> None:
-        """Adds an entry to the journal."""
+        """Adds an entry to the journal and posts it. Raises KeyError, before anything is posted, for lost balances."""
         ...
 
     def waiters(self) -> list[Waiter]:
@@ -189,7 +186,7 @@ class LedgerCore:
         balances = self.records.load(call.refs)
         more = extendable([balance.level(balance.limit) for balance in balances], tokens)
         if more:
-            self._write(call, "extend", Posting(call.holding.state, reserved=more), owner, self._at(now_ms), balances)
+            self._write(call, "extend", Posting(call.holding.state, reserved=more), owner, self._at(now_ms))
         return more
 
     def settle(self, call_id: str, prompt: int, completion: int, estimated: int, owner: str, now_ms: int) -> Settlement:
@@ -266,22 +263,21 @@ class LedgerCore:
     def grant(self, scope: ScopeLimit, tokens: int, owner: str, now_ms: int) -> Balance:
         """Adds to the limit of the window that is open now; returns the balance."""
         at_ms = self._at(now_ms)
-        balance = self._find(scope, at_ms)
+        key = self.key(scope, at_ms)
+        (balance,) = self.records.find([key])
         self._keep(balance, scope.limit, owner, at_ms)
-        balance.granted += tokens
-        warned = balance.warned
-        lower_warned(balance, self.settings.warn_at)
-        self.records.save([balance])
-        if balance.warned != warned:
-            self._note_warned(balance, owner, at_ms)
         self.records.append(Entry(at_ms, "grant", "", owner, (balance.ref,), granted=tokens))
+        (balance,) = self.records.find([key])
+        if (still := still_passed(balance, self.settings.warn_at)) < balance.warned:
+            self._note_warned(balance.ref, still, owner, at_ms)
         self.serve_waiting(at_ms)
-        return balance.public(scope.limit)
+        return self.records.find([key])[0].public(scope.limit)
 
-    def balances(self, scopes: Iterable[ScopeLimit], now_ms: int) -> tuple[Balance, ...]:
+    def balances(self, scopes: Sequence[ScopeLimit], now_ms: int) -> tuple[Balance, ...]:
         """What stands in the windows open now, under the limits that the caller states."""
         at_ms = self._at(now_ms)
-        return tuple(self._find(scope, at_ms).public(scope.limit) for scope in scopes)
+        found = self.records.find([self.key(scope, at_ms) for scope in scopes])
+        return tuple(balance.public(scope.limit) for balance, scope in zip(found, scopes, strict=True))
 
     def all_balances(self, window: str | None, now_ms: int) -> tuple[Balance, ...]:
         """Every balance but those of turns, of one window, of `"all"`, or of the one open now in each zone."""
@@ -308,13 +304,8 @@ class LedgerCore:
             return (scope.scope, scope.timezone, TURN_WINDOW)
         return (scope.scope, scope.timezone, self.calendar.window(scope.timezone, at_ms / 1000).name)
 
-    def _find(self, scope: ScopeLimit, at_ms: int) -> BalanceRecord:
-        """The scope's balance of today; one without reference where there is none yet."""
-        key = self.key(scope, at_ms)
-        return self.records.balance(key) or BalanceRecord(key)
-
     def _admission(self, request: ReserveRequest, at_ms: int) -> tuple[list[BalanceRecord], Admission]:
-        balances = [self._find(scope, at_ms) for scope in request.scopes]
+        balances = self.records.find([self.key(scope, at_ms) for scope in request.scopes])
         levels = [balance.level(scope.limit) for balance, scope in zip(balances, request.scopes, strict=True)]
         return balances, admit(levels, request.prompt_tokens, request.output_tokens_min, request.output_tokens_max)
 
@@ -333,9 +324,9 @@ class LedgerCore:
             self._keep(balance, scope.limit, owner, at_ms)
         price = self.settings.price(request.model)
         holding = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=price)
-        call = CallRecord(request.id, owner, tuple([balance.ref for balance in balances]), holding)
-        posting = Posting(ReservationState.RESERVED, reserved=holding.held)
-        self._write(call, "reserve", posting, owner, at_ms, balances)
+        refs = tuple([balance.ref for balance in balances])
+        note = reserve_note(holding)
+        self.records.append(Entry(at_ms, "reserve", request.id, owner, refs, 0, holding.held, 0, 0, 0, 0, note))
         windows = tuple([balance.key[2] for balance in balances])
         return Reservation(request.id, request.prompt_tokens, output, windows)
 
@@ -343,12 +334,9 @@ class LedgerCore:
         """Opens a balance that is not kept yet, and notes a changed limit: the journal tells later which one held."""
         opened = not balance.ref
         if opened:
-            balance.limit = limit
-            self.records.open(balance)
-            name = balance_name(balance.key)
-            self.records.append(Entry(at_ms, "line", balance.ref, owner, (), note=name))
+            balance.ref = self.records.open(balance.key)
+            self.records.append(Entry(at_ms, "line", balance.ref, owner, (), note=balance_name(balance.key)))
         if opened or balance.limit != limit:
-            balance.limit = limit
             self.records.append(Entry(at_ms, "limit", balance.ref, owner, (), note=str(limit)))
 
     def _end(self, call: CallRecord, kind: Kind, posting: Posting | None, owner: str, at_ms: int) -> Settlement:
@@ -359,39 +347,19 @@ class LedgerCore:
             self.serve_waiting(at_ms)
         return Settlement(True, crossings)
 
-    def _write(
-        self,
-        call: CallRecord,
-        kind: Kind,
-        posting: Posting,
-        owner: str,
-        at_ms: int,
-        balances: Sequence[BalanceRecord] | None = None,
-    ) -> tuple[Crossing, ...]:
-        """Writes one step of one call: its balances, its state, and the entry that states both."""
-        records, crossings = self.records, []
+    def _write(self, call: CallRecord, kind: Kind, posting: Posting, owner: str, at_ms: int) -> tuple[Crossing, ...]:
+        """Writes one step of a reservation, and which soft thresholds it passes."""
         _, used, reserved, estimated, cost, unpriced = posting
-        if used or reserved or estimated or cost or unpriced:
-            # All are looked up before the first is changed: a step happens as a whole or not at all.
-            balances = balances or records.load(call.refs)
-            for balance in balances:
-                balance.add(posting)
-                if used and (crossing := crossed(balance, self.settings.warn_at)) is not None:
-                    crossings.append(crossing)
-                    self._note_warned(balance, owner, at_ms)
-            records.save(balances)
-        new = kind == "reserve"
-        holding = call.holding if new else reservation.after(call.holding, posting, extends=kind == "extend")
-        records.put(call._replace(holding=holding), new=new)
-        note = reserve_note(holding) if new else ""
-        records.append(
-            Entry(at_ms, kind, call.id, owner, call.refs, used, reserved, estimated, 0, cost, unpriced, note)
-        )
-        return tuple(crossings)
+        # Looked up before anything is written: a step happens as a whole or not at all.
+        balances = self.records.load(call.refs) if used else ()
+        crossings = [found for balance in balances if (found := crossed(balance, used, self.settings.warn_at))]
+        self.records.append(Entry(at_ms, kind, call.id, owner, call.refs, used, reserved, estimated, 0, cost, unpriced))
+        for ref, crossing in crossings:
+            self._note_warned(ref, crossing.threshold, owner, at_ms)
+        return tuple([crossing for _, crossing in crossings])
 
-    def _note_warned(self, balance: BalanceRecord, owner: str, at_ms: int) -> None:
-        note = str(round(balance.warned * THOUSANDTHS))
-        self.records.append(Entry(at_ms, "warn", balance.ref, owner, (), note=note))
+    def _note_warned(self, ref: str, fraction: float, owner: str, at_ms: int) -> None:
+        self.records.append(Entry(at_ms, "warn", ref, owner, (), note=str(round(fraction * THOUSANDTHS))))
 
     def _call(self, call_id: str) -> CallRecord:
         call = self.records.call(call_id)
@@ -412,17 +380,27 @@ class LedgerCore:
 class LocalStore(Store):
     """Implements Store where this process decides: each step is one of a core, under the subclass's lock.
 
-    A subclass sets `core` and `owner_id` and makes a step atomic in `_step`.
+    A subclass sets `core` and `owner_id`, and makes a step atomic in `_perform`.
     """
 
     core: LedgerCore
     #: Who takes the steps; as the journal names it.
     owner_id: str
 
-    def _step(self, name: str = "", *, write: bool = True) -> AbstractContextManager[int]:
-        """What a step is wrapped in: entered with the present in Unix milliseconds, left with all of it kept or none.
+    def _perform(
+        self,
+        step: Callable[[int], T],
+        name: str = "",
+        *,
+        call_id: str = "",
+        scopes: Sequence[ScopeLimit] = (),
+        write: bool = True,
+    ) -> T:
+        """Takes a step of the core with all it writes, or nothing of it; tells those whose wait it ended.
 
-        `name` names the failure points around its commit, if it has any; without `write` the step only looks.
+        `step` is given the present in Unix milliseconds and may be called again when it came to nothing. `name` names
+        the failure points around its commit, if it has any. `call_id` and `scopes` are what it is about, so that a
+        store can read all of it at once. Without `write` the step only looks.
         """
         raise NotImplementedError
 
@@ -437,46 +415,52 @@ class LocalStore(Store):
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
         failpoints.reach("before_reserve")
-        with self._step("reserve") as now_ms:
-            return self.core.reserve(request, self.owner_id, now_ms)
+        return self._perform(
+            lambda now_ms: self.core.reserve(request, self.owner_id, now_ms),
+            "reserve",
+            call_id=request.id,
+            scopes=request.scopes,
+        )
 
     def withdraw(self, reservation_id: str) -> None:
-        with self._step() as now_ms:
-            self.core.withdraw(reservation_id, self.owner_id, now_ms)
+        self._perform(lambda now_ms: self.core.withdraw(reservation_id, self.owner_id, now_ms), call_id=reservation_id)
 
     def dispatch(self, reservation_id: str) -> None:
-        with self._step("dispatch") as now_ms:
-            self.core.dispatch(reservation_id, self.owner_id, now_ms)
+        self._perform(
+            lambda now_ms: self.core.dispatch(reservation_id, self.owner_id, now_ms), "dispatch", call_id=reservation_id
+        )
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
-        with self._step() as now_ms:
-            return self.core.extend(reservation_id, output_tokens, self.owner_id, now_ms)
+        return self._perform(
+            lambda now_ms: self.core.extend(reservation_id, output_tokens, self.owner_id, now_ms),
+            call_id=reservation_id,
+        )
 
     def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
         failpoints.reach("before_settle")
-        with self._step("settle") as now_ms:
-            return self.core.settle(reservation_id, prompt, completion, estimated, self.owner_id, now_ms)
+        return self._perform(
+            lambda now_ms: self.core.settle(reservation_id, prompt, completion, estimated, self.owner_id, now_ms),
+            "settle",
+            call_id=reservation_id,
+        )
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
-        with self._step() as now_ms:
-            return self.core.charge(reservation_id, prompt, completion, self.owner_id, now_ms)
+        return self._perform(
+            lambda now_ms: self.core.charge(reservation_id, prompt, completion, self.owner_id, now_ms),
+            call_id=reservation_id,
+        )
 
     def release(self, reservation_id: str) -> None:
-        with self._step() as now_ms:
-            self.core.release(reservation_id, self.owner_id, now_ms)
+        self._perform(lambda now_ms: self.core.release(reservation_id, self.owner_id, now_ms), call_id=reservation_id)
 
     def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
-        with self._step() as now_ms:
-            return self.core.grant(scope, tokens, self.owner_id, now_ms)
+        return self._perform(lambda now_ms: self.core.grant(scope, tokens, self.owner_id, now_ms))
 
     def serve_waiting(self) -> None:
-        with self._step() as now_ms:
-            self.core.serve_waiting(now_ms)
+        self._perform(lambda now_ms: self.core.serve_waiting(now_ms))
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        with self._step(write=False) as now_ms:
-            return self.core.balances(scopes, now_ms)
+        return self._perform(lambda now_ms: self.core.balances(scopes, now_ms), scopes=scopes, write=False)
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        with self._step(write=False) as now_ms:
-            return self.core.all_balances(window, now_ms)
+        return self._perform(lambda now_ms: self.core.all_balances(window, now_ms), write=False)

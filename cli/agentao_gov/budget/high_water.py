@@ -61,6 +61,11 @@ class HighWater:
             marked_last, on_disk = last, 0
         self._map[:] = _LAYOUT.pack(_MAGIC, identity, boot, marked_last, on_disk)
 
+    def check_open(self) -> None:
+        """Raises StoreError when the file was let go of."""
+        if self._map.closed:
+            raise StoreError(f"The token ledger beside {self._path} was closed.")
+
     @property
     def last(self) -> int:
         """The last entry that is known to have been committed."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from agentao_gov.budget import journal
-from agentao_gov.budget.balance import BalanceKey, BalanceRecord, balance_name
+from agentao_gov.budget.balance import THOUSANDTHS, BalanceKey, BalanceRecord, balance_name
 from agentao_gov.budget.core import LedgerCore, LocalStore, Waiter
-from agentao_gov.budget.journal import Checkpoint, Entry, over_by, plan, verify_records
-from agentao_gov.budget.reservation import OPEN_STATES, CallRecord
+from agentao_gov.budget.journal import STATE_AFTER, Checkpoint, Entry, over_by, plan, verify_records
+from agentao_gov.budget.reservation import OPEN_STATES, CallRecord, Posting, after, held_by_note
 from agentao_gov.budget.store import JournalRow, StoreSettings, Verification
-from agentao_gov.budget.types import ReservationState, ReserveRequest
+from agentao_gov.budget.types import ReservationState, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 
 __all__ = ["MemoryRecords", "MemoryStore"]
+
+T = TypeVar("T")
 
 #: There is only one owner, and it dies together with the store.
 _OWNER = "memory"
@@ -51,24 +53,19 @@ class MemoryRecords:
     def call(self, call_id: str) -> CallRecord | None:
         return self.calls.get(call_id)
 
-    def put(self, call: CallRecord, *, new: bool) -> None:  # noqa: ARG002
-        self.calls[call.id] = call
-
     def held_by(self, owner: str) -> list[CallRecord]:
         return [call for call in self.calls.values() if call.owner == owner and call.holding.state in OPEN_STATES]
 
-    def balance(self, key: BalanceKey) -> BalanceRecord | None:
-        return self.kept.get(balance_name(key))
+    def find(self, keys: Sequence[BalanceKey]) -> list[BalanceRecord]:
+        return [self.kept.get(balance_name(key)) or BalanceRecord(key) for key in keys]
 
     def load(self, refs: Sequence[str]) -> list[BalanceRecord]:
         return [self.kept[ref] for ref in refs]
 
-    def open(self, balance: BalanceRecord) -> None:
-        balance.ref = balance_name(balance.key)
-        self.kept[balance.ref] = balance
-
-    def save(self, balances: Sequence[BalanceRecord]) -> None:
-        """What was changed is what is kept."""
+    def open(self, key: BalanceKey) -> str:
+        ref = balance_name(key)
+        self.kept[ref] = BalanceRecord(key, ref)
+        return ref
 
     def timezones(self) -> list[str]:
         return list({balance.key[1]: None for balance in self.kept.values() if balance.key[0].kind != "turn"})
@@ -81,12 +78,29 @@ class MemoryRecords:
         ]
 
     def append(self, entry: Entry) -> None:
+        balances = self.load(entry.refs)
         text = journal.encode(entry)
         number, _, digest = self.rows[-1] if self.rows else (self.checkpoint.number, "", self.checkpoint.hash)
         self.rows.append((number + 1, text, journal.chain(digest, text)))
         self.last_ms = entry.at_ms
-        for ref in entry.refs:
-            self._touched[ref] = entry.at_ms
+        for balance in balances:
+            self._touched[balance.ref] = entry.at_ms
+            balance.used += entry.used
+            balance.reserved += entry.reserved
+            balance.estimated += entry.estimated
+            balance.granted += entry.granted
+            balance.cost += entry.cost
+            balance.unpriced += entry.unpriced
+        if entry.kind == "limit":
+            self.kept[entry.id].limit = None if entry.note == "None" else int(entry.note)
+        elif entry.kind == "warn":
+            self.kept[entry.id].warned = int(entry.note) / THOUSANDTHS
+        elif entry.kind == "reserve":
+            self.calls[entry.id] = CallRecord(entry.id, entry.owner, entry.refs, held_by_note(entry.note))
+        elif (call := self.calls.get(entry.id)) is not None:
+            state = STATE_AFTER.get(entry.kind, call.holding.state)
+            posting = Posting(state, entry.used, entry.reserved, entry.estimated, entry.cost, entry.unpriced)
+            self.calls[entry.id] = call._replace(holding=after(call.holding, posting, extends=entry.kind == "extend"))
 
     def waiters(self) -> list[Waiter]:
         return list(self.queue.values())
@@ -163,15 +177,23 @@ class MemoryStore(LocalStore):
         self._records = MemoryRecords()
         self.core = LedgerCore(self._records, settings or StoreSettings())
 
-    @contextmanager
-    def _step(self, name: str = "", *, write: bool = True) -> Iterator[int]:  # noqa: ARG002
+    def _perform(
+        self,
+        step: Callable[[int], T],
+        name: str = "",  # noqa: ARG002
+        *,
+        call_id: str = "",  # noqa: ARG002
+        scopes: Sequence[ScopeLimit] = (),  # noqa: ARG002
+        write: bool = True,
+    ) -> T:
         with self._lock:
-            yield int(self._clock.time() * 1000)
+            result = step(int(self._clock.time() * 1000))
             if write:
                 self._records.cut_if_long()
             answered = self.core.take_answered()
         if answered:
             self.settings.notice(answered)
+        return result
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:  # noqa: ARG002
         # Notices reach everyone here, so there is nothing to look up.

@@ -15,6 +15,7 @@ __all__ = [
     "after",
     "charge",
     "check_usage",
+    "held_by_note",
     "release",
     "reserve_note",
     "settle",
@@ -129,6 +130,13 @@ def reserve_note(holding: Holding) -> str:
     """What the journal says of a new reservation beside its sum: prompt, output, prices."""
     price = f"{holding.price.prompt} {holding.price.completion}" if holding.price else "unpriced"
     return f"{holding.held_prompt} {holding.held_output} {price}"
+
+
+def held_by_note(note: str) -> Holding:
+    """The new reservation that `reserve_note` wrote down. Raises ValueError for anything else."""
+    prompt, output, *prices = note.split(" ")
+    price = Price(*map(int, prices)) if len(prices) == 2 else None
+    return Holding(ReservationState.RESERVED, int(prompt), int(output), price=price)
 
 
 def check_usage(prompt: int, completion: int, estimated: int) -> None:

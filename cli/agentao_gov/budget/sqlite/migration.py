@@ -1,16 +1,17 @@
 """Takes over a ledger file of layout 3, whose journal ran ahead of its tables.
 
 There a step wrote its journal entry alone, and the tables were brought up to date by a "fold", some hundred entries at
-a time; the table `folded` says up to which entry. Now the tables are the truth: the entries after the last fold are
-posted once more, tables and columns get their names of today, and every process of the older version that still has
-the file open is refused by its next step, because the tables that it names are gone.
+a time; the table `folded` says up to which entry. Here an entry posts itself: those after the last fold are taken out
+and put in again. Tables and columns get their names of today, so every process of the older version that still has the
+file open is refused by its next step: the tables that it names are gone.
 """
 
 from __future__ import annotations
 
 import sqlite3
 
-from agentao_gov.budget.journal import STATE_AFTER, Entry, decode
+from agentao_gov.budget.journal import STATE_AFTER, decode
+from agentao_gov.budget.sqlite.posting import let_entries_post
 from agentao_gov.errors import StoreError
 
 __all__ = ["FROM_LAYOUT", "take_over"]
@@ -18,6 +19,7 @@ __all__ = ["FROM_LAYOUT", "take_over"]
 #: The one older layout that is taken over.
 FROM_LAYOUT = 3
 
+_OF_CALLS = frozenset({*STATE_AFTER, "extend"})
 _RENAMES = (
     "ALTER TABLE lines RENAME TO balances",
     "ALTER TABLE calls RENAME TO reservations",
@@ -26,18 +28,6 @@ _RENAMES = (
     "CREATE INDEX held_reservations ON reservations (owner) WHERE state IN ('reserved', 'dispatched')",
     "DROP TABLE folded",
 )
-_POST = """
-UPDATE balances SET used = used + ?, reserved = reserved + ?, estimated = estimated + ?, granted = granted + ?,
-    cost = cost + ?, unpriced = unpriced + ? WHERE id = ?
-"""
-_RESERVE = """
-INSERT INTO reservations (id, owner, balances, state, held_prompt, held_output, price_prompt, price_completion)
-    VALUES (?, ?, ?, 'reserved', ?, ?, ?, ?)
-"""
-_STEP = """
-UPDATE reservations SET state = coalesce(?, state), held_output = held_output + ?, used = used + ?,
-    estimated = estimated + ?, cost = cost + ?, unpriced = unpriced + ? WHERE id = ?
-"""
 
 
 def take_over(sql: sqlite3.Connection) -> None:
@@ -47,43 +37,29 @@ def take_over(sql: sqlite3.Connection) -> None:
     what it was.
     """
     (folded,) = sql.execute("SELECT number FROM folded").fetchone()
-    rows = sql.execute("SELECT number, body FROM journal WHERE number >= ? ORDER BY number", (folded,)).fetchall()
-    if [number for number, _ in rows] != list(range(folded, folded + len(rows))) or not rows:
-        raise _refused(f"its journal lacks an entry after number {folded:,}")
+    after = sql.execute("SELECT * FROM journal WHERE number > ? ORDER BY number", (folded,)).fetchall()
+    last = sql.execute("SELECT max(number) FROM journal WHERE number <= ?", (folded,)).fetchone()
+    if [*last, *(row[0] for row in after)] != list(range(folded, folded + len(after) + 1)):
+        raise _refused(f"its journal lacks an entry after number {folded - 1:,}")
+    sql.execute("DELETE FROM journal WHERE number > ?", (folded,))
     for statement in _RENAMES:
         sql.execute(statement)
-    for number, body in rows[1:]:
+    let_entries_post(sql)
+    for row in after:
         try:
-            _post(sql, decode(body))
-        except (ValueError, TypeError, LookupError, sqlite3.IntegrityError) as error:
-            raise _refused(f"entry {number:,} of its journal cannot be posted: {error}") from error
+            entry = decode(row[2])
+            about = () if entry.kind == "reserve" or entry.kind not in _OF_CALLS else (entry.id,)
+            for table, ids in (("balances", entry.refs), ("reservations", about)):
+                for name in ids:
+                    _require(sql, table, name)
+            sql.execute("INSERT INTO journal VALUES (?, ?, ?, ?)", row)
+        except (ValueError, TypeError, LookupError, sqlite3.DatabaseError) as error:
+            raise _refused(f"entry {row[0]:,} of its journal cannot be posted: {error}") from error
 
 
-def _post(sql: sqlite3.Connection, entry: Entry) -> None:
-    """Adds one entry to the tables. Raises LookupError where what it is about is not there."""
-    amounts = (entry.used, entry.reserved, entry.estimated, entry.granted, entry.cost, entry.unpriced)
-    for ref in entry.refs:
-        _one(sql, _POST, (*amounts, ref))
-    if entry.kind == "limit":
-        limit = None if entry.note == "None" else int(entry.note)
-        _one(sql, "UPDATE balances SET limit_tokens = ? WHERE id = ?", (limit, entry.id))
-    elif entry.kind == "warn":
-        _one(sql, "UPDATE balances SET warned = ? WHERE id = ?", (int(entry.note), entry.id))
-    elif entry.kind == "reserve":
-        prompt, output, *prices = entry.note.split(" ")
-        priced = tuple(map(int, prices)) if len(prices) == 2 else (None, None)
-        refs = ",".join(entry.refs)
-        sql.execute(_RESERVE, (entry.id, entry.owner, refs, int(prompt), int(output), *priced))
-    elif entry.kind in STATE_AFTER or entry.kind == "extend":
-        extended = entry.reserved if entry.kind == "extend" else 0
-        state = None if entry.kind == "extend" else str(STATE_AFTER[entry.kind])
-        values = (state, extended, entry.used, entry.estimated, entry.cost, entry.unpriced, entry.id)
-        _one(sql, _STEP, values)
-
-
-def _one(sql: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> None:
-    if sql.execute(statement, values).rowcount != 1:
-        raise LookupError(f"{values[-1]} is not there")
+def _require(sql: sqlite3.Connection, table: str, name: str) -> None:
+    if sql.execute(f"SELECT 1 FROM {table} WHERE id = ?", (name,)).fetchone() is None:  # noqa: S608 - a constant
+        raise LookupError(f"{name} is not there")
 
 
 def _refused(why: str) -> StoreError:

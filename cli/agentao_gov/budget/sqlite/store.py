@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.core import LedgerCore, LocalStore
@@ -27,6 +27,7 @@ from agentao_gov.budget.sqlite.file import (
     patiently,
     store_error,
 )
+from agentao_gov.budget.sqlite.posting import let_entries_post
 from agentao_gov.budget.sqlite.tables import (
     SqliteRecords,
     plan_cut,
@@ -35,14 +36,19 @@ from agentao_gov.budget.sqlite.tables import (
     read_checkpoint,
     read_rows,
 )
-from agentao_gov.budget.sqlite.transaction import Opening, Transaction
+from agentao_gov.budget.sqlite.transaction import Opening, Transaction, try_unlocked
 from agentao_gov.budget.store import JournalRow, Refused, StoreSettings, Verification, Waiting
-from agentao_gov.budget.types import Reservation, ReserveRequest
+from agentao_gov.budget.types import Reservation, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Liveness, this_process
 
 __all__ = ["SqliteStore", "verify_file"]
+
+T = TypeVar("T")
+
+#: Steps that take the file's lock first, after one that did not met another process's step.
+_SKIP_AFTER_CONFLICT = 32
 
 
 class SqliteStore(LocalStore):
@@ -74,12 +80,15 @@ class SqliteStore(LocalStore):
         self._liveness = Liveness(owner, lease_s, clock)
         self._retain_s = retain_s
         self._closed = False
+        #: How many steps more take the lock first, because one that did not was in vain. A hint: no lock needed.
+        self._conflicts = 0
         #: What the file looked like when `answered` was asked last, and for whom; under the opening's lock.
         self._seen_version = -1
         self._asked: frozenset[str] = frozenset()
         try:
             create(path, int(clock.time() * 1000), lock_wait_s)
             connection = connect(path, synchronous, lock_wait_s)
+            let_entries_post(connection)
             file = LedgerFile(path, synchronous, lock_wait_s)
             high_water = HighWater(path.with_name(path.name + ".mark"))
         except (sqlite3.Error, OSError) as error:
@@ -100,16 +109,36 @@ class SqliteStore(LocalStore):
             file.sql.close()
             raise
 
-    def _step(self, name: str = "", *, write: bool = True) -> Transaction:
-        return Transaction(self.opening, name, write=write)
+    def _perform(
+        self,
+        step: Callable[[int], T],
+        name: str = "",
+        *,
+        call_id: str = "",
+        scopes: Sequence[ScopeLimit] = (),
+        write: bool = True,
+    ) -> T:
+        if write and call_id and self._conflicts == 0:
+            done = try_unlocked(self.opening, step, name, call_id, scopes)
+            if done is not None:
+                return done[0]
+            self._conflicts = _SKIP_AFTER_CONFLICT
+        else:
+            self._conflicts = max(0, self._conflicts - 1)
+        with Transaction(self.opening, name, call_id=call_id, scopes=scopes, write=write) as now_ms:
+            return step(now_ms)
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
         failpoints.reach("before_reserve")
-        with self._step("reserve") as now_ms:
-            if not self.opening.records.registered:
+        records = self.opening.records
+
+        def step(now_ms: int) -> Reservation | Refused | Waiting:
+            if not records.registered:
                 # Neighbours gave this owner up meanwhile: what it reserves would be nobody's, and given back.
-                self.opening.records.beat()
+                records.beat()
             return self.core.reserve(request, self.owner_id, now_ms)
+
+        return self._perform(step, "reserve", call_id=request.id, scopes=request.scopes)
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
         self.opening.file.check_process()
@@ -135,7 +164,7 @@ class SqliteStore(LocalStore):
     def heartbeat(self) -> None:
         """Then lets go of what is old, and syncs what was written, so that the high-water mark may rely on it."""
         opening = self.opening
-        with self._step() as now_ms:
+        with Transaction(opening) as now_ms:
             opening.records.beat()
             for owner_id in self._dead_owners():
                 failpoints.reach("during_recovery")
@@ -163,7 +192,7 @@ class SqliteStore(LocalStore):
         try:
             planned = plan_cut(opening.file.sql, opening.clock.time() * 1000, self._retain_s * 1000)
             if planned is not None:
-                with self._step("cut"):
+                with Transaction(opening, "cut"):
                     opening.records.cut(planned)
             opening.file.give_back()
         except sqlite3.Error as error:
@@ -188,7 +217,7 @@ class SqliteStore(LocalStore):
             self._closed = True
             # A file that fails now is no reason not to close it: then a neighbour resolves what is left.
             with contextlib.suppress(StoreError):
-                with self._step() as now_ms:
+                with Transaction(opening) as now_ms:
                     self._resolve(self.owner_id, now_ms)
             with opening.lock:
                 opening.file.sql.close()

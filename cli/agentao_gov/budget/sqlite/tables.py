@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from agentao_gov.budget import journal
@@ -18,33 +20,52 @@ from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Owner
 
-__all__ = ["SqliteRecords", "plan_cut", "read_balances", "read_calls", "read_checkpoint", "read_rows"]
+__all__ = ["NeedsLock", "SqliteRecords", "plan_cut", "read_balances", "read_calls", "read_checkpoint", "read_rows"]
 
 _BALANCE = "id, kind, key, timezone, window, limit_tokens, granted, used, reserved, estimated, cost, unpriced, warned"
-_FIND_BALANCE = f"SELECT {_BALANCE} FROM balances WHERE kind = ? AND key = ? AND timezone = ? AND window = ?"
-_OPEN_BALANCE = "INSERT INTO balances (kind, key, timezone, window, limit_tokens) VALUES (?, ?, ?, ?, ?) RETURNING id"
-_SAVE_BALANCE = """
-UPDATE balances SET limit_tokens = ?, granted = ?, used = ?, reserved = ?, estimated = ?, cost = ?, unpriced = ?,
-    warned = ? WHERE id = ?
-"""
 _CALL = (
     "id, owner, balances, state, held_prompt, held_output, used, estimated, cost, unpriced, price_prompt,"
     " price_completion"
 )
-_FIND_CALL = f"SELECT {_CALL} FROM reservations WHERE id = ?"
-_NEW_CALL = f"INSERT INTO reservations ({_CALL}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SAVE_CALL = """
-UPDATE reservations SET state = ?, held_output = ?, used = ?, estimated = ?, cost = ?, unpriced = ? WHERE id = ?
-"""
 _HELD = f"SELECT {_CALL} FROM reservations WHERE state IN ('reserved', 'dispatched')"
-_STATE = """
-SELECT number, at_ms, hash, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?)
+#: Rows as one value. Each row that is fetched, and each statement, gives other threads the interpreter; where they want
+#: it, it comes back milliseconds later, with the file locked all the while. So a step is four statements and one row.
+_BALANCES_AS_ONE = f"json_group_array(json_array({_BALANCE}))"
+_BY_REFS = f"(SELECT {_BALANCES_AS_ONE} FROM balances WHERE id IN (SELECT value FROM json_each(?)))"
+_OF_CALL = f"""(
+    SELECT {_BALANCES_AS_ONE} FROM balances WHERE id IN (
+        SELECT value FROM json_each('[' || (SELECT balances FROM reservations WHERE id = ?2) || ']')))"""
+_STATE = f"""
+SELECT number, at_ms, hash, EXISTS (SELECT 1 FROM waiters), EXISTS (SELECT 1 FROM owners WHERE id = ?1),
+    (SELECT json_array({_CALL}) FROM reservations WHERE id = ?2), %s
 FROM journal ORDER BY number DESC LIMIT 1
 """
-#: Plain strings: the database adapter takes 4 µs to find out that a StrEnum is one.
-_TEXT = {state: str(state) for state in ReservationState}
+
+
+def _by_keys(count: int) -> str:
+    """That many balances by kind, key, zone and window."""
+    return (
+        f"(SELECT {_BALANCES_AS_ONE} FROM (VALUES {','.join(['(?, ?, ?, ?)'] * count)}) AS wanted"
+        " CROSS JOIN balances ON kind = column1 AND key = column2 AND timezone = column3 AND window = column4)"
+    )
+
+
+# Refused where there is an entry of that number, as after any other process's step; where the one before is not the
+# one that is known; or when anybody waits or this owner was given up, which leave no entry. The condition stands in the
+# hash, which must not be NULL: as a SELECT's it would cost a table of its own, and half as much again.
+_APPEND_IF_UNCHANGED = """
+INSERT INTO journal VALUES (?1, ?2, ?3, CASE
+    WHEN (SELECT hash FROM journal WHERE number = ?1 - 1) = ?6
+        AND NOT EXISTS (SELECT 1 FROM waiters)
+        AND EXISTS (SELECT 1 FROM owners WHERE id = ?5)
+    THEN ?4 END)
+"""
 #: Stands for "the tenant itself" in the table of who was served; no user can be called that.
 _TENANT = "\0"
+
+
+class NeedsLock(Exception):
+    """Raised where a step that was tried without the file's lock turns out to need it. Nobody outside meets it."""
 
 
 class SqliteRecords:
@@ -61,78 +82,100 @@ class SqliteRecords:
         self.waiting = False
         #: Whether this owner is in the table of those that live.
         self.registered = False
-        #: `SELECT … WHERE id IN (?, …)` by the number of ids.
-        self._loads: dict[int, str] = {}
+        #: Entries of a step that is tried without the file's lock; None where entries are written as they come.
+        self._draft: list[Entry] | None = None
+        #: What `begin` read; true until something is written.
+        self._calls: dict[str, CallRecord | None] = {}
+        self._balances: dict[BalanceKey, BalanceRecord] = {}
         #: Decoded requests by number, so that serving 256 waiters does not parse 256 texts each time.
         self._requests: dict[int, ReserveRequest] = {}
 
-    def begin(self) -> None:
-        """Looks where the ledger stands; the first statement of each transaction."""
-        row = self.sql.execute(_STATE, (self._owner.id,)).fetchone()
+    def begin(self, call_id: str = "", keys: Sequence[BalanceKey] = ()) -> None:
+        """Looks where the ledger stands, and what it says of that reservation and its balances, or of those `keys`."""
+        values: list[object] = [self._owner.id, call_id]
+        for scope, timezone, window in keys:
+            values += (scope.kind, scope.key, timezone, window)
+        row = self.sql.execute(_STATE % (_by_keys(len(keys)) if keys else _OF_CALL), values).fetchone()
         if row is None:
             raise StoreError("The token ledger has no journal.", hint="Put a sound copy back.")
-        self.last, self.last_ms, self._hash, waiting, registered = row
+        self.last, self.last_ms, self._hash, waiting, registered, call, balances = row
         self.waiting, self.registered = bool(waiting), bool(registered)
+        self._calls = {call_id: None if call is None else _call(json.loads(call))}
+        self._balances = {balance.key: balance for balance in _balances(balances)}
+        for key in keys:
+            self._balances.setdefault(key, BalanceRecord(key))
+
+    @contextmanager
+    def drafting(self) -> Iterator[list[Entry]]:
+        """Meanwhile entries are only collected, and whatever `begin` has not read raises NeedsLock."""
+        self._draft = []
+        try:
+            yield self._draft
+        finally:
+            self._draft = None
+
+    def append_if_unchanged(self, entry: Entry) -> bool:
+        """Adds an entry in a transaction of its own, if all that `begin` read is still so; says whether it was added.
+
+        This one statement is all that the file is locked for.
+        """
+        text = journal.encode(entry)
+        digest = journal.chain(self._hash, text)
+        values = (self.last + 1, entry.at_ms, text, digest, self._owner.id, self._hash)
+        try:
+            self.sql.execute(_APPEND_IF_UNCHANGED, values)
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_NOTNULL):
+                return False
+            raise
+        self.last, self.last_ms, self._hash = self.last + 1, entry.at_ms, digest
+        return True
+
+    def _locked(self) -> None:
+        """Called before anything that a draft cannot do."""
+        if self._draft is not None:
+            raise NeedsLock
 
     # ── reservations ──────────────────────────────────────────────────────────────────────────────
 
     def call(self, call_id: str) -> CallRecord | None:
-        row = self.sql.execute(_FIND_CALL, (call_id,)).fetchone()
+        if call_id in self._calls:
+            return self._calls[call_id]
+        self._locked()
+        row = self.sql.execute(f"SELECT {_CALL} FROM reservations WHERE id = ?", (call_id,)).fetchone()
         return None if row is None else _call(row)
-
-    def put(self, call: CallRecord, *, new: bool) -> None:
-        held = call.holding
-        state = _TEXT[held.state]
-        if new:
-            prices = held.price or (None, None)
-            amounts = (held.held_prompt, held.held_output, held.used, held.estimated, held.cost, held.unpriced)
-            self.sql.execute(_NEW_CALL, (call.id, call.owner, ",".join(call.refs), state, *amounts, *prices))
-        else:
-            values = (state, held.held_output, held.used, held.estimated, held.cost, held.unpriced, call.id)
-            self.sql.execute(_SAVE_CALL, values)
 
     def held_by(self, owner: str) -> list[CallRecord]:
         return [_call(row) for row in self.sql.execute(f"{_HELD} AND owner = ?", (owner,)).fetchall()]
 
     # ── balances ──────────────────────────────────────────────────────────────────────────────────
 
-    def balance(self, key: BalanceKey) -> BalanceRecord | None:
-        scope, timezone, window = key
-        row = self.sql.execute(_FIND_BALANCE, (scope.kind, scope.key, timezone, window)).fetchone()
-        return None if row is None else _balance(row)
+    def find(self, keys: Sequence[BalanceKey]) -> list[BalanceRecord]:
+        try:
+            return [self._balances[key] for key in keys]
+        except KeyError:
+            self._locked()
+            values = [value for scope, timezone, window in keys for value in (scope.kind, scope.key, timezone, window)]
+            (text,) = self.sql.execute(f"SELECT {_by_keys(len(keys))}", values).fetchone()
+            found = {balance.key: balance for balance in _balances(text)}
+            return [found.get(key) or BalanceRecord(key) for key in keys]
 
     def load(self, refs: Sequence[str]) -> list[BalanceRecord]:
-        statement = self._loads.get(len(refs))
-        if statement is None:
-            marks = ",".join("?" * len(refs))
-            statement = self._loads[len(refs)] = f"SELECT {_BALANCE} FROM balances WHERE id IN ({marks})"
-        found = {balance.ref: balance for balance in map(_balance, self.sql.execute(statement, refs))}
-        return [found[ref] for ref in refs]
+        known = {balance.ref: balance for balance in self._balances.values()}
+        if not known.keys() >= set(refs):
+            self._locked()
+            (text,) = self.sql.execute(f"SELECT {_BY_REFS}", (f"[{','.join(refs)}]",)).fetchone()
+            known = {balance.ref: balance for balance in _balances(text)}
+        return [known[ref] for ref in refs]
 
-    def open(self, balance: BalanceRecord) -> None:
-        scope, timezone, window = balance.key
-        values = (scope.kind, scope.key, timezone, window, balance.limit)
-        (number,) = self.sql.execute(_OPEN_BALANCE, values).fetchone()
-        balance.ref = str(number)
-
-    def save(self, balances: Sequence[BalanceRecord]) -> None:
-        self.sql.executemany(
-            _SAVE_BALANCE,
-            [
-                (
-                    b.limit,
-                    b.granted,
-                    b.used,
-                    b.reserved,
-                    b.estimated,
-                    b.cost,
-                    b.unpriced,
-                    round(b.warned * THOUSANDTHS),
-                    b.ref,
-                )
-                for b in balances
-            ],
-        )
+    def open(self, key: BalanceKey) -> str:
+        self._locked()
+        scope, timezone, window = key
+        row = self.sql.execute(
+            "INSERT INTO balances (kind, key, timezone, window) VALUES (?, ?, ?, ?) RETURNING id",
+            (scope.kind, scope.key, timezone, window),
+        ).fetchone()
+        return str(row[0])
 
     def timezones(self) -> list[str]:
         rows = self.sql.execute("SELECT DISTINCT timezone FROM balances WHERE kind != 'turn'")
@@ -149,7 +192,13 @@ class SqliteRecords:
     # ── the journal ───────────────────────────────────────────────────────────────────────────────
 
     def append(self, entry: Entry) -> None:
+        """The connection's triggers post it, see `posting.py`."""
+        if self._draft is not None:
+            self._draft.append(entry)
+            return
         text = journal.encode(entry)
+        self._calls.clear()
+        self._balances.clear()
         self.last += 1
         self.last_ms = entry.at_ms
         self._hash = journal.chain(self._hash, text)
@@ -191,6 +240,7 @@ class SqliteRecords:
         return self.sql.execute("SELECT 1 FROM waiters WHERE id = ?", (call_id,)).fetchone() is not None
 
     def enqueue(self, request: ReserveRequest, owner: str) -> None:
+        self._locked()
         self.sql.execute(
             "INSERT INTO waiters (id, owner, request) VALUES (?, ?, ?)", (request.id, owner, encode_request(request))
         )
@@ -326,7 +376,11 @@ def _old(sql: sqlite3.Connection, number: int, before_ms: float) -> bool:
 # ── rows as the core's values ─────────────────────────────────────────────────────────────────────
 
 
-def _balance(row: tuple[Any, ...]) -> BalanceRecord:
+def _balances(text: str) -> list[BalanceRecord]:
+    return [_balance(row) for row in json.loads(text)]
+
+
+def _balance(row: Sequence[Any]) -> BalanceRecord:
     number, kind, key, timezone, window, limit, granted, used, reserved, estimated, cost, unpriced, warned = row
     name = (Scope(cast("ScopeKind", kind), key), timezone, window)
     try:
@@ -337,7 +391,7 @@ def _balance(row: tuple[Any, ...]) -> BalanceRecord:
         raise _unreadable(f"Balance {number}", error) from error
 
 
-def _call(row: tuple[Any, ...]) -> CallRecord:
+def _call(row: Sequence[Any]) -> CallRecord:
     call_id, owner, refs, state, prompt, output, used, estimated, cost, unpriced, price_prompt, price_completion = row
     try:
         price = None if price_prompt is None else Price(price_prompt, price_completion)
