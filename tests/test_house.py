@@ -31,7 +31,7 @@ FILES_MAX = {
     "process": 22,
     "report": 10,
     "service": 20,
-    "simulator": 16,
+    "simulator": 20,
     "testrig": 5,
     "worker": 12,
 }

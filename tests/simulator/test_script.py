@@ -11,8 +11,9 @@ import pytest
 from agentao_gov.errors import ConfigError
 from agentao_gov.simulator import Simulator, load_script, start_simulator
 from agentao_gov.simulator.plan import Planner
-from agentao_gov.simulator.request import ChatRequest, read_request
+from agentao_gov.simulator.request import ChatRequest
 from agentao_gov.simulator.script import Distribution
+from agentao_gov.simulator.wire_completions import CompletionsWire
 from tests.simulator.client import Client
 
 LATENCIES = {
@@ -24,11 +25,11 @@ LATENCIES = {
 
 def _request(text: str = "x") -> ChatRequest:
     body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": text}]}
-    return read_request(json.dumps(body).encode(), {})
+    return CompletionsWire().read(json.dumps(body).encode(), {})
 
 
 def _delays(planner: Planner, text: str) -> list[float]:
-    return [step.delay_s for step in planner.plan(_request(text)).steps]
+    return [step.delay_s for step in planner.plan(CompletionsWire(), _request(text)).steps]
 
 
 def test_the_same_seed_draws_the_same_delays() -> None:

@@ -1,4 +1,5 @@
-"""The simulator's own process: `python -m agentao_gov.simulator [--port N] [--script FILE]`.
+"""The simulator's own process: `python -m agentao_gov.simulator [--port N] [--script FILE]
+[--limits FILE]`.
 
 With `--lifeline` the first line of standard input is the script as JSON, and the end of standard input is the end of
 the process: it cannot outlive whoever started it, even one that was killed.
@@ -16,7 +17,7 @@ import threading
 
 from agentao_gov.errors import ConfigError
 from agentao_gov.simulator import tokens
-from agentao_gov.simulator.script import Script, load_script
+from agentao_gov.simulator.script import Script, load_limits, load_script
 from agentao_gov.simulator.server import SimulatorServer
 
 # Loopback only: it answers anyone and keeps what it was sent.
@@ -28,10 +29,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agentao_gov.simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--script", help="a .toml or .json script")
+    parser.add_argument("--limits", help="a .toml or .json file: requests_per_minute, tokens_per_minute, concurrency")
     parser.add_argument("--lifeline", action="store_true", help="end with standard input")
     options = parser.parse_args()
     try:
         script = load_script(json.loads(sys.stdin.readline())) if options.lifeline else load_script(options.script)
+        if options.limits:
+            script = script.model_copy(update={"capacity": load_limits(options.limits)})
         asyncio.run(_serve(script, options.port, lifeline=options.lifeline))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")

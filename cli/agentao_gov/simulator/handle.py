@@ -9,11 +9,12 @@ from urllib.parse import urlencode
 
 from agentao_gov.errors import InternalError
 from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
-from agentao_gov.simulator.script import Behaviour, Script, load_script
+from agentao_gov.simulator.script import Behaviour, Script, load_limits, load_script
 from agentao_gov.simulator.truth import Truth
 
 __all__ = ["Simulator", "start_simulator"]
 
+LimitsSource = dict[str, Any] | str | Path | None
 ScriptSource = Script | Behaviour | dict[str, Any] | str | Path | None
 
 
@@ -37,14 +38,10 @@ class Simulator(LocalProcess):
         return int(self._call("POST", "/sim/release", {"name": name, "stay_open": stay_open})["released"])
 
     def wait_for(self, *, timeout_s: float = 10.0, idle: bool = False, **at_least: int) -> Truth:
-        """Waits until counts are reached, and returns the truth then.
+        """Waits, `timeout_s` seconds at most, until every count in `at_least` is reached.
 
-        Args:
-            timeout_s: for how long.
-            idle: waits until nothing is in flight.
-            at_least: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`.
-
-        Raises TimeoutError with the counts there were.
+        The counts: `calls`, `answered`, `refused`, `client_gone`, `in_flight`, `queued`, `held`. `idle` waits until
+        nothing is in flight. Raises TimeoutError with the counts there were.
         """
         query = urlencode({"timeout": timeout_s, "idle": int(idle), **at_least})
         status, body = self.ask("GET", f"/sim/wait?{query}", timeout_s=timeout_s + 5.0)
@@ -61,19 +58,20 @@ class Simulator(LocalProcess):
         return answer
 
 
-def start_simulator(script: ScriptSource = None, *, seed: int | None = None, port: int = 0) -> Simulator:
-    """Starts a simulator on loopback.
+def start_simulator(
+    script: ScriptSource = None, *, seed: int | None = None, port: int = 0, limits: LimitsSource = None
+) -> Simulator:
+    """Starts a simulator on loopback; the caller closes it.
 
-    Args:
-        script: what the model does; a path, a mapping or a model of `agentao_gov.simulator.script`.
-        seed: overrides the script's.
-        port: 0 takes a free one.
-
-    Raises ConfigError for a wrong script, InternalError when the process does not come up.
+    `script`: what it answers, as values, a file's path or None for its default. `seed` overrides the script's. `port`:
+    0 takes a free one. `limits`: the provider's, as values or a file's path, in place of the script's. Raises
+    ConfigError for a wrong script or limits, InternalError when the process does not come up.
     """
     loaded = load_script(script)
     if seed is not None:
         loaded = loaded.model_copy(update={"seed": seed})
+    if limits is not None:
+        loaded = loaded.model_copy(update={"capacity": load_limits(limits)})
     script_line = json.dumps(loaded.model_dump(mode="json", exclude_unset=True)).encode() + b"\n"
     try:
         process, bound = spawn(

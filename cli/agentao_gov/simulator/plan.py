@@ -6,13 +6,14 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from agentao_gov.errors import ConfigError
-from agentao_gov.simulator.openai_bytes import Stream, completion_body, error_body, text_chunks
+from agentao_gov.simulator.prefix_cache import PrefixCache
 from agentao_gov.simulator.request import ChatRequest, calls_for, default_answer, filler, unscripted_tool
 from agentao_gov.simulator.script import Behaviour, Distribution, Fault, Match, Script, read_directive
 from agentao_gov.simulator.tokens import CALL_FRAME_TOKENS, completion_tokens, count, pieces
+from agentao_gov.simulator.wire import EventStream, PlannedAnswer, ReportedUsage, Wire, text_chunks
 
 __all__ = ["Plan", "Planner", "WriteStep", "broken_directive"]
 
@@ -20,13 +21,6 @@ __all__ = ["Plan", "Planner", "WriteStep", "broken_directive"]
 EVENT_GAP_S = 0.010
 INSTANT_CHUNK_TOKENS = 8
 HTML_PAGE = b"<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad gateway</h1></body></html>"
-
-_ERRORS = {
-    400: ("invalid_request_error", None),
-    401: ("authentication_error", "invalid_api_key"),
-    404: ("invalid_request_error", "model_not_found"),
-    429: ("rate_limit_error", "rate_limit_exceeded"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +53,16 @@ class Plan:
     tag: str | None = None
     finish_reason: str | None = None
     tool_calls: tuple[str, ...] = ()
-    reported_usage: dict[str, Any] | None = None
+    reported_usage: ReportedUsage | None = None
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
     #: Whether a provider would bill the prompt: not for a refusal.
     billed: bool = True
 
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What is said, after `max_tokens` has cut it."""
-
-    tokens: tuple[bytes, ...]
-    calls: tuple[tuple[str, str], ...]
-    finish_reason: str
-
-    @property
-    def text(self) -> str:
-        return b"".join(self.tokens).decode("utf-8", "replace")
-
     @property
     def completion_tokens(self) -> int:
-        return len(self.tokens) + completion_tokens("", self.calls)
+        """Tokens of the answer, if it is played to its end."""
+        return sum(step.tokens for step in self.steps)
 
 
 class Planner:
@@ -93,31 +77,40 @@ class Planner:
         #: Attempts seen per identical request, so that a retry draws new latencies.
         self._attempts: Counter[str] = Counter()
         self._answers = 0
+        self._cache = PrefixCache(automatic=script.prefix_cache)
 
-    def plan(self, request: ChatRequest) -> Plan:
-        """The answer to a request. Raises ConfigError when a prompt carries a broken directive."""
+    def plan(self, wire: Wire, request: ChatRequest) -> Plan:
+        """The answer to a `request`, in the words of its `wire`.
+
+        Raises ConfigError when a prompt carries a broken directive.
+        """
         behaviour = self._behaviour(request).at(request.round_index)
         rng = self._rng(request)
         self._answers += 1
-        answer_id = f"chatcmpl-sim{self._answers}"
         fault = self._fault(behaviour.fault, request)
         plan = Plan(hold=behaviour.hold, fault=fault.kind if fault else None, tag=behaviour.tag)
         if fault is not None and fault.kind in ("status", "html"):
-            _refuse(plan, fault)
+            _refuse(plan, wire, fault)
             return plan
         if fault is not None and fault.kind == "hang":
             plan.hold_s = math.inf if fault.seconds is None else fault.seconds
         answer = self._answer(behaviour, request, rng)
         plan.finish_reason = answer.finish_reason
         plan.tool_calls = tuple(name for name, _ in answer.calls)
-        plan.reported_usage = _usage(behaviour, request, answer)
+        plan.cached_tokens, plan.cache_write_tokens = self._cache.use(request)
+        plan.reported_usage = _usage(behaviour, request, answer, plan)
         timing = _Timing(behaviour, rng, exact=fault is not None)
+        stream = wire.stream(answer, request, plan.reported_usage, behaviour.quirks)
         if request.stream:
-            _stream(plan, behaviour, request, answer, timing, answer_id)
+            _stream(plan, behaviour, answer, timing, stream)
+            if not request.include_usage and "usage_every_chunk" not in behaviour.quirks:
+                plan.reported_usage = None
         else:
-            _whole(plan, request, answer, timing, answer_id)
+            tokens = answer.completion_tokens
+            body = wire.whole(answer, request, plan.reported_usage)
+            plan.steps = [WriteStep(timing.first_s + timing.for_tokens(tokens), body, tokens)]
         if fault is not None:
-            _break(plan, fault, request)
+            _break(plan, fault, stream)
         return plan
 
     def _behaviour(self, request: ChatRequest) -> Behaviour:
@@ -148,7 +141,7 @@ class Planner:
         self._faults[request.digest] += 1
         return fault
 
-    def _answer(self, behaviour: Behaviour, request: ChatRequest, rng: random.Random) -> _Answer:
+    def _answer(self, behaviour: Behaviour, request: ChatRequest, rng: random.Random) -> PlannedAnswer:
         tool = behaviour.tool
         if tool is None and behaviour.text is None and behaviour.answer_tokens is None:
             tool = unscripted_tool(request)
@@ -158,7 +151,7 @@ class Planner:
             and (tool.rounds == "endless" or request.round_index < tool.rounds)
         ):
             calls = calls_for(tool, request)
-            return _cut(pieces(tool.text or ""), calls, "tool_calls", behaviour, request)
+            return self._cut(pieces(tool.text or ""), calls, "tool_calls", behaviour, request)
         if behaviour.look_for:
             results = request.tool_results
             text = f"Found: {', '.join(word for word in behaviour.look_for if word in results) or 'nothing'}."
@@ -168,7 +161,33 @@ class Planner:
             text = filler(round(_draw(behaviour.answer_tokens, rng)))
         else:
             text = default_answer(request)
-        return _cut(pieces(text), [], "stop", behaviour, request)
+        return self._cut(pieces(text), [], "stop", behaviour, request)
+
+    def _cut(
+        self,
+        tokens: tuple[bytes, ...],
+        calls: list[tuple[str, str]],
+        finish: str,
+        behaviour: Behaviour,
+        request: ChatRequest,
+    ) -> PlannedAnswer:
+        """Applies the request's limit as a provider does: the text first, then the last call's arguments that fit."""
+        room = request.max_tokens if request.max_tokens is not None else 1 << 30
+        number, cut = self._answers, behaviour.finish_reason or "length"
+        if len(tokens) > room:
+            return PlannedAnswer(number, tokens[:room], (), cut)
+        room -= len(tokens)
+        kept: list[tuple[str, str]] = []
+        for name, arguments in calls:
+            cost = completion_tokens("", [(name, arguments)])
+            if cost > room:
+                left = room - CALL_FRAME_TOKENS - count(name)
+                if left > 0:
+                    kept.append((name, b"".join(pieces(arguments)[:left]).decode("utf-8", "ignore")))
+                return PlannedAnswer(number, tokens, tuple(kept), cut)
+            room -= cost
+            kept.append((name, arguments))
+        return PlannedAnswer(number, tokens, tuple(kept), behaviour.finish_reason or finish)
 
 
 class _Timing:
@@ -231,97 +250,37 @@ def _typical(distribution: Distribution) -> float:
             return distribution.p50
 
 
-def _cut(
-    tokens: tuple[bytes, ...], calls: list[tuple[str, str]], finish: str, behaviour: Behaviour, request: ChatRequest
-) -> _Answer:
-    """Applies `max_tokens` as a provider does: the text first, then the arguments of the last call that fits."""
-    room = request.max_tokens if request.max_tokens is not None else 1 << 30
-    if len(tokens) > room:
-        return _Answer(tokens[:room], (), behaviour.finish_reason or "length")
-    room -= len(tokens)
-    kept: list[tuple[str, str]] = []
-    for name, arguments in calls:
-        cost = completion_tokens("", [(name, arguments)])
-        if cost > room:
-            left = room - CALL_FRAME_TOKENS - count(name)
-            if left > 0:
-                kept.append((name, b"".join(pieces(arguments)[:left]).decode("utf-8", "ignore")))
-            return _Answer(tokens, tuple(kept), behaviour.finish_reason or "length")
-        room -= cost
-        kept.append((name, arguments))
-    return _Answer(tokens, tuple(kept), behaviour.finish_reason or finish)
-
-
-def _usage(behaviour: Behaviour, request: ChatRequest, answer: _Answer) -> dict[str, Any] | None:
+def _usage(behaviour: Behaviour, request: ChatRequest, answer: PlannedAnswer, plan: Plan) -> ReportedUsage | None:
     told = behaviour.usage
     if not told.report:
         return None
     prompt = round(request.prompt_tokens * told.factor) if told.prompt_tokens is None else told.prompt_tokens
     produced = answer.completion_tokens + told.reasoning_tokens
     completion = round(produced * told.factor) if told.completion_tokens is None else told.completion_tokens
-    usage: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-    if told.cached_tokens:
-        usage["prompt_tokens_details"] = {"cached_tokens": told.cached_tokens}
-    if told.reasoning_tokens:
-        usage["completion_tokens_details"] = {"reasoning_tokens": told.reasoning_tokens}
-    return usage
+    cached = plan.cached_tokens if told.cached_tokens is None else told.cached_tokens
+    written = plan.cache_write_tokens if told.cache_write_tokens is None else told.cache_write_tokens
+    cached = min(cached, prompt)
+    return ReportedUsage(prompt, completion, cached, min(written, prompt - cached), told.reasoning_tokens)
 
 
-def _whole(plan: Plan, request: ChatRequest, answer: _Answer, timing: _Timing, answer_id: str) -> None:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": answer.text if answer.tokens or not answer.calls else None,
-    }
-    if answer.calls:
-        message["tool_calls"] = [_call(answer_id, i, name, args) for i, (name, args) in enumerate(answer.calls)]
-    body = completion_body(answer_id, request.model, message, answer.finish_reason, plan.reported_usage)
-    tokens = answer.completion_tokens
-    plan.steps = [WriteStep(timing.first_s + timing.for_tokens(tokens), body, tokens)]
-
-
-def _stream(
-    plan: Plan, behaviour: Behaviour, request: ChatRequest, answer: _Answer, timing: _Timing, answer_id: str
-) -> None:
+def _stream(plan: Plan, behaviour: Behaviour, answer: PlannedAnswer, timing: _Timing, stream: EventStream) -> None:
     plan.content_type = "text/event-stream; charset=utf-8"
     plan.chunked = True
-    quirks = behaviour.quirks
-    stream = Stream(answer_id, request.model, crlf="crlf" in quirks)
+    commented = "comments" in behaviour.quirks
     steps = plan.steps
-    every = plan.reported_usage if "usage_every_chunk" in quirks else None
-    first = [stream.comment()] if "comments" in quirks else []
-    if "no_role" not in quirks:
-        opening = {"role": "assistant"} if "role_only" in quirks else {"role": "assistant", "content": ""}
-        first.append(stream.delta(opening))
-    delay = timing.first_s
-    steps.append(WriteStep(delay, b"".join(first)))
+    comment = stream.comment() if commented else b""
+    steps.append(WriteStep(timing.first_s, comment + stream.opening()))
     for index, (text, tokens) in enumerate(text_chunks(answer.tokens, timing.chunk_tokens())):
         delay = timing.for_tokens(tokens) if index else 0.0
-        steps.append(WriteStep(delay, stream.text(text, every), tokens))
-        if "comments" in quirks:
-            steps.append(WriteStep(0.0, stream.comment()))
+        steps.append(WriteStep(delay, stream.text(text), tokens))
+        if commented:
+            steps.append(WriteStep(0.0, comment))
     for index, (name, arguments) in enumerate(answer.calls):
         cost = completion_tokens("", [(name, arguments)])
-        opening_call = {"index": index, **_call(answer_id, index, name, "")}
-        rest = {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
-        data = stream.delta({"tool_calls": [opening_call]}) + stream.delta(rest)
-        steps.append(WriteStep(timing.for_tokens(cost), data, cost))
-    last = [stream.delta({}, answer.finish_reason, every)]
-    if plan.reported_usage is not None and request.include_usage:
-        last.append(stream.usage(plan.reported_usage))
-    else:
-        plan.reported_usage = every
-    steps.append(WriteStep(0.0, b"".join([*last, stream.done()])))
-    if "split_utf8" in quirks:
+        steps.append(WriteStep(timing.for_tokens(cost), stream.call(index, name, arguments), cost))
+    steps.append(WriteStep(0.0, stream.ending()))
+    if "split_utf8" in behaviour.quirks:
         plan.steps = [part for step in steps for part in _split(step)]
-
-
-def _call(answer_id: str, index: int, name: str, arguments: str) -> dict[str, Any]:
-    call_id = f"call_{answer_id.removeprefix('chatcmpl-')}_{index}"
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _split(step: WriteStep) -> list[WriteStep]:
@@ -330,21 +289,20 @@ def _split(step: WriteStep) -> list[WriteStep]:
     return [WriteStep(step.delay_s, step.data[:cut]), WriteStep(0.003, step.data[cut:], step.tokens)]
 
 
-def _refuse(plan: Plan, fault: Fault) -> None:
+def _refuse(plan: Plan, wire: Wire, fault: Fault) -> None:
     plan.billed = False
     if fault.kind == "html":
         plan.content_type = "text/html; charset=utf-8"
         plan.steps = [WriteStep(0.0, HTML_PAGE)]
         return
-    kind, code = _ERRORS.get(fault.status, ("server_error", None))
     message = f"The simulated model answers {fault.status}, as scripted."
     plan.status = fault.status
-    plan.steps = [WriteStep(0.0, error_body(message, kind, fault.code or code))]
+    plan.steps = [WriteStep(0.0, wire.error(fault.status, message, code=fault.code))]
     if fault.retry_after is not None:
         plan.extra_headers = (("Retry-After", f"{fault.retry_after:g}"),)
 
 
-def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
+def _break(plan: Plan, fault: Fault, stream: EventStream) -> None:
     """Turns a good answer into the broken one."""
     if fault.kind in ("hang", "status", "html"):
         return
@@ -360,7 +318,6 @@ def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
             late = steps[at]
             steps[at] = WriteStep(late.delay_s + fault.seconds, late.data, late.tokens)
         return
-    stream = Stream("chatcmpl-sim", request.model)
     whole = steps[0] if not plan.chunked else None
     del steps[at:]
     if whole is not None:
@@ -374,10 +331,9 @@ def _break(plan: Plan, fault: Fault, request: ChatRequest) -> None:
             if fault.after == 0:
                 plan.steps = []
         case "malformed":
-            steps.append(WriteStep(0.0, stream.raw('{"id": "chatcmpl-sim", "choices": [{"delta": {"con')))
+            steps.append(WriteStep(0.0, stream.malformed()))
         case "error_event":
-            error = error_body("The simulated model fails in mid-stream, as scripted.", "server_error", "server_error")
-            steps.append(WriteStep(0.0, stream.raw(error.decode())))
+            steps.append(WriteStep(0.0, stream.failure("The simulated model fails in mid-stream, as scripted.")))
     plan.reported_usage = None
     plan.finish_reason = None
 
@@ -392,7 +348,7 @@ def _index_after(steps: list[WriteStep], tokens: int) -> int:
     return max(0, len(steps) - 1)
 
 
-def broken_directive(error: ConfigError) -> Plan:
+def broken_directive(wire: Wire, error: ConfigError) -> Plan:
     """The 400 that a misspelt directive gets."""
-    body = error_body(error.message, "invalid_request_error", "invalid_directive")
+    body = wire.error(400, error.message, code="invalid_directive")
     return Plan(status=400, steps=[WriteStep(0.0, body)], billed=False, fault="invalid_directive")

@@ -44,7 +44,7 @@ class Exchange:
         """The head, for writing together with the first data. `length` None: chunked."""
         self._started = True
         self._chunked = length is None
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-type: {content_type}"]
+        lines = [f"HTTP/1.1 {status} {_phrase(status)}", f"content-type: {content_type}"]
         lines.append("transfer-encoding: chunked" if length is None else f"content-length: {length}")
         lines.extend(f"{name}: {value}" for name, value in headers)
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -71,6 +71,14 @@ class Exchange:
         """Resets the connection."""
         self.ended = True
         self._protocol.transport.abort()
+
+
+def _phrase(status: int) -> str:
+    """The status in words; Cloudflare's and Anthropic's own (520, 529) are in no list."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
 
 
 class HttpProtocol(asyncio.Protocol):

@@ -8,16 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal
 
 from agentao_gov.errors import BadRequestError
 from agentao_gov.simulator.script import ToolPlan
 from agentao_gov.simulator.tokens import pieces, prompt_tokens, text_of
 
-__all__ = ["ChatRequest", "calls_for", "default_answer", "filler", "read_request", "unscripted_tool"]
+__all__ = [
+    "ChatRequest",
+    "WireName",
+    "calls_for",
+    "chat_request",
+    "default_answer",
+    "filler",
+    "positive_limit",
+    "unscripted_tool",
+]
 
+WireName = Literal["completions", "responses", "messages"]
 
 # agentao puts reminders (date and time, hook output) into user messages; they are not the user's words.
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
@@ -26,17 +37,21 @@ _SUMMARY_SYSTEM = "You are a conversation summarization assistant"
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One parsed request to `/v1/chat/completions`."""
+    """One parsed request. Messages and tools are in the words of Chat Completions."""
 
+    wire: WireName
     model: str
     api_key: str
     user: str | None
     stream: bool
+    #: Whether a stream is to report usage, which only Chat Completions must be asked for.
     include_usage: bool
     #: Completion tokens at most; None: no limit.
     max_tokens: int | None
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]]
+    #: Whether the request offers tools that may be called.
+    may_call_tools: bool
     #: The last thing the user said, without the runtime's reminders.
     question: str
     #: Rounds of tool calls since the question.
@@ -46,12 +61,9 @@ class ChatRequest:
     #: Hash of the messages: the same for a retry of the same call.
     digest: str
     prompt_tokens: int
+    #: After how many messages the client marked a breakpoint of the prompt cache.
+    breakpoints: tuple[int, ...] = ()
     headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def may_call_tools(self) -> bool:
-        """Whether the request offers tools at all."""
-        return bool(self.tools)
 
     @property
     def tool_results(self) -> str:
@@ -68,46 +80,54 @@ class ChatRequest:
         return None
 
 
-def read_request(body: bytes, headers: dict[str, str]) -> ChatRequest:
-    """Parses a body. Raises BadRequestError where a real provider would answer 400."""
-    try:
-        data = json.loads(body)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"The body is not JSON: {error}") from error
-    messages = data.get("messages") if isinstance(data, dict) else None
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise BadRequestError("`messages` must be a non-empty list of objects.", param="messages")
-    if not isinstance(data.get("model"), str):
-        raise BadRequestError("`model` must be a string.", param="model")
-    tools = data.get("tools") or []
-    if not isinstance(tools, list) or data.get("tool_choice") == "none":
-        tools = []
+def chat_request(
+    wire: WireName,
+    data: Mapping[str, Any],
+    headers: Mapping[str, str],
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    *,
+    may_call_tools: bool,
+    max_tokens: int | None,
+    include_usage: bool = True,
+    breakpoints: Sequence[int] = (),
+) -> ChatRequest:
+    """Builds a request from what a wire read off a body, `data`, and its `headers`.
+
+    `tools` that may not be called are still part of the prompt.
+    """
     index, question = _question(messages)
-    options = data.get("stream_options") or {}
+    key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+    metadata = data.get("metadata")
+    user = data.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else None)
     return ChatRequest(
+        wire=wire,
         model=data["model"],
-        api_key=headers.get("authorization", "").removeprefix("Bearer ").strip(),
-        user=data["user"] if isinstance(data.get("user"), str) else None,
+        api_key=key,
+        user=user if isinstance(user, str) else None,
         stream=bool(data.get("stream")),
-        include_usage=bool(options.get("include_usage")),
-        max_tokens=_max_tokens(data),
+        include_usage=include_usage,
+        max_tokens=max_tokens,
         messages=messages,
         tools=tools,
+        may_call_tools=may_call_tools and bool(tools),
         question=question,
         round_index=sum(1 for m in messages[index + 1 :] if m.get("role") == "assistant" and m.get("tool_calls")),
         is_summary=_is_summary(messages),
         digest=_digest(messages),
         prompt_tokens=prompt_tokens(messages, tools),
-        headers={k: v for k, v in headers.items() if k.startswith("x-")},
+        breakpoints=tuple(breakpoints),
+        headers={k: v for k, v in headers.items() if k.startswith("x-") and k != "x-api-key"},
     )
 
 
-def _max_tokens(data: dict[str, Any]) -> int | None:
-    value = data.get("max_completion_tokens") or data.get("max_tokens")
+def positive_limit(data: Mapping[str, Any], name: str) -> int | None:
+    """A limit on the output, in tokens; None where there is none. Raises BadRequestError for what is no limit."""
+    value = data.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or value < 1:
-        raise BadRequestError("`max_tokens` must be a positive integer.", param="max_tokens")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadRequestError(f"`{name}` must be a positive integer.", param=name)
     return value
 
 

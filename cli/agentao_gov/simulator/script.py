@@ -31,6 +31,7 @@ __all__ = [
     "Script",
     "ToolPlan",
     "UsagePlan",
+    "load_limits",
     "load_script",
     "read_directive",
 ]
@@ -156,7 +157,9 @@ class UsagePlan(_Strict):
     factor: Annotated[float, Field(ge=0)] = 1.0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    cached_tokens: int = 0
+    #: None: as the prompt cache counts.
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
     reasoning_tokens: int = 0
 
     @model_validator(mode="before")
@@ -175,6 +178,7 @@ class UsagePlan(_Strict):
         return data
 
 
+#: `role_only`, `no_role` and `usage_every_chunk` are ways of Chat Completions alone.
 Quirk = Literal["crlf", "comments", "role_only", "split_utf8", "usage_every_chunk", "no_role"]
 
 
@@ -232,12 +236,19 @@ class Rule(_Strict):
 
 
 class ProviderCapacity(_Strict):
-    """What the simulated provider can serve: `concurrency` requests at once, the rest queue or get 429."""
+    """What the simulated provider can serve: `concurrency` requests at once, the rest queue or get 429.
+
+    More than its limits a minute get 429 with each API's headers that say where the limits stand.
+    """
 
     concurrency: Annotated[int, Field(ge=1)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    #: Prompt and completion together.
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     overflow: Literal["queue", "429"] = "queue"
     #: With `queue`: waiting requests beyond this get 429.
     queue_limit: Annotated[int, Field(ge=0)] = 10_000
+    #: What a refusal for `concurrency` asks for; one by the minute knows how long it takes.
     retry_after: Seconds = 1.0
 
 
@@ -248,6 +259,8 @@ class Script(_Strict):
     rules: tuple[Rule, ...] = ()
     default: Behaviour = Behaviour()
     capacity: ProviderCapacity = ProviderCapacity()
+    #: The wires of OpenAI cache prompts without being asked, too. Anthropic's does where a request marks it, always.
+    prefix_cache: bool = False
     #: Directives in prompts are obeyed. A load test turns them off where prompts are not its own.
     directives: bool = True
     #: Names that `/v1/models` lists; any name is served.
@@ -278,6 +291,30 @@ def load_script(source: Script | Behaviour | dict[str, Any] | str | Path | None)
         raise ConfigError(
             f"{where}: {_first(error)}", hint="The fields are described in agentao_gov.simulator.script."
         ) from error
+
+
+class _Limits(_Strict):
+    """`--limits FILE`: what somebody writes down of their provider."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+
+
+def load_limits(source: dict[str, Any] | str | Path) -> ProviderCapacity:
+    """Reads a provider's limits from a mapping or a `.toml` or `.json` file; what is beyond them gets 429.
+
+    The keys: `requests_per_minute`, `tokens_per_minute`, `concurrency`. Raises ConfigError with the file and what is
+    wrong.
+    """
+    where = "the limits" if isinstance(source, dict) else str(source)
+    values = source if isinstance(source, dict) else _read(Path(source))
+    try:
+        limits = _Limits.model_validate(values)
+    except ValidationError as error:
+        hint = "The keys are requests_per_minute, tokens_per_minute and concurrency; each is a number from 1."
+        raise ConfigError(f"{where}: {_first(error)}", hint=hint) from error
+    return ProviderCapacity(**limits.model_dump(), overflow="429")
 
 
 def read_directive(text: str) -> Behaviour | None:

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from agentao_gov.errors import BadRequestError, ConfigError
-from agentao_gov.simulator.openai_bytes import error_body
-from agentao_gov.simulator.plan import Plan, Planner, broken_directive
+from agentao_gov.simulator.plan import Plan, Planner, WriteStep, broken_directive
 from agentao_gov.simulator.playback import Gate, Playback
 from agentao_gov.simulator.protocol import Exchange, HttpProtocol
-from agentao_gov.simulator.request import ChatRequest, read_request
-from agentao_gov.simulator.script import ProviderCapacity, Script, load_script
+from agentao_gov.simulator.rate_limits import RateLimits
+from agentao_gov.simulator.request import ChatRequest
+from agentao_gov.simulator.script import Script, load_script
 from agentao_gov.simulator.truth import GroundTruth
+from agentao_gov.simulator.wire import Wire, error_body
+from agentao_gov.simulator.wire_completions import CompletionsWire
+from agentao_gov.simulator.wire_messages import MessagesWire
+from agentao_gov.simulator.wire_responses import ResponsesWire
 
 __all__ = ["SimulatorServer"]
 
 #: What `/sim/wait` can wait for, each "at least".
 _AWAITABLE = ("calls", "answered", "refused", "client_gone", "in_flight", "queued", "held")
+
+
+_WIRES: dict[str, Wire] = {
+    "/v1/chat/completions": CompletionsWire(),
+    "/v1/responses": ResponsesWire(),
+    "/v1/messages": MessagesWire(),
+}
 
 
 class SimulatorServer:
@@ -54,51 +66,72 @@ class SimulatorServer:
     def handle(self, exchange: Exchange) -> None:
         """Answers one request, now or over time."""
         url = urlsplit(exchange.target)
-        if url.path == "/v1/chat/completions" and exchange.method == "POST":
-            self._chat(exchange)
+        wire = _WIRES.get(url.path)
+        if wire is not None and exchange.method == "POST":
+            self._chat(exchange, wire)
             return
         route = self._routes.get((exchange.method, url.path))
         if route is None:
-            exchange.reply(
-                404, error_body(f"There is no {exchange.method} {url.path}.", "invalid_request_error", "not_found")
-            )
+            exchange.reply(404, error_body(404, f"There is no {exchange.method} {url.path}.", code="not_found"))
             return
         try:
             route(exchange, dict(parse_qsl(url.query)))
         except ConfigError as error:
-            exchange.reply(400, error_body(error.message, "invalid_request_error", error.code))
+            exchange.reply(400, error_body(400, error.message, code=error.code))
 
     def _adopt(self, script: Script) -> None:
         self._script = script
         self._planner = Planner(script)
         limits = script.capacity
         self._gate = Gate(limits.concurrency, limits.queue_limit if limits.overflow == "queue" else 0)
+        self._rates = RateLimits(limits, time.monotonic)
 
-    def _chat(self, exchange: Exchange) -> None:
+    def _chat(self, exchange: Exchange, wire: Wire) -> None:
         try:
-            request = read_request(exchange.body, exchange.headers)
+            request = wire.read(exchange.body, exchange.headers)
         except BadRequestError as error:
-            exchange.reply(400, error_body(error.message, error.http_type, None, error.param))
+            exchange.reply(400, wire.error(400, error.message, param=error.param))
             return
         try:
-            plan = self._planner.plan(request)
+            plan = self._planner.plan(wire, request)
         except ConfigError as error:
-            plan = broken_directive(error)
-        self._serve(exchange, request, plan)
+            plan = broken_directive(wire, error)
+        self._serve(exchange, wire, request, plan)
 
-    def _serve(self, exchange: Exchange, request: ChatRequest, plan: Plan) -> None:
+    def _serve(self, exchange: Exchange, wire: Wire, request: ChatRequest, plan: Plan) -> None:
         record = self.truth.begin(request, plan, time.time())
         playback = Playback(exchange, plan, record, self.truth, self._gate)
         playback.on_over = self._over
         playback.on_admitted = self._admitted
         self._playing.add(playback)
-        if not self._gate.enter(playback):
-            refusal = _over_capacity(self._script.capacity)
-            self.truth.refuse(record, 429)
-            playback.plan = refusal
-            playback.play()
+        wait_s = self._rates.admit(request.prompt_tokens + plan.completion_tokens) if plan.billed else 0.0
+        stands = wire.rate_headers(self._rates.stands())
+        plan.extra_headers += stands
+        if wait_s > 0:
+            self._refuse(playback, wire, "rate_limit", wait_s, stands)
+        elif not self._gate.enter(playback):
+            self._refuse(playback, wire, "capacity", self._script.capacity.retry_after, stands)
         elif not playback.has_place:
             self._changed()
+
+    def _refuse(
+        self, playback: Playback, wire: Wire, fault: str, retry_after_s: float, stands: tuple[tuple[str, str], ...]
+    ) -> None:
+        """Answers 429, which nobody is billed for."""
+        message = "This request would exceed the simulated provider's rate limit."
+        if fault == "capacity":
+            message = "The simulated provider is at its capacity."
+        # A header of whole seconds must not call a client back before its time.
+        after = f"{retry_after_s:g}" if fault == "capacity" else str(math.ceil(retry_after_s))
+        self.truth.refuse(playback.record, 429)
+        playback.plan = Plan(
+            status=429,
+            extra_headers=(("Retry-After", after), *stands),
+            steps=[WriteStep(0.0, wire.error(429, message))],
+            billed=False,
+            fault=fault,
+        )
+        playback.play()
 
     def _admitted(self, playback: Playback) -> None:
         name = playback.plan.hold
@@ -207,11 +240,3 @@ def _json(body: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError("The body must be a JSON object.")
     return data
-
-
-def _over_capacity(capacity: ProviderCapacity) -> Plan:
-    from agentao_gov.simulator.plan import WriteStep
-
-    body = error_body("The simulated provider is at its capacity.", "rate_limit_error", "rate_limit_exceeded")
-    headers = (("Retry-After", f"{capacity.retry_after:g}"),)
-    return Plan(status=429, extra_headers=headers, steps=[WriteStep(0.0, body)], billed=False, fault="capacity")

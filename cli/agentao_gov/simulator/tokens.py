@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["completion_tokens", "count", "pieces", "prompt_tokens", "text_of", "warm"]
+__all__ = ["completion_tokens", "count", "message_tokens", "pieces", "prompt_tokens", "text_of", "tools_tokens", "warm"]
 
 PROMPT_FRAME_TOKENS = 3
 MESSAGE_FRAME_TOKENS = 4
@@ -60,10 +60,12 @@ def text_of(content: Any) -> str:
 
 def prompt_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> int:
     """What a request's prompt costs."""
-    total = PROMPT_FRAME_TOKENS + sum(_message_tokens(message) for message in messages)
-    if tools:
-        total += count(json.dumps(tools, separators=(",", ":"), ensure_ascii=False))
-    return total
+    return PROMPT_FRAME_TOKENS + tools_tokens(tools) + sum(map(message_tokens, messages))
+
+
+def tools_tokens(tools: Sequence[Mapping[str, Any]] | None) -> int:
+    """What the offered tools cost."""
+    return count(json.dumps(tools, separators=(",", ":"), ensure_ascii=False)) if tools else 0
 
 
 def completion_tokens(text: str, calls: Sequence[tuple[str, str]] = ()) -> int:
@@ -75,7 +77,8 @@ def _is_text(part: Mapping[str, Any]) -> bool:
     return isinstance(part.get("text"), str)
 
 
-def _message_tokens(message: Mapping[str, Any]) -> int:
+def message_tokens(message: Mapping[str, Any]) -> int:
+    """What one message of a prompt costs."""
     content = message.get("content")
     total = MESSAGE_FRAME_TOKENS + count(text_of(content))
     if isinstance(content, list):

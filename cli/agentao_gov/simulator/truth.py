@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from agentao_gov.simulator.plan import Plan
-from agentao_gov.simulator.request import ChatRequest
+from agentao_gov.simulator.request import ChatRequest, WireName
 
 __all__ = ["CallTally", "GroundTruth", "RequestRecord", "Truth", "key_id"]
 
@@ -42,6 +42,9 @@ class CallTally:
     #: Tokens that were written to the client, also of answers cut short.
     completion_tokens: int = 0
     reported_tokens: int = 0
+    #: Parts of `prompt_tokens`.
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -56,6 +59,7 @@ class RequestRecord:
     number: int
     model: str
     api_key: str
+    wire: WireName = "completions"
     user: str | None = None
     session: str | None = None
     tag: str | None = None
@@ -75,6 +79,9 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reported_tokens: int | None = None
+    #: Parts of the prompt that were read from the prompt cache, and written to it.
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
     started_at: float = 0.0
     first_byte_at: float | None = None
     ended_at: float | None = None
@@ -118,6 +125,7 @@ class GroundTruth:
             number=self.total.calls + 1,
             model=request.model,
             api_key=key_id(request.api_key),
+            wire=request.wire,
             user=request.user,
             session=request.headers.get("x-gov-session") or request.headers.get("x-session-id"),
             tag=plan.tag,
@@ -134,6 +142,8 @@ class GroundTruth:
             fault=plan.fault,
             tool_calls=plan.tool_calls,
             prompt_tokens=request.prompt_tokens if plan.billed else 0,
+            cached_tokens=plan.cached_tokens,
+            cache_write_tokens=plan.cache_write_tokens,
             started_at=now,
         )
         self._records.append(record)
@@ -142,6 +152,8 @@ class GroundTruth:
             tally.in_flight += 1
             tally.peak_in_flight = max(tally.peak_in_flight, tally.in_flight)
             tally.prompt_tokens += record.prompt_tokens
+            tally.cached_tokens += record.cached_tokens
+            tally.cache_write_tokens += record.cache_write_tokens
         self._on_change()
         return record
 
@@ -149,7 +161,10 @@ class GroundTruth:
         """The capacity gate turned an accepted request away: nothing is billed."""
         for tally in self._tallies(record):
             tally.prompt_tokens -= record.prompt_tokens
+            tally.cached_tokens -= record.cached_tokens
+            tally.cache_write_tokens -= record.cache_write_tokens
         record.status, record.prompt_tokens = status, 0
+        record.cached_tokens = record.cache_write_tokens = 0
         record.tool_calls = ()
 
     def end(self, record: RequestRecord, now: float, *, plan: Plan, gone: bool) -> None:
@@ -160,7 +175,7 @@ class GroundTruth:
         if complete:
             record.finish_reason = plan.finish_reason
             if plan.reported_usage is not None:
-                record.reported_tokens = plan.reported_usage["total_tokens"]
+                record.reported_tokens = plan.reported_usage.total_tokens
         for tally in self._tallies(record):
             tally.in_flight -= 1
             tally.completion_tokens += record.completion_tokens
