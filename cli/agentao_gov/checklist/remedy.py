@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-__all__ = ["Remedy", "apply", "render"]
+__all__ = ["Remedy", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,6 @@ def render(remedies: Iterable[Remedy]) -> str | None:
         body = tomli_w.dumps(table).strip()
         parts.append("\n".join([*lines, body] if body else lines))
     return "\n\n".join(parts) or None
-
-
-def apply(data: dict[str, Any], remedies: Iterable[Remedy], *, file: str = "deployment") -> dict[str, Any]:
-    """Puts those of the remedies that are for `file` into its parsed `data`; changes and returns it."""
-    for remedy in remedies:
-        if remedy.file == file:
-            for key, value in remedy.settings:
-                _put(data, key, value)
-    return data
 
 
 def _title(file: str) -> str:

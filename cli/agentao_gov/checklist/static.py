@@ -272,26 +272,14 @@ def _shutdown(facts: Facts) -> Iterator[Check]:
         Remedy((("server.shutdown_budget", "25s"),), "or raise terminationGracePeriodSeconds above it"),
         bad="warn",
     )
-    yield _check(
-        ladder.drain_s > 0,
-        "turns in flight get time to finish",
-        f"drain = {format_duration(ladder.drain_s)}",
-        Remedy((("shutdown.drain", "12s"),)),
+    rungs: tuple[tuple[str, float, str, str, Status], ...] = (
+        ("drain", ladder.drain_s, "turns in flight get time to finish", "12s", "fail"),
+        ("cancel", ladder.cancel_s, "cancelled turns get time to end", "4s", "warn"),
+        ("close", ladder.close_s, "MCP servers get time to close", "6s", "warn"),
     )
-    yield _check(
-        ladder.cancel_s > 0,
-        "cancelled turns get time to end",
-        f"cancel = {format_duration(ladder.cancel_s)}",
-        Remedy((("shutdown.cancel", "4s"),)),
-        bad="warn",
-    )
-    yield _check(
-        ladder.close_s > 0,
-        "MCP servers get time to close",
-        f"close = {format_duration(ladder.close_s)}",
-        Remedy((("shutdown.close", "6s"),)),
-        bad="warn",
-    )
+    for name, seconds, expected, suggested, bad in rungs:
+        remedy = Remedy(((f"shutdown.{name}", suggested),))
+        yield _check(seconds > 0, expected, f"{name} = {format_duration(seconds)}", remedy, bad=bad)
 
 
 def _monitoring(facts: Facts) -> Iterator[Check]:

@@ -30,7 +30,6 @@ __all__ = [
     "show_ms",
     "show_value",
     "tables",
-    "threshold_case",
     "write_reports",
 ]
 
@@ -221,7 +220,7 @@ def _probe_row(probe: Mapping[str, Any]) -> tuple[str, ...]:
 
 def gate_report(report: LoadTestReport) -> GateReport:
     """The report as cases: thresholds, the generator's honesty, the books, what else was asked for."""
-    cases = [threshold_case(part) for part in report.thresholds]
+    cases = [_threshold_case(part) for part in report.thresholds]
     cases += [_books_case(report), _generator_case(report)]
     cases += _checklist_cases(report) + _baseline_cases(report) + _fault_cases(report)
     if report.plan["shape"] == "capacity":
@@ -256,7 +255,7 @@ def headline(report: LoadTestReport) -> str:
     return f"{report.conclusion}: {'; '.join(report.reasons[:2]) or turns}"
 
 
-def threshold_case(part: ThresholdPart) -> GateCase:
+def _threshold_case(part: ThresholdPart) -> GateCase:
     """One threshold."""
     return GateCase(
         id=part.expression,

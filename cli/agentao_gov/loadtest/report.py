@@ -47,29 +47,20 @@ from agentao_gov.loadtest.verdict import RunEnding, judge
 __all__ = [
     "Findings",
     "assemble",
-    "capacity_end",
-    "capacity_part",
     "capacity_plan",
     "cost_of",
     "environment",
-    "groups_part",
     "imbalances",
-    "latency_part",
     "plan_part",
-    "rounded",
-    "server_part",
-    "server_rows",
-    "tokens_part",
-    "turns_part",
 ]
 
 
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
 
 
-def turns_part(figures: Figures) -> TurnsPart:
+def _turns_part(figures: Figures) -> TurnsPart:
     """The report's `turns`: how many ended in which way, and the rates."""
-    rates = {name: rounded(value, 6) for name, value in figures.rates.items()}
+    rates = {name: _rounded(value, 6) for name, value in figures.rates.items()}
     return TurnsPart(
         **figures.tally.to_dict(),
         rate_per_s=rates["turns_per_s"],
@@ -79,20 +70,20 @@ def turns_part(figures: Figures) -> TurnsPart:
     )
 
 
-def latency_part(figures: Figures) -> dict[str, Percentiles]:
+def _latency_part(figures: Figures) -> dict[str, Percentiles]:
     """The report's `latency_ms`, by series."""
     return {name: Percentiles.model_validate(figures.histograms[name].summary_ms()) for name in _SHOWN}
 
 
-def tokens_part(figures: Figures, options: LoadOptions) -> dict[str, float | int | None]:
+def _tokens_part(figures: Figures, options: LoadOptions) -> dict[str, float | int | None]:
     """The report's `tokens`, with the cost where `options` state a price."""
     return {
         "prompt": figures.prompt_tokens,
         "completion": figures.completion_tokens,
         "total": figures.tokens,
-        "per_s": rounded(figures.rates["tokens_per_s"]),
+        "per_s": _rounded(figures.rates["tokens_per_s"]),
         "llm_calls": figures.llm_calls,
-        "cost": rounded(cost_of(figures, options), 6),
+        "cost": _rounded(cost_of(figures, options), 6),
     }
 
 
@@ -103,24 +94,24 @@ def cost_of(figures: Figures, options: LoadOptions) -> float | None:
     return (figures.prompt_tokens * options.price[0] + figures.completion_tokens * options.price[1]) / 1e6
 
 
-def groups_part(
+def _groups_part(
     samples: Sequence[TurnSample], duration_s: float, thresholds: Sequence[Threshold], options: LoadOptions, key: str
 ) -> dict[str, GroupPart]:
     groups = {}
     for name, inside in grouped(samples, lambda sample: str(getattr(sample, key))).items():
         figures = measure(inside, duration_s, thresholds)
         groups[name] = GroupPart(
-            turns=turns_part(figures), latency_ms=latency_part(figures), tokens=tokens_part(figures, options)
+            turns=_turns_part(figures), latency_ms=_latency_part(figures), tokens=_tokens_part(figures, options)
         )
     return groups
 
 
-def rounded(value: float | None, digits: int = 3) -> float | None:
+def _rounded(value: float | None, digits: int = 3) -> float | None:
     """The value with so many digits after the point; None stays None."""
     return None if value is None else round(value, digits)
 
 
-def capacity_end(execution: Execution | None) -> dict[str, str | None]:
+def _capacity_end(execution: Execution | None) -> dict[str, str | None]:
     """Why a search found no capacity, as fields of `Ending`; empty where it found one, or none was searched."""
     result = execution.capacity if execution is not None else None
     if result is None:
@@ -133,14 +124,14 @@ def capacity_end(execution: Execution | None) -> dict[str, str | None]:
     return {}
 
 
-def capacity_part(execution: Execution | None, figures: Figures, rows: Sequence[ServerRow]) -> CapacityPart:
+def _capacity_part(execution: Execution | None, figures: Figures, rows: Sequence[ServerRow]) -> CapacityPart:
     """The report's `capacity`: what a search found, or what a plain run happened to reach by its figures and rows."""
     result: CapacityResult | None = execution.capacity if execution is not None else None
     if result is None:
         seen = [row.resident for row in rows if row.resident is not None]
         return CapacityPart(
             sessions=max(seen, default=None),
-            turns_per_s=rounded(figures.rates["turns_per_s"]),
+            turns_per_s=_rounded(figures.rates["turns_per_s"]),
             bottleneck=None,
             knee={"outcome": "not searched: this is what the run reached, not what the pool holds"},
         )
@@ -275,7 +266,7 @@ def plan_part(options: LoadOptions, plan: LoadPlan | None, main: Played | None, 
 _ROWS_MAX = 600
 
 
-def server_rows(execution: Execution | None, main: Played | None) -> list[ServerRow]:
+def _server_rows(execution: Execution | None, main: Played | None) -> list[ServerRow]:
     """The looks that belong to the run, from just before its first turn."""
     if execution is None or main is None:
         return []
@@ -283,7 +274,7 @@ def server_rows(execution: Execution | None, main: Played | None) -> list[Server
     return [row for row in execution.series.rows if row.at >= execution.played[0].start_epoch - 2.0]
 
 
-def server_part(
+def _server_part(
     rows: Sequence[ServerRow], main: Played | None, samples: Sequence[TurnSample], ttl_s: float | None
 ) -> ServerPart:
     """Rows thinned, peaks, and what was left. `ttl_s`: the sessions' time to live where the run waited for it."""
@@ -369,14 +360,14 @@ def assemble(
         plan=plan_part(options, plan, seen.main, findings),
         checklist=findings.checklist,
         thresholds=[_threshold(result) for result in seen.results],
-        turns=turns_part(figures),
+        turns=_turns_part(figures),
         imbalances=seen.imbalances,
-        latency_ms=latency_part(figures),
-        tokens=tokens_part(figures, options),
-        by_profile=groups_part(samples, seen.duration_s, thresholds, options, "profile"),
-        by_tenant=groups_part(samples, seen.duration_s, thresholds, options, "tenant"),
+        latency_ms=_latency_part(figures),
+        tokens=_tokens_part(figures, options),
+        by_profile=_groups_part(samples, seen.duration_s, thresholds, options, "profile"),
+        by_tenant=_groups_part(samples, seen.duration_s, thresholds, options, "tenant"),
         server=seen.server,
-        capacity=capacity_part(execution, figures, seen.rows),
+        capacity=_capacity_part(execution, figures, seen.rows),
         generator=seen.generator,
         cross_check=_cross_check(execution),
         faults=list(findings.faults),
@@ -411,8 +402,8 @@ def _look(
     samples = main.samples if main is not None else []
     duration_s = _played_s(main) if main is not None else 0.0
     figures = measure(samples, duration_s, thresholds)
-    rows = server_rows(execution, main)
-    server = server_part(rows, main, samples, findings.ttl_s)
+    rows = _server_rows(execution, main)
+    server = _server_part(rows, main, samples, findings.ttl_s)
     isolation = _isolation(options, execution)
     observed = Observation(figures.distributions, _values(figures, rows, server, findings, isolation, options))
     generator, kept = _generator(execution, main, findings)
@@ -447,7 +438,7 @@ def _ending(
         signal=findings.signal,
         stopped_by=findings.stopped_by,
         checklist_failed=findings.checklist_failed,
-        **capacity_end(execution),
+        **_capacity_end(execution),
     )
 
 
@@ -509,8 +500,8 @@ def _isolation(options: LoadOptions, execution: Execution | None) -> dict[str, A
     return {
         "victim": options.victim,
         "rate_per_s": options.victim_rate,
-        "alone": {"turns": turns_part(alone).model_dump(), "turn_ms": alone.histograms["turn"].summary_ms()},
-        "beside_load": {"turns": turns_part(noisy).model_dump(), "turn_ms": noisy.histograms["turn"].summary_ms()},
+        "alone": {"turns": _turns_part(alone).model_dump(), "turn_ms": alone.histograms["turn"].summary_ms()},
+        "beside_load": {"turns": _turns_part(noisy).model_dump(), "turn_ms": noisy.histograms["turn"].summary_ms()},
         "ratio_p95": round(after / before, 3) if before and after else None,
     }
 
@@ -564,7 +555,7 @@ def _cross_check(execution: Execution | None) -> dict[str, Any]:
 def _threshold(result: ThresholdResult) -> ThresholdPart:
     return ThresholdPart(
         expression=result.threshold.expression,
-        observed=rounded(result.observed, 6),
+        observed=_rounded(result.observed, 6),
         status=result.status,
         unit=result.threshold.unit,
         limit=result.threshold.limit,

@@ -53,7 +53,10 @@ from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_thre
 from agentao_gov.loadtest.view import Stop, View
 from agentao_gov.testrig.guarded import Guarded, private_folder
 
-__all__ = ["DryRun", "LoadTestRun", "schedule_of"]
+__all__ = [
+    "DryRun",
+    "LoadTestRun",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class DryRun:
         }
 
 
-def schedule_of(phases: Iterable[Phase]) -> tuple[dict[str, float], ...]:
+def _schedule_of(phases: Iterable[Phase]) -> tuple[dict[str, float], ...]:
     """The level over time, phase after phase: turns per second, or sessions."""
     rows = []
     passed_s = 0.0
@@ -217,7 +220,7 @@ class LoadTestRun:
             plan=plan,
             estimate=estimate(plan, phases),
             thresholds=tuple(threshold.expression for threshold in self.thresholds),
-            schedule=schedule_of(phases),
+            schedule=_schedule_of(phases),
             warnings=tuple(self.warnings()),
             price=self.options.price,
         )

@@ -201,7 +201,7 @@ class ServerSeries:
             return {
                 "memory_bytes": self._memory(tree, main),
                 "rss_bytes": rss,
-                "pss_bytes": _pss(main.pid),
+                "pss_bytes": _pss(main),
                 "fds": fds,
                 "threads": threads,
                 "children": sum(process.pid not in above for process in tree),
@@ -227,7 +227,7 @@ class ServerSeries:
                 time.monotonic() > deadline or time.monotonic() - seen[process.pid][0] < _SHARE_S
             ):
                 break
-            seen[process.pid] = (time.monotonic(), _pss(process.pid) or _rss(process))
+            seen[process.pid] = (time.monotonic(), _pss(process) or _rss(process))
         self._shares = seen
         known = [share for _, share in seen.values() if share is not None]
         return sum(known) + int(statistics.median(known or [0])) * (len(seen) - len(known))
@@ -303,22 +303,14 @@ def _quietly(read: Callable[[], Any], fallback: Any) -> Any:
 
 
 def _rss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except (psutil.Error, OSError):
-        return 0
+    return int(_quietly(lambda: process.memory_info().rss, 0))
+
+
+def _pss(process: psutil.Process) -> int | None:
+    """Shared pages in proportion; None where the kernel does not say."""
+    found: int | None = _quietly(lambda: int(process.memory_full_info().pss), None)
+    return found
 
 
 def _process(pid: int | None) -> psutil.Process | None:
     return None if pid is None else _quietly(lambda: psutil.Process(pid), None)
-
-
-def _pss(pid: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: PTH123  /proc is no path to join
-            for line in file:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
