@@ -253,3 +253,34 @@ def test_a_provider_s_words_never_stand_in_the_conversation(harness: Harness, pr
     assert len(provider.seen) == 3
     sent, kept = json.dumps(provider.seen[2]), json.dumps(session.snapshot().messages)
     assert not [word for word in ("org-ACME", "internal-gw", "wxyz") if word in sent + kept]
+
+
+def strict_about_system_messages(handler: Handler, request: dict[str, Any]) -> None:
+    """Refuses as Qwen's template does, and answers otherwise, a summariser's call too."""
+    if any(message["role"] == "system" for message in request["messages"][1:]):
+        error = {"message": "System message must be at the beginning.", "type": "BadRequestError", "code": 400}
+        handler.send(400, "application/json", json.dumps({"error": error}).encode())
+        return
+    summary = "Summarize this conversation" in str(request["messages"][-1]["content"])
+    text = "<summary>all about words</summary>" if summary else "fine"
+    if not request.get("stream"):
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        handler.send(200, "application/json", json.dumps({"choices": [choice]}).encode())
+        return
+    handler.stream()
+    handler.event({"content": text})
+    handler.event({}, "stop")
+
+
+def test_a_compacted_conversation_has_one_system_message(harness: Harness, provide: Provide) -> None:
+    """Three of them were refused for ever, each turn paying for another summary."""
+    provider = provide(strict_about_system_messages)
+    limits = {"max_context_tokens": 8_000, "turn_tokens": 400_000, "llm_retries": 0}
+    session = harness.open(base_url=provider.base_url, limits=limits)
+
+    reports = [harness.ask(session, "word " * 1_400) for _ in range(6)]
+
+    assert [report.outcome for report in reports] == [Outcome.ANSWERED] * 6, reports[-1].operator_detail
+    last = provider.seen[-1]["messages"]
+    assert "all about words" in last[0]["content"]
+    assert [message["role"] for message in last].count("system") == 1

@@ -207,6 +207,19 @@ class _Sdk:
         self.models = sdk.models
 
 
+def _one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with all system texts in the first one. The list itself where there is but one.
+
+    A compaction leaves its summary in system messages of their own; Qwen's template refuses them anywhere but at the
+    beginning, behind vLLM, SGLang and llama.cpp alike, and the session could never go on.
+    """
+    systems = [message for message in messages if message.get("role") == "system"]
+    if len(systems) < 2 or not all(isinstance(message.get("content"), str) for message in systems):
+        return messages
+    first = {**systems[0], "content": "\n\n".join(message["content"] for message in systems)}
+    return [first, *(message for message in messages if message.get("role") != "system")]
+
+
 class GovernedAdapter(OpenAICompletionsAdapter):
     """agentao's adapter with our transport, our request shape and our meter."""
 
@@ -235,7 +248,7 @@ class GovernedAdapter(OpenAICompletionsAdapter):
             messages, tools, max_tokens, stream=stream, cache_boundary=cache_boundary
         )
         body = dict(kwargs.get("extra_body") or {})
-        body["messages"] = kwargs["messages"]
+        body["messages"] = _one_system_message(kwargs["messages"])
         kwargs["messages"] = []
         for key in ("tools", "tool_choice"):
             if key in kwargs:
