@@ -14,6 +14,7 @@ import pytest
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Conversation, Outcome, TurnReport
+from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.turn import LlmCallEnd, NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from tests.governor.harness import HANG_S, Harness, say
 from tests.governor.provider import Handler, Provide
@@ -284,3 +285,93 @@ def test_a_compacted_conversation_has_one_system_message(harness: Harness, provi
     last = provider.seen[-1]["messages"]
     assert "all about words" in last[0]["content"]
     assert [message["role"] for message in last].count("system") == 1
+
+
+CAP = {"max_context_tokens": 8_000, "turn_tokens": 400_000, "llm_retries": 0}
+
+
+def without_summaries(handler: Handler, request: dict[str, Any]) -> None:
+    """Answers every question and no summariser."""
+    if "Summarize this conversation" in str(request["messages"][-1]["content"]):
+        handler.send(503, "application/json", b"{}")
+        return
+    handler.stream()
+    handler.event({"content": "fine"})
+    handler.event({}, "stop")
+
+
+def test_the_context_cap_holds_while_the_summariser_is_down_and_the_report_says_so(
+    harness: Harness, provide: Provide
+) -> None:
+    """Prompts went to twice the cap, without a word."""
+    provider = provide(without_summaries)
+    session = harness.open(base_url=provider.base_url, limits=CAP)
+
+    reports = [harness.ask(session, f"question {number}: " + "word " * 1_400) for number in range(8)]
+
+    asked = [body for body in provider.seen if "Summarize this" not in str(body["messages"][-1]["content"])]
+    sizes = [count_tokens(json.dumps([body["messages"], body.get("tools")])) for body in asked]
+    assert [report.answer for report in reports] == ["fine"] * 8
+    assert max(sizes) < 8_000
+    assert "question 7" in str(asked[-1]["messages"])
+    assert any("oldest messages were left out" in warning for warning in reports[-1].warnings)
+
+
+def test_a_question_that_is_larger_than_the_context_cap_is_refused(harness: Harness, provide: Provide) -> None:
+    """Nothing can be left out of it; nothing is sent, and a smaller one is answered."""
+    provider = provide(without_summaries)
+    session = harness.open(base_url=provider.base_url, limits=CAP)
+
+    refused, answered = harness.ask(session, "word " * 9_000), harness.ask(session, "hello")
+
+    assert (refused.outcome, refused.usage.llm_calls) == (Outcome.BUDGET_IMPOSSIBLE, 0)
+    assert "max_context_tokens is 8,000" in str(refused.detail)
+    assert answered.answer == "fine"
+
+
+def test_a_summary_comes_also_where_only_streams_are_served(harness: Harness, provide: Provide) -> None:
+    """The summariser's was the one request that was not streamed."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if not request.get("stream"):
+            handler.send(503, "application/json", b"{}")
+        else:
+            strict_about_system_messages(handler, request)
+
+    provider = provide(answer)
+    session = harness.open(base_url=provider.base_url, limits=CAP)
+
+    reports = [harness.ask(session, "word " * 1_400) for _ in range(6)]
+
+    assert [report.answer for report in reports] == ["fine"] * 6
+    assert "all about words" in provider.seen[-1]["messages"][0]["content"]
+    assert reports[-1].warnings == ()
+
+
+def test_a_tool_loop_keeps_its_question_and_its_last_rounds(harness: Harness, provide: Provide) -> None:
+    """Results of one turn alone may be too many; each that is left keeps its call."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if "Summarize this conversation" in str(request["messages"][-1]["content"]):
+            handler.send(503, "application/json", b"{}")
+            return
+        handler.stream()
+        if len(provider.seen) < 12:
+            number = len(provider.seen)
+            function = {"name": "glob", "arguments": json.dumps({"pattern": f"*{number}*", "note": "word " * 500})}
+            handler.event({"tool_calls": [{"index": 0, "id": f"c{number}", "type": "function", "function": function}]})
+        else:
+            handler.event({"content": "fine"})
+        handler.event({}, "stop")
+
+    provider = provide(answer)
+    session = harness.open(base_url=provider.base_url, limits={**CAP, "max_iterations": 20})
+
+    report = harness.ask(session, "the question")
+
+    assert report.answer == "fine", report.operator_detail
+    last = provider.seen[-1]["messages"]
+    assert count_tokens(json.dumps([last, provider.seen[-1].get("tools")])) < 8_000
+    assert any(str(message["content"]).endswith("the question") for message in last)
+    calls = {call["id"] for message in last for call in message.get("tool_calls") or ()}
+    assert {message["tool_call_id"] for message in last if message["role"] == "tool"} == calls

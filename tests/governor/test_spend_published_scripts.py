@@ -41,6 +41,7 @@ def spend(harness: Harness, http: HttpClient, limit: int, cumulative: tuple[int,
         base_url=harness.simulator.base_url,
         api_key="sk-test-0123456789",
         model="simulated",
+        context_tokens_max=100_000,
         max_output_tokens=64,
         turn=lambda: turn,
     )

@@ -48,6 +48,8 @@ agentao.context_manager._TIKTOKEN_AVAILABLE = False
 #: Share of a model's window that the conversation may fill: the summariser needs the rest.
 WINDOW_SHARE = 0.8
 _NOWHERE = "/nonexistent/agentao-gov"
+#: OpenAI's limit of tools in a request.
+_TOOLS_MAX = 128
 #: agentao's system prompt takes 2,350 tokens, which a small model on two cores reads for 15 s and cannot follow: it
 #: answered "Why not?" or went on for ever. With this one it answers the question, after a second.
 _BRIEF_PROMPT = "You are a helpful assistant. Answer the question directly, in one or two short sentences."
@@ -205,6 +207,9 @@ def build_agent(
     else:
         # It lists project agents in the system prompt, which the model could not call.
         agent.agent_manager = None  # type: ignore[assignment]
+    if len(agent.tools.tools) > _TOOLS_MAX:
+        offered = f"The model is offered {len(agent.tools.tools)} tools"
+        parts.warnings.append(Reason(f"{offered}; OpenAI takes {_TOOLS_MAX}, and many models do worse with fewer."))
     guard.guard_all(agent.tools.tools.values())
     if SHELL_TOOL_NAME in agent.tools.tools:
         _warm_shell_rules()

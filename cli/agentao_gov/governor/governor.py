@@ -14,7 +14,7 @@ from agentao_gov.budget import scope_limits
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import InternalError
-from agentao_gov.governor.build import build_agent, is_sub_agent_tool, restore
+from agentao_gov.governor.build import build_agent, context_tokens, is_sub_agent_tool, restore
 from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.mcp_servers import SharedServers
 from agentao_gov.governor.model_client import GovernedModel
@@ -154,6 +154,7 @@ class Governor:
             api_key=spec.model.api_key.get_secret_value(),
             model=spec.model.name,
             max_output_tokens=spec.profile.profile.limits.max_output_tokens,
+            context_tokens_max=context_tokens(spec),
             turn=current,
             subtree=transport is None,
             on_tool_calls=note_calls,

@@ -25,11 +25,11 @@ from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
 from agentao_gov.governor.answers import mend_arguments, without_surrogates
-from agentao_gov.governor.classify import NotAModelError, cut_reason, describe_failure, spell_out, status_of
+from agentao_gov.governor.classify import NotAModelError, StopCause, cut_reason, describe_failure, spell_out, status_of
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
-from agentao_gov.governor.tokens import Anchor, count_tokens, prompt_bound, text_bound, thinks_unseen
+from agentao_gov.governor.tokens import Anchor, count_tokens, fit, prompt_bound, text_bound, thinks_unseen
 from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
 
 __all__ = [
@@ -74,6 +74,19 @@ JITTER = 0.3
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 
 # ── one call and its attempts ──────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What agentao asks for, before it is known in what form it is sent."""
+
+    turn: Turn
+    token: Any
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    max_tokens: int | None
+    purpose: Purpose
+    on_retry: Callable[[dict[str, Any]], None] | None
 
 
 @dataclass(slots=True)
@@ -121,6 +134,12 @@ class Attempt:
     def whole(self) -> bool:
         """Whether the answer came to its end by itself."""
         return self.failure is None and not self.meter.cut and not self.scope.aborted.is_set()
+
+
+def _cannot_stream(error: Exception) -> bool:
+    """Whether the provider refuses to stream; OpenAI does until an organisation is verified."""
+    text = str(error).lower()
+    return _is_streaming_unsupported(text) or "verified to stream" in text
 
 
 def pause(delay_s: float, token: Any) -> bool:
@@ -302,6 +321,7 @@ class GovernedModel(LLMClient):
         api_key: str,
         model: str,
         max_output_tokens: int,
+        context_tokens_max: int,
         turn: Callable[[], Turn | None],
         subtree: bool = False,
         on_tool_calls: Callable[[Turn, Sequence[str]], None] | None = None,
@@ -309,6 +329,7 @@ class GovernedModel(LLMClient):
         self._http = http
         self._turn = turn
         self._subtree = subtree
+        self._context_tokens_max = context_tokens_max
         self._on_tool_calls = on_tool_calls
         self.anchor = Anchor(model)
         # What the last reservation granted for output.
@@ -348,11 +369,22 @@ class GovernedModel(LLMClient):
         on_retry: Callable[[dict[str, Any]], None] | None = None,
         cancellation_token: Any = None,
     ) -> Any:
-        """A request answered in one piece, which is the summariser's."""
+        """A request of the summariser's: agentao wants its answer in one piece, and gets what was streamed.
+
+        `messages`, `tools` and `max_tokens` make the request, `on_retry` is told of retries, `cancellation_token` ends
+        it; the turn's own token does where there is none.
+        """
         turn = self._current()
         token = cancellation_token if cancellation_token is not None else turn.token
-        purpose: Purpose = "sub_agent" if self._subtree else "summary"
-        return self._attempts(self._whole(turn, token, messages, tools, max_tokens, purpose, on_retry))
+        ask = _Ask(turn, token, messages, tools, max_tokens, "sub_agent" if self._subtree else "summary", on_retry)
+        if self._is_gemini():
+            return self._attempts(self._whole(ask))
+        try:
+            return self._attempts(self._streamed(ask))
+        except Exception as error:
+            if token.is_cancelled or turn.stopped or not _cannot_stream(error):
+                raise
+            return self._attempts(self._whole(ask))
 
     def chat_stream(
         self,
@@ -366,7 +398,10 @@ class GovernedModel(LLMClient):
         on_retry: Callable[[dict[str, Any]], None] | None = None,
         on_reasoning_chunk: Callable[[str], None] | None = None,
     ) -> Any:
-        """A request of the tool loop."""
+        """A request of the tool loop, whose text and thoughts go to the callbacks as they come; else as `chat`.
+
+        `cache_boundary` counts the messages at the end that no later request begins with.
+        """
         turn = self._current()
         token = cancellation_token if cancellation_token is not None else turn.token
         wrapping = not self._subtree and turn.wrapping_up
@@ -375,41 +410,63 @@ class GovernedModel(LLMClient):
             tools = None
         if not self._subtree:
             turn.call_begins()
-        if turn.stopped or token.is_cancelled:
+        if turn.stopped or token.is_cancelled or (fitting := self._fit(turn, messages, tools)) is None:
             return self._nothing()
-        whole = functools.partial(self._whole, turn, token, messages, tools, max_tokens, purpose, on_retry)
+        ask = _Ask(turn, token, fitting, tools, max_tokens, purpose, on_retry)
         if self._is_gemini():
             # Its streamed tool calls lose a signature that it wants back.
-            return self._loop_call(whole(), on_text_chunk)
+            return self._loop_call(self._whole(ask), on_text_chunk)
+        call = self._streamed(ask, on_text_chunk, on_reasoning_chunk, cache_boundary)
+        return self._loop_call(call, None, instead=functools.partial(self._whole, ask), show=on_text_chunk)
+
+    def _fit(
+        self, turn: Turn, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> list[dict[str, Any]] | None:
+        """What of the messages fits the context cap; None, with the turn stopped, where the last question does not.
+
+        agentao compacts before this, but not without a summariser that answers: then the conversation would grow on.
+        """
+        cap = self._context_tokens_max
+        fitted = fit(messages, tools, cap)
+        if fitted.tokens > cap > fitted.fixed_tokens:
+            needed = f"The request needs about {fitted.tokens:,} tokens, and max_context_tokens is {cap:,}."
+            turn.stop(StopCause.BUDGET_IMPOSSIBLE, Reason(needed))
+            return None
+        if fitted.tokens > cap:
+            fixed = f"The system prompt and the tools alone need about {fitted.fixed_tokens:,} tokens"
+            turn.warn(Reason(f"{fixed}; max_context_tokens is {cap:,}."))
+        if len(fitted.messages) < len(messages):
+            turn.warn(Reason(f"The oldest messages were left out: there is no room for them in {cap:,} tokens."))
+        return fitted.messages
+
+    def _streamed(
+        self,
+        ask: _Ask,
+        on_text_chunk: Callable[[str], None] | None = None,
+        on_reasoning_chunk: Callable[[str], None] | None = None,
+        cache_boundary: int | None = None,
+    ) -> ModelCall:
+        """A call whose answer comes in pieces."""
         kwargs = self._build_request_kwargs(
-            messages, tools, self._wanted(max_tokens), stream=True, cache_boundary=cache_boundary
+            ask.messages, ask.tools, self._wanted(ask.max_tokens), stream=True, cache_boundary=cache_boundary
         )
 
         def send(attempt: Attempt) -> Any:
             attempt.accumulator.on_reasoning_chunk = on_reasoning_chunk
-            show = self._text_callback(attempt, on_text_chunk)
-            return self._adapter.consume_stream(kwargs, attempt.accumulator, show, token)
+            # Without anybody to show it to, no text counts as shown, and a broken stream is asked for again.
+            show = self._text_callback(attempt, on_text_chunk) if ask.purpose != "summary" else None
+            return self._adapter.consume_stream(kwargs, attempt.accumulator, show, ask.token)
 
-        call = ModelCall(turn, token, messages, tools, kwargs, purpose, on_retry, send)
-        return self._loop_call(call, None, instead=whole, show=on_text_chunk)
+        return ModelCall(ask.turn, ask.token, ask.messages, ask.tools, kwargs, ask.purpose, ask.on_retry, send)
 
-    def _whole(
-        self,
-        turn: Turn,
-        token: Any,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None,
-        max_tokens: int | None,
-        purpose: Purpose,
-        on_retry: Callable[[dict[str, Any]], None] | None,
-    ) -> ModelCall:
+    def _whole(self, ask: _Ask) -> ModelCall:
         """A call whose answer comes in one piece."""
-        kwargs = self._build_request_kwargs(messages, tools, self._wanted(max_tokens), stream=False)
+        kwargs = self._build_request_kwargs(ask.messages, ask.tools, self._wanted(ask.max_tokens), stream=False)
 
         def send(attempt: Attempt) -> Any:
             return self._adapter.send(kwargs, attempt.accumulator)
 
-        return ModelCall(turn, token, messages, tools, kwargs, purpose, on_retry, send)
+        return ModelCall(ask.turn, ask.token, ask.messages, ask.tools, kwargs, ask.purpose, ask.on_retry, send)
 
     def _loop_call(
         self,
@@ -431,7 +488,7 @@ class GovernedModel(LLMClient):
         except Exception as error:
             if call.token.is_cancelled or turn.stopped:
                 return self._nothing()
-            if instead is not None and _is_streaming_unsupported(str(error).lower()):
+            if instead is not None and _cannot_stream(error):
                 return self._loop_call(instead(), show)
             reason = self._describe(error)
             if not self._subtree:

@@ -17,10 +17,11 @@ import re
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Anchor", "count_tokens", "message_bytes", "prompt_bound", "text_bound", "thinks_unseen"]
+__all__ = ["Anchor", "Fitted", "count_tokens", "fit", "message_bytes", "prompt_bound", "text_bound", "thinks_unseen"]
 
 Message = Mapping[str, Any]
 
@@ -318,3 +319,58 @@ def prompt_bound(
     total = REQUEST_FRAME_TOKENS + sum(_message_bound(message, model) for message in messages)
     rendered = _render_tools(tools)
     return total + _tools_bound(rendered, model) if rendered else total
+
+
+# ── what fits the context cap ──────────────────────────────────────────────────────────────────────
+
+#: agentao's note at the end of a request is nothing else; before a question it puts the time in the same form.
+_REMINDER = ("<system-reminder>", "</system-reminder>")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The messages to send, about how many tokens they are with the tools, and how much of it is in every request."""
+
+    messages: list[dict[str, Any]]
+    tokens: int
+    fixed_tokens: int
+
+
+def fit(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None, tokens_max: int) -> Fitted:
+    """The messages without the oldest ones that `tokens_max` has no room for; counted, not bounded.
+
+    System messages stay, and so does the last question. What is left out is left out in whole turns, then in whole
+    rounds of tools, so that every tool's result keeps its call. What is left may still be too much.
+    """
+    rendered = _render_tools(tools)
+    if sum(map(message_bytes, messages)) + len(rendered) <= tokens_max:
+        # A token has a byte at least, and nothing is to be counted.
+        return Fitted(messages, 0, 0)
+    sizes = [MESSAGE_FRAME_TOKENS + sum(map(count_tokens, _parts(message)[0])) for message in messages]
+    system = [place for place, message in enumerate(messages) if message.get("role") == "system"]
+    fixed = sum(sizes[place] for place in system) + count_tokens(rendered)
+    kept: Sequence[int] = ()
+    for kept in _shorter(messages):
+        tokens = fixed + sum(sizes[place] for place in kept if place not in system)
+        if tokens <= tokens_max:
+            break
+    left = sorted({*system, *kept})
+    chosen = messages if len(left) == len(messages) else [messages[place] for place in left]
+    return Fitted(chosen, tokens, fixed)
+
+
+def _shorter(messages: Sequence[Message]) -> Iterator[Sequence[int]]:
+    """What may be kept of a conversation, from all of it to the last question and the last round after it."""
+    places = range(len(messages))
+    yield places
+    asked = [place for place in places if messages[place].get("role") == "user" and not _is_reminder(messages[place])]
+    yield from (places[start:] for start in asked)
+    question = asked[-1:]
+    for start in places[question[0] + 1 :] if question else ():
+        if messages[start].get("role") == "assistant":
+            yield [*question, *places[start:]]
+
+
+def _is_reminder(message: Message) -> bool:
+    content = str(message.get("content", "")).strip()
+    return content.startswith(_REMINDER[0]) and content.endswith(_REMINDER[1])
