@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import socket
@@ -440,10 +441,11 @@ def test_a_reader_that_stopped_reading_loses_its_turn_and_nobody_else_does(
     assert other.json["answer"] == "quick"
 
 
-def test_status_tells_a_tenant_its_own_and_the_wholes_figures(service: Service) -> None:
-    """Never another tenant's sessions, budgets or counts."""
-    session = fresh()
-    service.turn(session, say(text="x"))
+def test_status_tells_a_tenant_its_own_part_and_nothing_of_the_others(service: Service) -> None:
+    """Rungs, own budgets and sessions; whoever else there is, and what they use, does not show."""
+    service.turn(fresh(), "x", key="key-of-bolt")
+    service.turn(fresh(), "x")
+
     status = service.status()
 
     assert status["ready"] is True
@@ -451,7 +453,33 @@ def test_status_tells_a_tenant_its_own_and_the_wholes_figures(service: Service) 
     assert set(status["tenants"]) <= {"acme"}
     assert {line["key"].partition("/")[0] for line in status["budgets"]} == {"acme"}
     assert status["capacity"]["sessions"] == 500
+    assert status["pool"]["resident"] == status["tenants"]["acme"]["resident"] == status["pool"]["sessions"]["idle"]
     assert "bolt" not in json.dumps(status)
+
+
+def test_the_admin_key_reads_everything_and_a_tenants_key_its_own(deployment: Deployment, simulator: Simulator) -> None:
+    """With `metrics = "admin"` nobody else reads the metrics, which name tenants; no key of theirs opens sessions."""
+    admin = "key-of-the-operator"
+    service = deployment.start(
+        "--no-warden",
+        tenants=deployment.tenants("acme", "bolt"),
+        admin={"api_key_sha256": [hashlib.sha256(admin.encode()).hexdigest()]},
+        server={"port": 0, "metrics": "admin"},
+    )
+    with running(lambda: service.turn("s", say(hold="held"), key="key-of-bolt")):
+        simulator.wait_for(held=1)
+        whole, own = (service.get("/v1/status?history", key=key).json for key in (admin, "key-of-acme"))
+        metrics = {key: service.get("/metrics", key=key).status for key in (None, "key-of-bolt", admin)}
+        sessions = service.get("/v1/sessions", key=admin)
+        simulator.release("held")
+
+    assert (whole["busy"], whole["tenants"]["bolt"]["busy"], whole["pool"]["resident"]) == (1, 1, 1)
+    assert (own["busy"], own["tenants"], own["pool"]["resident"], own["memory"]["total_bytes"]) == (0, {}, 0, 0)
+    assert own["pool"]["refusals"] is None
+    assert "history" in whole
+    assert "history" not in own
+    assert metrics == {None: 401, "key-of-bolt": 401, admin: 200}
+    assert sessions.status == 401
 
 
 def test_what_the_command_line_sets_holds_in_every_profile(deployment: Deployment) -> None:

@@ -27,6 +27,7 @@ COMMANDS = {
     "config": "The deployment file: show, check, schema.",
     "budget": "Token budgets: show, grant, verify, export.",
     "plan": "Measure this machine and print the capacity plan.",
+    "admin": "The operator's own key: key.",
     "tenant": "Tenants and their API keys: new, list.",
     "doctor": "What this machine and configuration can guarantee.",
     "schema": "JSON Schemas of everything that is read or written.",

@@ -12,6 +12,7 @@ from agentao_gov.config.units import Duration
 
 __all__ = [
     "TENANT_NAME_RULE",
+    "Admin",
     "Budget",
     "Capacity",
     "Checklist",
@@ -66,6 +67,9 @@ class Server(Settings):
     # A conversation without a session id is sent whole, so a body may hold several of the largest messages.
     max_body_bytes: PositiveBytes = Field(default=4 * 1024**2, alias="max_body")
     max_message_bytes: PositiveBytes = Field(default=1024**2, alias="max_message")
+    metrics: Literal["open", "admin"] = Field(
+        default="open", description="Who may read /metrics, which names tenants: anybody, or who has the admin key."
+    )
     # Each costs some 20 KiB. Half of the process's descriptors are the limit where that is less.
     max_connections: Count = Field(default=10_000, description="Open connections, each worker's.")
     # Far past any context window; 2,000 of them take some milliseconds to read.
@@ -155,10 +159,19 @@ class Budget(Settings):
     )
 
 
+KeyHashes = list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+class Admin(Settings):
+    """`[admin]`: who may see every tenant's part."""
+
+    api_key_sha256: KeyHashes = Field(default=[])
+
+
 class Tenant(Settings):
     """`[tenants.NAME]`: one customer, or `default` for those who are not listed."""
 
-    api_key_sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default=[])
+    api_key_sha256: KeyHashes = Field(default=[])
     max_sessions: Count | None = None
     max_sessions_per_user: Count | None = None
     daily_tokens: PositiveTokens | None = None
@@ -212,6 +225,7 @@ class Deployment(Settings):
     shutdown: Shutdown = Shutdown()
     pool: Pool = Pool()
     budget: Budget = Budget()
+    admin: Admin = Admin()
     tenants: dict[str, Tenant] = Field(default={})
     state: State = State()
     model: ModelSettings | None = None

@@ -26,6 +26,7 @@ from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.resources import shipped
 
 __all__ = [
+    "add_admin_key",
     "add_tenant_key",
     "edit_deployment",
     "new_profile",
@@ -201,8 +202,7 @@ def add_tenant_key(path: Path, tenant: str) -> tuple[str, str]:
         )
     if not is_tenant_name(tenant):
         raise UsageError(f"{tenant!r} cannot be a tenant's name: {TENANT_NAME_RULE}.")
-    key = "agk_" + secrets.token_urlsafe(_KEY_BYTES)
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    key, digest = _new_key()
 
     def change(document: tomlkit.TOMLDocument) -> None:
         if "tenants" not in document:
@@ -216,10 +216,31 @@ def add_tenant_key(path: Path, tenant: str) -> tuple[str, str]:
                     entry.add(name, getattr(value, "unwrap", lambda value=value: value)())
             entry.add(tomlkit.nl())
             tenants[tenant] = entry
-        entry = tenants[tenant]
-        if "api_key_sha256" not in entry:
-            entry["api_key_sha256"] = tomlkit.array()
-        entry["api_key_sha256"].append(digest)
+        _add_hash(tenants[tenant], digest)
 
     edit_deployment(path, change)
     return key, digest
+
+
+def add_admin_key(path: Path) -> tuple[str, str]:
+    """Makes an admin key in the deployment file at `path`; returns the key and its hash. Only the hash is written."""
+    key, digest = _new_key()
+
+    def change(document: tomlkit.TOMLDocument) -> None:
+        if "admin" not in document:
+            document["admin"] = tomlkit.table()
+        _add_hash(document["admin"], digest)
+
+    edit_deployment(path, change)
+    return key, digest
+
+
+def _new_key() -> tuple[str, str]:
+    key = "agk_" + secrets.token_urlsafe(_KEY_BYTES)
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def _add_hash(table: Any, digest: str) -> None:
+    if "api_key_sha256" not in table:
+        table["api_key_sha256"] = tomlkit.array()
+    table["api_key_sha256"].append(digest)

@@ -183,10 +183,10 @@ class PoolState(TypedDict):
     max_sessions: int
     busy: int
     max_busy: int
-    evictions: dict[str, int]
-    rehydrations: int
-    refusals: dict[str, int]
-    wait_ms: dict[str, float]
+    evictions: dict[str, int] | None
+    rehydrations: int | None
+    refusals: dict[str, int] | None
+    wait_ms: dict[str, float] | None
 
 
 class TenantState(TypedDict):
@@ -208,26 +208,26 @@ class FlyingTurn(TypedDict):
 
 
 class TurnsState(TypedDict):
-    ended: int
+    ended: int | None
     in_flight: list[FlyingTurn]
 
 
 class ProcessState(TypedDict):
     children: dict[str, int]
     per_session: dict[str, int]
-    orphans_killed: int
+    orphans_killed: int | None
     mcp: int
-    open_fds: int
-    threads: int
-    threads_abandoned: int
-    cpu_s: float
+    open_fds: int | None
+    threads: int | None
+    threads_abandoned: int | None
+    cpu_s: float | None
 
 
 class MemoryState(TypedDict):
-    process_bytes: int
-    children_bytes: int
+    process_bytes: int | None
+    children_bytes: int | None
     total_bytes: int
-    baseline_bytes: int
+    baseline_bytes: int | None
     session_bytes: dict[str, int]
 
 
@@ -253,7 +253,7 @@ class PlanState(TypedDict):
 
 
 class ServiceStatus(TypedDict):
-    """How the instance is."""
+    """How the instance is, or one tenant's part of it: then None stands for what is the whole's."""
 
     schema: Literal["agentao-gov/status/1"]
     instance: Instance
@@ -263,7 +263,7 @@ class ServiceStatus(TypedDict):
     pool: PoolState
     busy: int
     queue: Queue
-    hibernated: int
+    hibernated: int | None
     tenants: dict[str, TenantState]
     turns: TurnsState
     processes: ProcessState

@@ -24,6 +24,7 @@ from agentao_gov.config import (
     load_profile,
     profile_paths,
 )
+from agentao_gov.errors import ConfigError
 from agentao_gov.governor.turn import TurnObserver
 from agentao_gov.governor.types import SessionKey, SessionSpec
 from agentao_gov.monitor import Metrics, Monitor, plan_rules
@@ -116,8 +117,15 @@ def build_service(
     """
     config = deployment.deployment
     directory = TenantDirectory(
-        {name: tenant.api_key_sha256 for name, tenant in config.tenants.items()}, host=host or config.server.host
+        {name: tenant.api_key_sha256 for name, tenant in config.tenants.items()},
+        host=host or config.server.host,
+        admin_sha256=config.admin.api_key_sha256,
     )
+    if config.server.metrics == "admin" and not config.admin.api_key_sha256:
+        raise ConfigError(
+            'Nobody could read /metrics: `[server] metrics = "admin"` needs an admin key.',
+            hint="Create one with `agentao-gov admin key`.",
+        )
     catalog = ProfileCatalog(offered, {name: tenant.profiles for name, tenant in config.tenants.items()})
     known = [name for name in config.tenants if name != "default"] or ["default"]
     monitor = _monitor(config, pool, ledger, known, not_ours)

@@ -28,7 +28,7 @@ from agentao_gov.service.bodies import ChatBody, TurnBody, parse_body, require_s
 from agentao_gov.service.peers import from_peer, merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
-from agentao_gov.service.tenants import OfferedProfile
+from agentao_gov.service.tenants import ADMIN, OfferedProfile
 from agentao_gov.service.turns import TurnResponse
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Endpoints:
         tenant = _tenant(request)
         document = await self._executors.observing.run(tenant, status_json, self._gateway, tenant)
         document = merge_status(document, (await self._gateway.peers.ask(request)).json)
-        if "history" in request.query_params:
+        if "history" in request.query_params and (tenant == ADMIN or self._gateway.tenants.open):
             document["history"] = history_json(self._gateway)
         return JSONResponse(document, headers={"Cache-Control": "no-store"})
 
@@ -238,6 +238,8 @@ class Endpoints:
 
     async def get_metrics(self, request: Request) -> Response:
         """`GET /metrics`: Prometheus text."""
+        if self._gateway.deployment.server.metrics == "admin":
+            self._gateway.tenants.require_admin(request.headers.get("authorization"))
         # Whoever asks meanwhile gets the same text: scrapes need no key, and a flood of them must cost one.
         alone = from_peer(request)
         scrape = self._scrapes.get(alone)

@@ -225,13 +225,16 @@ def merge_status(own: ServiceStatus, others: Sequence[ServiceStatus]) -> Service
         merged[name] = _add([status[name] for status in every])
     merged["processes"]["per_session"] = _largest([status["processes"]["per_session"] for status in every])
     merged["pool"] = _add([{k: v for k, v in status["pool"].items() if k != "wait_ms"} for status in every])
-    merged["pool"]["sessions"]["hibernated"] = own["pool"]["sessions"].get("hibernated", 0)
-    merged["pool"]["wait_ms"] = _largest([status["pool"]["wait_ms"] for status in every])
+    # Of what all workers see on the same disk there is one.
+    if (hibernated := own["pool"]["sessions"].get("hibernated")) is not None:
+        merged["pool"]["sessions"]["hibernated"] = hibernated
+    waits = [status["pool"]["wait_ms"] for status in every]
+    merged["pool"]["wait_ms"] = None if None in waits else _largest(waits)
     merged["memory"] = _add([{k: v for k, v in status["memory"].items() if k != "session_bytes"} for status in every])
     merged["memory"]["session_bytes"] = _largest([status["memory"]["session_bytes"] for status in every])
     merged["memory"]["session_bytes"]["sum"] = sum(status["memory"]["session_bytes"]["sum"] for status in every)
     merged["turns"] = {
-        "ended": sum(status["turns"]["ended"] for status in every),
+        "ended": _add([status["turns"]["ended"] for status in every]),
         "in_flight": [turn for status in every for turn in status["turns"]["in_flight"]],
     }
     merged["budgets"] = _fullest(every)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentao_gov.errors import GovError, HeadTooLargeError, QueueFullError
-from agentao_gov.service.tenants import TenantDirectory, require_local_page
+from agentao_gov.service.tenants import ADMIN, TenantDirectory, require_local_page
 
 __all__ = ["HEADER_BYTES_MAX", "FairShares", "RequestLimits", "request_id"]
 
@@ -27,6 +27,8 @@ HEADER_BYTES_MAX = 32 * 1024
 SPARE_REQUESTS = 512
 #: Open requests that every tenant may have, however many the others have.
 GUARANTEED_REQUESTS = 16
+#: Paths below /v1/ that answer the operator, too.
+_FOR_ADMIN = {"/v1/status"}
 #: A request id that a caller may choose: it stands in headers and log lines.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -114,7 +116,11 @@ class RequestLimits:
         # A connection over a Unix socket has no client address: another worker asks for its caller.
         if self._directory.open and scope.get("client") is not None:
             require_local_page(headers.get("host"), headers.get("origin"))
-        tenant = self._directory.tenant_of(headers.get("authorization"))
+        authorization = headers.get("authorization")
+        if scope["path"] in _FOR_ADMIN and self._directory.is_admin(authorization):
+            tenant = ADMIN
+        else:
+            tenant = self._directory.tenant_of(authorization)
         scope.setdefault("state", {})["tenant"] = tenant
         if not self._shares.enter(tenant):
             raise QueueFullError(

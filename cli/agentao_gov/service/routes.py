@@ -104,5 +104,8 @@ OPERATIONS = (
         "GET", "/readyz", Endpoints.get_readiness, "Ready for traffic; 503 says why not.", answers.Readiness,
         keyed=False, also=503,
     ),
-    Operation("GET", "/metrics", Endpoints.get_metrics, "Prometheus metrics.", "text/plain", keyed=False),
+    Operation(
+        "GET", "/metrics", Endpoints.get_metrics, "Prometheus metrics.", "text/plain", ("invalid_api_key",),
+        keyed=False,
+    ),
 )  # fmt: skip

@@ -1,9 +1,10 @@
-"""`GET /v1/status`: how the instance is, as JSON. A tenant sees the whole's figures and its own, never another's."""
+"""`GET /v1/status`: how the instance is, as JSON. A tenant sees its own part, the operator everything."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from agentao_gov.service.answers import (
     Session,
     TurnsState,
 )
+from agentao_gov.service.tenants import ADMIN
 
 if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
@@ -37,20 +39,28 @@ ROWS_MAX = 100
 
 
 def status_json(gateway: Gateway, tenant: str) -> ServiceStatus:
-    """The document for one tenant. Measures when the last picture is stale: call it on a worker thread."""
+    """The document for one tenant, or for `ADMIN`. Measures when the last picture is stale: call it on a thread.
+
+    Without keys everybody is the operator, and sees everything.
+    """
     seen = gateway.monitor.observe()
-    everything = gateway.tenants.open
+    everything = gateway.tenants.open or tenant == ADMIN
+    whose = None if everything else tenant
     reasons = gateway.not_ready_because()
+    own = seen.pool.tenants.get(tenant)
     return {
         "schema": "agentao-gov/status/1",
-        "instance": _instance(gateway, None if everything else tenant),
+        "instance": _instance(gateway, whose),
         "ready": not reasons,
         "not_ready_because": reasons,
         "shutdown_rung": {"name": RUNGS[seen.rung], "number": seen.rung},
-        "pool": _pool(gateway, seen),
-        "busy": seen.pool.busy,
-        "queue": {"length": seen.pool.queue_length, "limit": seen.pool.queue_limit},
-        "hibernated": _by_state(seen).get("hibernated", 0),
+        "pool": _pool(gateway, seen) if whose is None else _tenants_pool(gateway, seen, whose),
+        "busy": seen.pool.busy if everything else (own.busy if own else 0),
+        "queue": {
+            "length": seen.pool.queue_length if everything else (own.waiting if own else 0),
+            "limit": seen.pool.queue_limit,
+        },
+        "hibernated": _by_state(seen).get("hibernated", 0) if everything else None,
         "tenants": {
             name: {
                 "resident": stats.resident,
@@ -61,13 +71,11 @@ def status_json(gateway: Gateway, tenant: str) -> ServiceStatus:
             for name, stats in seen.pool.tenants.items()
             if everything or name == tenant
         },
-        "turns": _turns(gateway, None if everything else tenant),
-        "processes": _processes(seen),
-        "memory": _memory(gateway, seen),
-        "budgets": [
-            line.model_dump(mode="json") for line in _visible(seen.budgets, None if everything else tenant)[:ROWS_MAX]
-        ],
-        "alerts": [_alert(alert) for alert in seen.alerts],
+        "turns": _turns(gateway, whose),
+        "processes": _processes(seen) if whose is None else _tenants_processes(seen, whose),
+        "memory": _memory(gateway, seen) if whose is None else _tenants_memory(seen, whose),
+        "budgets": [line.model_dump(mode="json") for line in _visible(seen.budgets, whose)[:ROWS_MAX]],
+        "alerts": [_alert(alert) for alert in seen.alerts] if everything else [],
         "capacity": _capacity(gateway),
     }
 
@@ -116,12 +124,30 @@ def _pool(gateway: Gateway, seen: Observed) -> PoolState:
     }
 
 
+def _tenants_pool(gateway: Gateway, seen: Observed, tenant: str) -> PoolState:
+    """The tenant's own sessions under the pool's limits, which are told to clients that plan their load."""
+    own = seen.pool.tenants.get(tenant)
+    states = Counter(str(info.state) for info in gateway.pool.sessions(tenant))
+    return {
+        "mode": gateway.deployment.pool.mode,
+        "sessions": dict(states),
+        "resident": own.resident if own else 0,
+        "max_sessions": seen.pool.max_sessions,
+        "busy": own.busy if own else 0,
+        "max_busy": seen.pool.max_busy,
+        "evictions": None,
+        "rehydrations": None,
+        "refusals": None,
+        "wait_ms": None,
+    }
+
+
 def _turns(gateway: Gateway, tenant: str | None) -> TurnsState:
     now = time.time()
     flying = [turn for turn in list(gateway.in_flight.values()) if tenant is None or turn.order.key.tenant == tenant]
     flying.sort(key=lambda turn: turn.since)
     return {
-        "ended": gateway.pool.stats().turns,
+        "ended": gateway.pool.stats().turns if tenant is None else None,
         "in_flight": [
             {
                 "turn_id": turn.order.turn_id,
@@ -151,20 +177,50 @@ def _processes(seen: Observed) -> ProcessState:
     }
 
 
+def _tenants_processes(seen: Observed, tenant: str) -> ProcessState:
+    own = [kinds for key, kinds in seen.measurement.session_processes.items() if key.tenant == tenant]
+    held = [sum(kinds.values()) for kinds in own]
+    children = {kind: sum(kinds.get(kind, 0) for kinds in own) for kind in seen.measurement.children}
+    return {
+        "children": children,
+        "per_session": {"p50": int(quantile(held, 0.5)), "max": int(quantile(held, 1.0))},
+        "orphans_killed": None,
+        "mcp": children.get("mcp", 0),
+        "open_fds": None,
+        "threads": None,
+        "threads_abandoned": None,
+        "cpu_s": None,
+    }
+
+
 def _memory(gateway: Gateway, seen: Observed) -> MemoryState:
     m = seen.measurement
-    sizes = list(m.session_bytes.values())
     return {
         "process_bytes": m.rss_bytes,
         "children_bytes": sum(m.children_rss_bytes.values()),
         "total_bytes": m.total_bytes,
         "baseline_bytes": gateway.monitor.measurer.baseline_bytes,
-        "session_bytes": {
-            "p50": int(quantile(sizes, 0.5)),
-            "p95": int(quantile(sizes, 0.95)),
-            "max": int(quantile(sizes, 1.0)),
-            "sum": sum(sizes),
-        },
+        "session_bytes": _sizes(list(m.session_bytes.values())),
+    }
+
+
+def _tenants_memory(seen: Observed, tenant: str) -> MemoryState:
+    sizes = [size for key, size in seen.measurement.session_bytes.items() if key.tenant == tenant]
+    return {
+        "process_bytes": None,
+        "children_bytes": None,
+        "total_bytes": sum(sizes),
+        "baseline_bytes": None,
+        "session_bytes": _sizes(sizes),
+    }
+
+
+def _sizes(sizes: list[int]) -> dict[str, int]:
+    return {
+        "p50": int(quantile(sizes, 0.5)),
+        "p95": int(quantile(sizes, 0.95)),
+        "max": int(quantile(sizes, 1.0)),
+        "sum": sum(sizes),
     }
 
 

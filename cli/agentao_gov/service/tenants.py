@@ -19,10 +19,12 @@ from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError, Pro
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = ["DEFAULT_TENANT", "OfferedProfile", "ProfileCatalog", "TenantDirectory", "require_local_page"]
+__all__ = ["ADMIN", "DEFAULT_TENANT", "OfferedProfile", "ProfileCatalog", "TenantDirectory", "require_local_page"]
 
 #: Who asks where no key is configured.
 DEFAULT_TENANT = "default"
+#: Stands where a tenant's name does when the operator asks; no tenant can be called so.
+ADMIN = ""
 
 
 def require_local_page(host: str | None, origin: str | None) -> None:
@@ -46,15 +48,19 @@ def require_local_page(host: str | None, origin: str | None) -> None:
 class TenantDirectory:
     """Finds tenants by key. Immutable, so any thread may ask."""
 
-    def __init__(self, keys_sha256: Mapping[str, Iterable[str]], *, host: str) -> None:
+    def __init__(
+        self, keys_sha256: Mapping[str, Iterable[str]], *, host: str, admin_sha256: Iterable[str] = ()
+    ) -> None:
         """Takes the keys there are.
 
         `keys_sha256`: tenant to the lowercase hex hashes of its keys. `host`: the address the service listens on.
-        Raises ConfigError where other machines could reach it without a key.
+        `admin_sha256`: hashes of the operator's own keys. Raises ConfigError where other machines could reach it
+        without a key.
         """
         self._keys = tuple(
             (tenant, bytes.fromhex(digest)) for tenant, digests in keys_sha256.items() for digest in digests
         )
+        self._admin_keys = tuple((ADMIN, bytes.fromhex(digest)) for digest in admin_sha256)
         if not self._keys and not is_loopback(host):
             raise ConfigError(
                 f"The service would listen on {host}, which other machines can reach, without any API key.",
@@ -71,19 +77,37 @@ class TenantDirectory:
         if self.open:
             # OpenAI clients always send some key; on an open loopback service it names nobody.
             return DEFAULT_TENANT
-        scheme, _, key = (authorization or "").partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
-            raise AuthError("No API key was sent: `Authorization: Bearer KEY` is missing.")
-        digest = hashlib.sha256(key.encode()).digest()
-        found: str | None = None
-        # Every hash is compared, so that the time tells nothing about which one came close.
-        for tenant, known in self._keys:
-            if hmac.compare_digest(digest, known) and found is None:
-                found = tenant
+        found = _owner(authorization, self._keys)
         if found is None:
             raise AuthError("The API key names no tenant.")
         return found
+
+    def require_admin(self, authorization: str | None) -> None:
+        """Raises AuthError where the header `Authorization` carries no key of the operator's."""
+        if not self.is_admin(authorization):
+            raise AuthError("Only the admin key opens this.")
+
+    def is_admin(self, authorization: str | None) -> bool:
+        """Whether the header `Authorization` carries one of the operator's own keys."""
+        try:
+            return _owner(authorization, self._admin_keys) is not None
+        except AuthError:
+            return False
+
+
+def _owner(authorization: str | None, keys: tuple[tuple[str, bytes], ...]) -> str | None:
+    """Whose key it is; None where it is nobody's. Raises AuthError where there is no key."""
+    scheme, _, key = (authorization or "").partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key:
+        raise AuthError("No API key was sent: `Authorization: Bearer KEY` is missing.")
+    digest = hashlib.sha256(key.encode()).digest()
+    found: str | None = None
+    # Every hash is compared, so that the time tells nothing about which one came close.
+    for owner, known in keys:
+        if hmac.compare_digest(digest, known) and found is None:
+            found = owner
+    return found
 
 
 @dataclass(frozen=True, slots=True)
