@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.config import Overrides, inspect_profile, load_deployment, load_profile
-from agentao_gov.config.checks import BUILT_IN
+from agentao_gov.config.checks import ARGUMENTS, BUILT_IN
 from agentao_gov.config.load_deployment import inspect_deployment
 from agentao_gov.config.model import looks_like_a_key
 from agentao_gov.errors import ConfigError
@@ -193,6 +193,43 @@ def test_a_misspelt_tool_is_a_warning_that_names_the_right_one(tmp_path: Path) -
     assert all(f.level == "warning" and f.file == path for f in findings)
 
 
+RULE = '[[tools.rules]]\ntool = "{tool}"\nwhen = {{ {argument} = "x*" }}\naction = "deny"\n'
+
+
+@pytest.mark.parametrize(
+    ("tool", "argument", "level", "words"),
+    [
+        ("run_shell_command", "comand", "error", "did you mean 'command'?"),
+        ("read_file", "path", "error", "did you mean 'file_path'?"),
+        ("reed_file", "file_path", "warning", "did you mean 'read_file'?"),
+    ],
+)
+def test_a_rule_that_never_matches_is_found(tmp_path: Path, tool: str, argument: str, level: str, words: str) -> None:
+    """One that is meant to deny would deny nothing."""
+    _, findings = inspect_profile(_profile(tmp_path, RULE.format(tool=tool, argument=argument)))
+
+    (found,) = (found for found in findings if found.key == "tools.rules")
+    assert found.level == level
+    assert words in found.message
+
+
+@pytest.mark.parametrize("tool", ["run_shell_command", "run_*", "*", "mcp_files_read", "agent_reviewer"])
+def test_a_rule_that_can_match_is_taken(tmp_path: Path, tool: str) -> None:
+    """Patterns and MCP tools are not known beforehand."""
+    _, findings = inspect_profile(_profile(tmp_path, RULE.format(tool=tool, argument="command")))
+
+    assert [found for found in findings if found.key == "tools.rules"] == []
+
+
+def test_a_shared_server_cannot_be_confined_to_a_session(tmp_path: Path) -> None:
+    """It belongs to none."""
+    text = '[mcp.servers.s]\ncommand = "true"\nshare = "process"\nsandbox = true\n'
+
+    _, findings = inspect_profile(_profile(tmp_path, text))
+
+    assert any(found.key == "mcp.servers.s.sandbox" and found.level == "error" for found in findings)
+
+
 def test_the_known_tools_are_agentaos(tmp_path: Path) -> None:
     """Another version of agentao may have other names."""
     from agentao import Agentao
@@ -200,9 +237,11 @@ def test_the_known_tools_are_agentaos(tmp_path: Path) -> None:
 
     agent = Agentao(working_directory=tmp_path, api_key="k", base_url="http://127.0.0.1:9/v1", model="m")
     names = {*agent.tools.tools, WebFetchTool().name, WebSearchTool().name}
+    arguments = {name: frozenset(agent.tools.tools[name].parameters["properties"]) for name in ARGUMENTS}
     agent.close()
 
     assert set(BUILT_IN) == names
+    assert arguments == ARGUMENTS
 
 
 def test_a_lowered_time_out_is_told_with_its_place(tmp_path: Path) -> None:

@@ -101,6 +101,26 @@ def test_what_is_obeyed_later_needs_a_person(path: str) -> None:
     assert action("write_file", {"permission_mode": "workspace-write"}, file_path="src/main.py") == "allow"
 
 
+def judged(root: Path, action: str, pattern: str, path: str) -> str | None:
+    """What a rule over paths makes of a path."""
+    rule = {"tool": "*_file", "when": {"file_path": pattern}, "action": action}
+    tools = Tools.model_validate({"permission_mode": "workspace-write", "rules": [rule]})
+    detail = GovernedPermissions(tools, root, sandboxed=False).decide_detail("write_file", {"file_path": path})
+    return None if detail is None else str(detail.reason)
+
+
+@pytest.mark.parametrize("path", ["keys/a", "./keys/a", "src/../keys/a", "{root}/keys/a", "link/a"])
+def test_a_rule_over_paths_knows_every_spelling(tmp_path: Path, path: str) -> None:
+    """What is forbidden is forbidden by any name, and what is allowed allows no other place."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "keys")
+    path = path.replace("{root}", str(tmp_path))
+
+    assert "says deny" in str(judged(tmp_path, "deny", "keys/*", path))
+    assert "says allow" in str(judged(tmp_path, "allow", "keys/*", path))
+    assert "says allow" not in str(judged(tmp_path, "allow", "src/*", path))
+
+
 def test_reading_is_left_to_the_tool_and_writing_denied_in_reading_mode() -> None:
     """As before."""
     assert action("read_file", {"permission_mode": "read-only"}, reads=True) is None

@@ -10,6 +10,7 @@ import pytest
 from agentao.host import Tool
 
 from agentao_gov.governor import Outcome, TurnReport
+from agentao_gov.process.sandbox import find_layers
 from tests.governor.harness import Harness, say
 
 READ = {"allow": ["read_file", "glob", "search_file_content", "list_directory"]}
@@ -279,3 +280,17 @@ def test_a_command_sees_neither_the_key_nor_its_variable(
     assert "NO_PROXY=" in seen
     assert "AGENTAO_GOV_TAG=" in seen
     assert "PATH=" in seen
+
+
+def test_a_directory_that_commands_may_read_is_readable(harness: Harness, tmp_path: Path) -> None:
+    """Tools outside of the system's own directories."""
+    if find_layers().best is None:
+        pytest.skip("no sandbox works here")
+    (tmp_path / "jdk").mkdir()
+    (tmp_path / "jdk" / "tool").write_text("a tool's text")
+    tools = {"permission_mode": "workspace-write", "allow": ["run_shell_command"], "readable": [str(tmp_path / "jdk")]}
+
+    harness.run(call("run_shell_command", command=f"cat {tmp_path}/jdk/tool; echo x > {tmp_path}/jdk/x"), tools=tools)
+
+    assert "a tool's text" in results(harness)
+    assert not (tmp_path / "jdk" / "x").exists()

@@ -14,11 +14,13 @@ from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import finding
 
 __all__ = [
+    "ARGUMENTS",
     "BUILT_IN",
     "ITERATIONS",
     "TURN_TIMEOUT_S",
     "fit_tool_timeouts",
     "recommendations",
+    "rule_findings",
     "sandbox_findings",
     "tool_name_findings",
 ]
@@ -144,6 +146,33 @@ BUILT_IN = (
     "web_search",
     "write_file",
 )
+
+
+#: Arguments of the tools that rules are likely about. The same test holds them against agentao.
+ARGUMENTS: dict[str, frozenset[str]] = {
+    "glob": frozenset({"pattern", "directory"}),
+    "list_directory": frozenset({"directory_path", "recursive"}),
+    "read_file": frozenset({"file_path", "offset", "limit"}),
+    "replace": frozenset({"file_path", "old_text", "new_text", "replace_all"}),
+    "run_shell_command": frozenset({"command", "description", "working_directory", "timeout", "is_background"}),
+    "search_file_content": frozenset({"pattern", "file_pattern", "directory", "case_sensitive", "regex"}),
+    "write_file": frozenset({"file_path", "content", "append"}),
+}
+
+
+def rule_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:
+    """An error for each rule over an argument that its tool does not have: it would never match, and never deny."""
+    for number, rule in enumerate(profile.tools.rules, 1):
+        for argument in rule.when:
+            known = ARGUMENTS.get(rule.tool)
+            if known is not None and argument not in known:
+                near = difflib.get_close_matches(argument, known, n=1)
+                meant = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(sorted(known))}"
+                text = f"rule {number}: {rule.tool} has no argument {argument!r}{meant}"
+                yield finding(layers, "tools.rules", text, error=True)
+        pattern = set("*?[") & set(rule.tool) or rule.tool.startswith(("mcp_", "agent_"))
+        if not pattern and rule.tool not in (*BUILT_IN, *profile.tools.allow):
+            yield finding(layers, "tools.rules", f"rule {number}: {_unknown(rule.tool)}", error=False)
 
 
 def tool_name_findings(profile: Profile, layers: Layers) -> Iterator[Finding]:

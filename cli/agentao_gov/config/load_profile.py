@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agentao_gov.config.checks import fit_tool_timeouts, recommendations, sandbox_findings, tool_name_findings
+from agentao_gov.config.checks import (
+    fit_tool_timeouts,
+    recommendations,
+    rule_findings,
+    sandbox_findings,
+    tool_name_findings,
+)
 from agentao_gov.config.findings import Finding, raise_errors
 from agentao_gov.config.layers import RANK_FILE, RANK_SHIPPED, ConfigLayer, Layers, Overrides, flatten
 from agentao_gov.config.mcp import resolve_servers
@@ -91,6 +97,7 @@ def inspect_profile(
     findings += _share_findings(profile, layers, deployment)
     findings += model_findings(profile.model, layers)
     findings += sandbox_findings(profile, layers)
+    findings += rule_findings(profile, layers)
     findings += tool_name_findings(profile, layers)
     profile, of_servers = resolve_servers(profile, layers, environ)
     findings += of_servers

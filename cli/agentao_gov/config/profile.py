@@ -108,6 +108,10 @@ class Tools(Settings):
         "sandbox can be had | required: the profile does not load there | off",
     )
     network: bool = Field(default=False, description="Whether sandboxed commands reach the network.")
+    readable: list[str] = Field(
+        default=[],
+        description="Further directories that sandboxed commands may read, absolute or from ~: tools outside of /usr.",
+    )
     rules: list[ToolRule] = Field(
         default=[], description="Judge a call before permission_mode does; the first that matches decides."
     )

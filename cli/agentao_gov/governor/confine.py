@@ -58,7 +58,10 @@ def sandbox_of(profile: Profile, workdir: Path, layers: Callable[[], SandboxLaye
         return None
     if profile.tools.sandbox == "required":
         require_sandbox(f'Profile {profile.name} says [tools] sandbox = "required"', layers())
-    return Sandbox(layers(), workdir.resolve(), profile.tools.network) if layers().best is not None else None
+    if layers().best is None:
+        return None
+    readable = tuple(os.path.realpath(Path(path).expanduser()) for path in profile.tools.readable)
+    return Sandbox(layers(), workdir.resolve(), profile.tools.network, readable)
 
 
 def confined_server(

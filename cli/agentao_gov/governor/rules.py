@@ -34,6 +34,8 @@ _BLANKS = re.compile(r"\s{8,}")
 _OPERATORS = ";&|`$<>\n\r"
 #: What runs or grants something later: a repository's hooks and configuration, agentao's own, keys.
 _LATER = re.compile(r"(?i)(^|/)\.(git|agentao)(/|$)|(^|/)\.env(\.[^/]*)?$|\.(pem|key)$")
+#: Arguments of agentao's tools that are paths.
+_PATHS = frozenset({"file_path", "directory", "directory_path", "working_directory"})
 _WRITERS = frozenset({"write_file", "replace"})
 _WEB = frozenset({"web_fetch", "web_search"})
 
@@ -46,14 +48,23 @@ class Verdict:
     reason: str
 
 
-def decide(tools: Tools, name: str, arguments: Mapping[str, Any], *, sandboxed: bool, reads: bool) -> Verdict | None:
+def decide(
+    tools: Tools,
+    name: str,
+    arguments: Mapping[str, Any],
+    places: Mapping[str, str] | None = None,
+    *,
+    sandboxed: bool,
+    reads: bool,
+) -> Verdict | None:
     """The verdict on one call; None leaves it to the tool's own setting.
 
-    `tools` is the profile's table, `sandboxed` whether shell commands run in a sandbox, `reads` whether the tool only
-    reads. Pure.
+    `tools` is the profile's table, `places` has where each path among the arguments leads, `sandboxed` is whether shell
+    commands run in a sandbox, `reads` whether the tool only reads. Pure.
     """
+    places = places or {}
     for number, rule in enumerate(tools.rules, 1):
-        if _matches(rule, name, arguments):
+        if _matches(rule, name, arguments, places):
             return Verdict(rule.action, f"rule {number} of [[tools.rules]], tool = {rule.tool!r}, says {rule.action}")
     mode = tools.permission_mode
     if mode == "full-access":
@@ -66,13 +77,13 @@ def decide(tools: Tools, name: str, arguments: Mapping[str, Any], *, sandboxed: 
         return Verdict("ask", "a command that runs without a sandbox needs a person's consent, or a rule")
     if name in _WRITERS:
         path = str(arguments.get("file_path", ""))
-        if _LATER.search(path) or _LATER.search(str(Path(path))):
+        if _LATER.search(path) or _LATER.search(places.get("file_path", "")):
             return Verdict("ask", f"{path!r} holds keys, or is run or obeyed later")
         return Verdict("allow", "permission_mode = workspace-write")
     return Verdict("ask", "it reaches the network") if name in _WEB else None
 
 
-def _matches(rule: ToolRule, name: str, arguments: Mapping[str, Any]) -> bool:
+def _matches(rule: ToolRule, name: str, arguments: Mapping[str, Any], places: Mapping[str, str]) -> bool:
     """Whether every pattern matches; an argument that was not given is empty."""
     if not fnmatch.fnmatchcase(name, rule.tool):
         return False
@@ -80,7 +91,9 @@ def _matches(rule: ToolRule, name: str, arguments: Mapping[str, Any]) -> bool:
         value = str(arguments.get(key, ""))
         # `pytest *` is no consent to `pytest; curl ...`.
         strung = name == SHELL_TOOL_NAME and any(sign in value and sign not in pattern for sign in _OPERATORS)
-        if (strung and rule.action == "allow") or not fnmatch.fnmatchcase(value, pattern):
+        # `src/*` allows no `src/../.env`, and forbids also `./src/x`: a path is what it leads to.
+        spellings = {places.get(key, value)} if rule.action == "allow" else {value, places.get(key, value)}
+        if (strung and rule.action == "allow") or not any(fnmatch.fnmatchcase(one, pattern) for one in spellings):
             return False
     return True
 
@@ -93,7 +106,7 @@ class GovernedPermissions(PermissionEngine):
         # agentao's scan for the worst commands is done here, on a command of bounded length.
         super().__init__(project_root=project_root, rules=[], enable_hardline=False)
         self._tools = tools
-        self._root = project_root
+        self._root = project_root.resolve()
         self._sandboxed = sandboxed
         #: The agent's tools by name, to ask which only read; set once the agent is built.
         self.registry: Mapping[str, Any] = {}
@@ -123,6 +136,7 @@ class GovernedPermissions(PermissionEngine):
                 self._tools,
                 tool_name,
                 tool_args,
+                self._places(tool_args),
                 sandboxed=self._sandboxed,
                 reads=tool is not None and bool(tool.is_read_only),
             )
@@ -132,6 +146,18 @@ class GovernedPermissions(PermissionEngine):
             # The one kind of reason that agentao passes on to the model.
             return PermissionDecisionDetail(PermissionDecision.DENY, reason=pre_tool_hook_reason(verdict.reason))
         return PermissionDecisionDetail(PermissionDecision(verdict.action), reason=verdict.reason)
+
+    def _places(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Where the paths among the arguments lead: from the session's directory, or from the root where outside."""
+        found = {}
+        for key in _PATHS & set(arguments):
+            try:
+                place = (self._root / str(arguments[key])).resolve()
+                found[key] = str(place.relative_to(self._root) if place.is_relative_to(self._root) else place)
+            except (OSError, ValueError, RuntimeError):
+                # No file is meant by it; the tool says so.
+                continue
+        return found
 
 
 def _worst(name: str, arguments: Mapping[str, Any], shell_spec: Any) -> Verdict | None:
