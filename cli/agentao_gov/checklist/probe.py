@@ -37,6 +37,9 @@ __all__ = [
 
 #: By its prefix the governor knows the simulated tokenizer, and reserves a count instead of bytes.
 _MODEL = "simulated-checklist"
+GATE = "gate"
+#: How long a turn may take to reach the model or be refused: a guard, as sessions open slowly on a loaded machine.
+DECIDED_S_MAX = 60.0
 
 
 class ProbedService(PrivateService):
@@ -172,11 +175,6 @@ def verdict(
 def directive(question: str, /, **behaviour: Any) -> str:
     """A question that tells the simulated model how to answer it."""
     return f"{question}\n@sim {json.dumps(behaviour)}"
-
-
-GATE = "gate"
-#: How long a turn may take to reach the model or be refused: a guard, as sessions open slowly on a loaded machine.
-DECIDED_S_MAX = 60.0
 
 
 class HeldTurns:

@@ -35,7 +35,6 @@ from agentao_gov.testrig.service import patiently
 
 __all__ = ["PROBES", "ProbedTarget", "check_target", "walk_target"]
 
-
 #: Turns at once that a foreign service is asked for, and those spent against its budget: each may cost real tokens.
 AT_ONCE = 64
 SPENT_TURNS_MAX = 40
@@ -51,6 +50,14 @@ OUR_METRICS = ("sessions", "mcp_processes", "process_memory_bytes")
 #: Its memory by its own account and by /proc: a look is up to a second old.
 MEMORY_TOLERANCE = 0.25
 _REFUSAL_CODES = (429, 503)
+_UNSERVED = Remedy(
+    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile); "
+    "a plain turn must end within a minute"
+)
+#: How long the first plain turn may take; a service that is slower cannot be walked in minutes.
+FIRST_TURN_S_MAX = 60.0
+#: How long removing a probe's session may take before the rest is left to the service's own idle time-out.
+DELETE_S_MAX = 5.0
 
 
 @dataclass
@@ -99,12 +106,6 @@ def _serves(target: ProbedTarget) -> Check | None:
     if target.first.status == 200:
         return None
     return verdict(False, "a plain turn of the test tenant is served", f"got {target.first}", (), _UNSERVED)
-
-
-_UNSERVED = Remedy(
-    note="Give the key of a test tenant with budget left (--api-key-env), and a profile it may use (--profile); "
-    "a plain turn must end within a minute"
-)
 
 
 def _session_caps(target: ProbedTarget, item: Item) -> list[Check] | str:
@@ -296,12 +297,6 @@ PROBES: Mapping[ItemId, Callable[[ProbedTarget, Item], list[Check] | str]] = {
     "monitoring": _monitoring,
     "tenant_isolation": _tenant_isolation,
 }
-
-
-#: How long the first plain turn may take; a service that is slower cannot be walked in minutes.
-FIRST_TURN_S_MAX = 60.0
-#: How long removing a probe's session may take before the rest is left to the service's own idle time-out.
-DELETE_S_MAX = 5.0
 
 
 def check_target(url: str, *, owned: bool) -> None:

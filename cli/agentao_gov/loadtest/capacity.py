@@ -29,7 +29,6 @@ __all__ = [
     "wilson",
 ]
 
-
 #: Refusals, the model's too, and turns that took too long: slowness has a cause of its own.
 _NO_ERRORS = CAPACITY_OUTCOMES | {
     "model_error",
@@ -41,6 +40,42 @@ _NO_ERRORS = CAPACITY_OUTCOMES | {
 }
 #: One error in thousands is an accident.
 _FAILING_SHARE = 0.01
+_GENERATOR, GENERATOR_CPU = "the load generator", "CPU of the load generator"
+_OTHERS = "other programs on this machine"
+#: With these the service may well hold more: nobody asked it to, or nobody let it.
+NOT_THE_SERVICE = frozenset({_GENERATOR, GENERATOR_CPU, _OTHERS})
+#: A core in use by so much has nothing left to give: what shares it takes turns.
+_CPU_FULL = 0.85
+_MACHINE_FULL = 0.95
+#: Other programs that use less of the machine are its noise.
+_OTHERS_SHARE = 0.2
+#: Two CPU figures that differ by less say nothing about which of the two was full first.
+_CPU_NOISE = 0.05
+_NEAR_LIMIT = 0.95
+#: The model is slower under load when a turn's share of it takes longer by this factor's inverse.
+_EFFICIENCY = 0.93
+#: Places give at least this share of the turns per second that they would if each turn took as long as one alone.
+_PLACES_USED = 0.8
+#: A single late refusal, or one error in thousands, is not what binds.
+_SHARE_MIN = 0.01
+PROBES_MAX = 10
+#: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
+_SATURATED = 0.9
+#: A load that gets less than this share of the turns per second of a smaller one has brought the service down.
+_COLLAPSED = 0.7
+#: How finely the knee is fitted.
+_KNEE_STEP = 1.01
+#: Two loads that give each session the same turns, but for noise.
+_AGREE = 0.04
+#: The interval is narrow enough at one session or this share.
+_TOLERANCE = 0.05
+#: How far beyond the estimated knee a load may be and still count as at it.
+_KNEE_NOISE = 0.03
+#: Loads grow by this factor until one does not hold.
+GROWTH = 4
+_Z = 1.96
+#: Share of good turns a load must keep, with the interval's upper end: fewer is surely too much.
+_GOOD_SHARE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,25 +166,6 @@ class ProbeResult:
         """Whether it says nothing about the service."""
         return self.generator_bound is not None or self.cut_short is not None
 
-
-_GENERATOR, GENERATOR_CPU = "the load generator", "CPU of the load generator"
-_OTHERS = "other programs on this machine"
-#: With these the service may well hold more: nobody asked it to, or nobody let it.
-NOT_THE_SERVICE = frozenset({_GENERATOR, GENERATOR_CPU, _OTHERS})
-#: A core in use by so much has nothing left to give: what shares it takes turns.
-_CPU_FULL = 0.85
-_MACHINE_FULL = 0.95
-#: Other programs that use less of the machine are its noise.
-_OTHERS_SHARE = 0.2
-#: Two CPU figures that differ by less say nothing about which of the two was full first.
-_CPU_NOISE = 0.05
-_NEAR_LIMIT = 0.95
-#: The model is slower under load when a turn's share of it takes longer by this factor's inverse.
-_EFFICIENCY = 0.93
-#: Places give at least this share of the turns per second that they would if each turn took as long as one alone.
-_PLACES_USED = 0.8
-#: A single late refusal, or one error in thousands, is not what binds.
-_SHARE_MIN = 0.01
 
 _Rule = Callable[[ProbeResult, ProbeResult], str | None]
 
@@ -321,26 +337,6 @@ _INFERRED: Sequence[tuple[str, _Rule]] = (
     ("queue", _refused("queue_full", "queue_timeout", "refused")),
     ("failing turns", _failing),
 )
-
-
-PROBES_MAX = 10
-#: Throughput has a ceiling below a load where each session gets less than this share of the turns it gets alone.
-_SATURATED = 0.9
-#: A load that gets less than this share of the turns per second of a smaller one has brought the service down.
-_COLLAPSED = 0.7
-#: How finely the knee is fitted.
-_KNEE_STEP = 1.01
-#: Two loads that give each session the same turns, but for noise.
-_AGREE = 0.04
-#: The interval is narrow enough at one session or this share.
-_TOLERANCE = 0.05
-#: How far beyond the estimated knee a load may be and still count as at it.
-_KNEE_NOISE = 0.03
-#: Loads grow by this factor until one does not hold.
-GROWTH = 4
-_Z = 1.96
-#: Share of good turns a load must keep, with the interval's upper end: fewer is surely too much.
-_GOOD_SHARE = 0.99
 
 
 def wilson(good: int, total: int) -> tuple[float, float]:

@@ -21,6 +21,13 @@ from agentao_gov.loadtest.record import UNSENT, ClientResult
 
 __all__ = ["ClientResult", "StreamReader", "TurnClient"]
 
+_CONNECTIONS_MAX = 20_000
+_CONNECT_TIMEOUT_S = 10.0
+_BLOCK_BYTES = 16 * 1024
+_ERROR_BODY_BYTES = 64 * 1024
+#: What this machine lacked, not the service: descriptors, local ports, memory.
+_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+
 
 class StreamReader:
     """Notes when text came in an event stream: first token, gaps, and how it ended. Microseconds since the send.
@@ -128,14 +135,6 @@ def _error_code(body: dict[str, Any] | None) -> str:
     error = (body or {}).get("error")
     code = error.get("code") if isinstance(error, dict) else None
     return str(code or "error")
-
-
-_CONNECTIONS_MAX = 20_000
-_CONNECT_TIMEOUT_S = 10.0
-_BLOCK_BYTES = 16 * 1024
-_ERROR_BODY_BYTES = 64 * 1024
-#: What this machine lacked, not the service: descriptors, local ports, memory.
-_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 
 
 class TurnClient:

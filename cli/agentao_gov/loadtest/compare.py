@@ -32,11 +32,18 @@ __all__ = [
     "read_report",
 ]
 
-
 RESAMPLES = 2_000
 #: Of the interval. A regression needs its lower end above 1, so that chance is called one in 2.5 % per measure.
 CONFIDENCE = 0.95
 _ALPHA = (1 - CONFIDENCE) / 2
+_PLAN_KEYS = (
+    "shape", "loop", "rate", "users", "duration_s", "arrivals", "mix", "workers", "api",
+    "turns_per_session", "think_scale", "simulated", "model_pace_s", "replay", "faults", "victim",
+)  # fmt: skip
+_ENVIRONMENT_KEYS = ("python", "system", "machine", "cpus")
+_MEASURES = (("turn", 50.0), ("turn", 95.0), ("turn", 99.0), ("first_token", 95.0))
+#: Shares may differ by so many standard errors before they are called different.
+_Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +118,6 @@ def differences(baseline: Mapping[str, Any], current: Mapping[str, Any], keys: S
         for key in keys
         if baseline.get(key) != current.get(key)
     ]
-
-
-_PLAN_KEYS = (
-    "shape", "loop", "rate", "users", "duration_s", "arrivals", "mix", "workers", "api",
-    "turns_per_session", "think_scale", "simulated", "model_pace_s", "replay", "faults", "victim",
-)  # fmt: skip
-_ENVIRONMENT_KEYS = ("python", "system", "machine", "cpus")
-_MEASURES = (("turn", 50.0), ("turn", 95.0), ("turn", 99.0), ("first_token", 95.0))
-#: Shares may differ by so many standard errors before they are called different.
-_Z = 1.96
 
 
 def compare_reports(

@@ -22,9 +22,19 @@ from agentao_gov.testrig.service import free_port
 
 __all__ = ["GeneratorDied", "LoadDriver", "check_port", "run_worker", "split_address"]
 
-
 #: Where a master listens for workers of other machines.
 DEFAULT_PORT = 5557
+#: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.
+_READY_S_MAX = 60.0
+#: The generator writes a beat every 0.25 s; one that is silent for so long is hung.
+_SILENCE_S_MAX = 15.0
+#: The phase's second 0 lies so far ahead that every worker has read it by then.
+_LEAD_S = 0.4
+_LEAD_DISTRIBUTED_S = 1.5
+_POLL_S = 0.1
+#: Deleting sessions at the end of a phase is bounded at 15 s in the generator.
+_TAIL_S_MAX = 25.0
+_STOP_S = 3.0
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -63,19 +73,6 @@ def _locust() -> list[str]:
 def _environment(**own: str) -> dict[str, str]:
     """Locust reads LOCUST_* from the environment: the caller's must not change this run."""
     return {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")} | own
-
-
-#: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.
-_READY_S_MAX = 60.0
-#: The generator writes a beat every 0.25 s; one that is silent for so long is hung.
-_SILENCE_S_MAX = 15.0
-#: The phase's second 0 lies so far ahead that every worker has read it by then.
-_LEAD_S = 0.4
-_LEAD_DISTRIBUTED_S = 1.5
-_POLL_S = 0.1
-#: Deleting sessions at the end of a phase is bounded at 15 s in the generator.
-_TAIL_S_MAX = 25.0
-_STOP_S = 3.0
 
 
 class GeneratorDied(InternalError):

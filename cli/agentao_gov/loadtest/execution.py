@@ -31,9 +31,11 @@ from agentao_gov.loadtest.view import Stop, View, live_figures
 
 __all__ = ["Execution", "Played", "Probing"]
 
-
 #: The start of a probe is left out of what was at hand: its sessions are still coming.
 _STEADY_SHARE = 0.3
+#: A certifying probe plans for this many times the turns it needs, and leaves room for its drain and its deletions.
+_CERTIFY_ROOM = 1.3
+_CERTIFY_MARGIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,6 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def _most_frequent(texts: Iterable[str]) -> str:
     return next((text for text, _ in Counter(filter(None, texts)).most_common(1)), "")
-
-
-#: A certifying probe plans for this many times the turns it needs, and leaves room for its drain and its deletions.
-_CERTIFY_ROOM = 1.3
-_CERTIFY_MARGIN_S = 3.0
 
 
 @dataclass(slots=True)

@@ -26,8 +26,12 @@ from agentao_gov.loadtest.schedule import level_at
 
 __all__ = ["CpuShare", "LoadGenerator"]
 
-
 _SCHEDSTAT = Path("/proc/self/schedstat")
+_LAG_PROBE_S = 0.02
+_BEAT_S = 0.25
+_BACKOFF_S = 0.25
+_DELETE_PARALLEL = 16
+_DELETE_S = 15.0
 
 
 class CpuShare:
@@ -69,13 +73,6 @@ def _waited_s(schedstat: Path) -> float:
             os.close(handle)
     except (OSError, ValueError, IndexError):
         return 0.0
-
-
-_LAG_PROBE_S = 0.02
-_BEAT_S = 0.25
-_BACKOFF_S = 0.25
-_DELETE_PARALLEL = 16
-_DELETE_S = 15.0
 
 
 @dataclass(slots=True)

@@ -26,7 +26,6 @@ __all__ = [
     "wave_leak",
 ]
 
-
 #: One-sided 97.5 % of the normal distribution: the interval is a 95 % one.
 _Z = 1.96
 #: More points cost quadratic time and say no more: neighbours half a second apart move together.
@@ -41,6 +40,12 @@ _TURNS_MIN = 150
 _SURELY = 0.5
 #: Residuals nearly as smooth as a line leave no information; beyond this the factor would only be noise.
 _RHO_MAX = 0.9
+#: What a service opens at its first turns and keeps (measured: 1 descriptor in-process; 7 and 4 processes where session
+#: processes are forked from a spare one; worker threads up to `max_busy`). A soak needs the first two not.
+_OPENED_ONCE = {"fds": 12, "children": 6, "threads": 64}
+#: Worker threads end after 20 idle seconds, longer than a rest, and a busier moment starts more of them: from wave to
+#: wave they only count beyond what a pool may hold.
+_KEPT = {"threads": 64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +177,6 @@ def wave_leak(floors: Sequence[int], *, sessions: int = 0, once: int = 4, kept: 
 
 #: Start and end in seconds of a stretch without load.
 Rest = tuple[float, float]
-
-#: What a service opens at its first turns and keeps (measured: 1 descriptor in-process; 7 and 4 processes where session
-#: processes are forked from a spare one; worker threads up to `max_busy`). A soak needs the first two not.
-_OPENED_ONCE = {"fds": 12, "children": 6, "threads": 64}
-#: Worker threads end after 20 idle seconds, longer than a rest, and a busier moment starts more of them: from wave to
-#: wave they only count beyond what a pool may hold.
-_KEPT = {"threads": 64}
 
 
 @dataclass(frozen=True, slots=True)

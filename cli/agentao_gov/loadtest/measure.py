@@ -33,11 +33,17 @@ __all__ = [
     "timeline",
 ]
 
-
 _LOWEST_US = 1
 _HIGHEST_US = 2 * 3600 * 1_000_000
 _DIGITS = 3
 LATENCY_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+_SLOW = (Status.ANSWERED, Status.TIMED_OUT, Status.UNFINISHED)
+#: The generator may be late by so much, or by a twentieth of what it measures, before its numbers mean nothing.
+_LATE_P50_US, _LATE_P99_US, _LATE_SHARE = 2_000, 10_000, 0.05
+_JUDGED_MIN = 20
+_OFFERED_MIN = 0.99
+_BUCKETS_MAX = 120
+_COUNTED_MIN = 25
 
 
 class Histogram:
@@ -107,15 +113,6 @@ class Histogram:
 
 def _ms(value_us: int | None) -> float | None:
     return None if value_us is None else round(value_us / 1000, 3)
-
-
-_SLOW = (Status.ANSWERED, Status.TIMED_OUT, Status.UNFINISHED)
-#: The generator may be late by so much, or by a twentieth of what it measures, before its numbers mean nothing.
-_LATE_P50_US, _LATE_P99_US, _LATE_SHARE = 2_000, 10_000, 0.05
-_JUDGED_MIN = 20
-_OFFERED_MIN = 0.99
-_BUCKETS_MAX = 120
-_COUNTED_MIN = 25
 
 
 @dataclass(slots=True)

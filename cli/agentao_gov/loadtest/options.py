@@ -43,7 +43,6 @@ __all__ = [
     "undecidable",
 ]
 
-
 DEFAULT_MIX = {"qa": 8.0, "code": 1.0, "research": 1.0}
 _RATE_DEFAULT = 5.0
 _TIERS = ("interactive", "background", "batch")
@@ -62,6 +61,13 @@ _PROBE_S_MIN = 2.0
 _PROBE_DRAIN_S = 10.0
 #: Share of a probe in which its sessions start.
 PROBE_RAMP_SHARE = 0.15
+#: An upper bound where the user set none: so many times what the plan comes to. A schedule can never exceed its plan; a
+#: closed loop does where the service is quicker than the nominal turn.
+_BOUND_FACTOR, _BOUND_FACTOR_CLOSED = 2, 10
+_TURNS_LEAST, _TOKENS_LEAST = 100, 1_000_000
+#: Prompts and answers of a real model differ more from the estimate than the number of turns does.
+_TOKENS_FACTOR = 5
+_OF_PROCESSES = ("memory_peak", "memory_slope", "fds_leaked", "processes_leaked", "threads_leaked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,16 +347,6 @@ def api_key(options: LoadOptions) -> str | None:
     if not key:
         raise ConfigError(f"--api-key-env names {options.api_key_env}, which is not set.")
     return key
-
-
-#: An upper bound where the user set none: so many times what the plan comes to. A schedule can never exceed its plan; a
-#: closed loop does where the service is quicker than the nominal turn.
-_BOUND_FACTOR, _BOUND_FACTOR_CLOSED = 2, 10
-_TURNS_LEAST, _TOKENS_LEAST = 100, 1_000_000
-#: Prompts and answers of a real model differ more from the estimate than the number of turns does.
-_TOKENS_FACTOR = 5
-
-_OF_PROCESSES = ("memory_peak", "memory_slope", "fds_leaked", "processes_leaked", "threads_leaked")
 
 
 def loaded_tenants(options: LoadOptions, deployment: ResolvedDeployment) -> tuple[str, ...]:

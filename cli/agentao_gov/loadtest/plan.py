@@ -39,10 +39,28 @@ __all__ = [
     "turns_of",
 ]
 
-
 #: What agentao's system prompt and tool descriptions cost on every call (measured on 0.5.17).
 OVERHEAD_TOKENS_PER_CALL = 5_200
 _TOOL_S = 0.02
+_WORDS = (
+    "please",
+    "look",
+    "at",
+    "the",
+    "figures",
+    "of",
+    "this",
+    "month",
+    "and",
+    "say",
+    "in",
+    "short",
+    "what",
+    "changed",
+)
+#: Of a closed loop, how many sessions its estimate draws.
+_SESSIONS_DRAWN_MAX = 2_000
+_TAKING_TURNS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +170,6 @@ def prompt_of(
     return f"{text}\n@sim {json.dumps(script)}"
 
 
-_WORDS = (
-    "please",
-    "look",
-    "at",
-    "the",
-    "figures",
-    "of",
-    "this",
-    "month",
-    "and",
-    "say",
-    "in",
-    "short",
-    "what",
-    "changed",
-)
-
-
 def _geometric(rng: random.Random, mean: float) -> int:
     """0, 1, 2, ... with this mean."""
     if mean <= 0:
@@ -179,11 +179,6 @@ def _geometric(rng: random.Random, mean: float) -> int:
 
 def _lognormal(rng: random.Random, median: float, sigma: float) -> float:
     return median * math.exp(rng.gauss(0, sigma))
-
-
-#: Of a closed loop, how many sessions its estimate draws.
-_SESSIONS_DRAWN_MAX = 2_000
-_TAKING_TURNS = 1_000
 
 
 class _Value(BaseModel):

@@ -31,17 +31,6 @@ __all__ = [
     "tally_of",
 ]
 
-
-class Status(StrEnum):
-    """How a turn ended, seen from the client. Every started turn ends in exactly one of these."""
-
-    ANSWERED = "answered"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
-    CANCELLED = "cancelled"
-    UNFINISHED = "unfinished"
-
-
 #: Outcomes that say "no room now": refusals, not errors.
 CAPACITY_OUTCOMES = frozenset(
     {
@@ -63,6 +52,16 @@ UNSENT = "generator_error"
 # `tests/loadtest/test_record.py` holds these words against the governor's own list.
 _ANSWERED, _CANCELLED = "answered", "cancelled"
 _TIMEOUTS = frozenset({"turn_timeout", "stuck", "client_timeout"})
+
+
+class Status(StrEnum):
+    """How a turn ended, seen from the client. Every started turn ends in exactly one of these."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    UNFINISHED = "unfinished"
 
 
 def classify(outcome: str) -> Status:

@@ -33,6 +33,18 @@ __all__ = [
     "write_reports",
 ]
 
+LATENCY_NAMES = {
+    "turn": "turn, from its intended start",
+    "service": "turn, from the send",
+    "first_token": "first token, from the send",
+    "queue": "waiting for a place",
+    "gap": "between texts (mean of a turn)",
+    "session": "session",
+}
+_MIB = 1024**2
+_PERCENTILES = ("p50", "p90", "p95", "p99", "max")
+_SINCE = "seconds since the load began"
+
 
 def show_value(value: float | None, unit: str) -> str:
     """A measure as people read it."""
@@ -186,16 +198,6 @@ def _leaks_table(report: LoadTestReport) -> GateTable:
                 leaked += f", as up to {part['kept']} are opened once and kept"
             rows.append((title, " → ".join(map(str, part["floors"])), leaked))
     return GateTable("From rest to rest", ("", "at each rest", "leaked"), tuple(rows))
-
-
-LATENCY_NAMES = {
-    "turn": "turn, from its intended start",
-    "service": "turn, from the send",
-    "first_token": "first token, from the send",
-    "queue": "waiting for a place",
-    "gap": "between texts (mean of a turn)",
-    "session": "session",
-}
 
 
 def _latency_row(name: str, p: Percentiles) -> tuple[str, ...]:
@@ -369,11 +371,6 @@ def _notes(report: LoadTestReport) -> list[str]:
         for kind in report.generator.get("upper_bounds_reached", ())
     ]
     return notes
-
-
-_MIB = 1024**2
-_PERCENTILES = ("p50", "p90", "p95", "p99", "max")
-_SINCE = "seconds since the load began"
 
 
 def page(report: LoadTestReport) -> Page:

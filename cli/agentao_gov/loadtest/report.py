@@ -54,8 +54,8 @@ __all__ = [
     "plan_part",
 ]
 
-
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
+_ROWS_MAX = 600
 
 
 def _turns_part(figures: Figures) -> TurnsPart:
@@ -261,9 +261,6 @@ def plan_part(options: LoadOptions, plan: LoadPlan | None, main: Played | None, 
         "segments": [asdict(part) for part in main.phase.streams[0].segments] if main else [],
         "differences": list(findings.differences),
     }
-
-
-_ROWS_MAX = 600
 
 
 def _server_rows(execution: Execution | None, main: Played | None) -> list[ServerRow]:

@@ -58,6 +58,17 @@ __all__ = [
     "LoadTestRun",
 ]
 
+#: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
+_BUDGET_ROOM = 20
+#: After the load, how long the service gets to put things away before the last look.
+_SETTLE_S_MIN, _SETTLE_S_MAX = 3.0, 12.0
+_SETTLED_ROWS = 6
+#: Sessions that live no longer are waited for, to see that they go.
+_TTL_S_MAX = 30.0
+_CHECKLIST_S_MAX, _CHECKLIST_STOP_S_MAX = 300.0, 30.0
+#: The plan's target while nothing has been started.
+_NOWHERE = "http://127.0.0.1"
+
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
@@ -115,18 +126,6 @@ def _schedule_of(phases: Iterable[Phase]) -> tuple[dict[str, float], ...]:
         ]
         passed_s += phase.duration_s
     return tuple(rows)
-
-
-#: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
-_BUDGET_ROOM = 20
-#: After the load, how long the service gets to put things away before the last look.
-_SETTLE_S_MIN, _SETTLE_S_MAX = 3.0, 12.0
-_SETTLED_ROWS = 6
-#: Sessions that live no longer are waited for, to see that they go.
-_TTL_S_MAX = 30.0
-_CHECKLIST_S_MAX, _CHECKLIST_STOP_S_MAX = 300.0, 30.0
-#: The plan's target while nothing has been started.
-_NOWHERE = "http://127.0.0.1"
 
 
 @dataclass(slots=True)

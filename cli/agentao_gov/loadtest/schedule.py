@@ -36,7 +36,6 @@ __all__ = [
     "until",
 ]
 
-
 Shape = Literal["constant", "ramp", "steps", "spike", "soak", "capacity"]
 #: `poisson`: independent arrivals, what many users look like. `constant`: equal gaps, what a batch looks like.
 Process = Literal["poisson", "constant"]
@@ -48,6 +47,15 @@ _SOAK_WAVES = 6
 #: Share of a soak wave without load, in which memory shows what stays.
 _SOAK_REST = 0.2
 _SPIKE_FACTOR = 5.0
+#: Where a recording does not say: words of an answer to tokens. Only the simulated model's length depends on it.
+_TOKENS_PER_WORD = 4 / 3
+_ANSWER_TOKENS = 120
+_REPORT = "agentao-gov/turn-report/1"
+#: More than a day of a busy service; the whole recording is held in memory, and goes to every worker.
+_BYTES_MAX = 256 * 1024**2
+#: What a recording may ask of the simulated model at most: a damaged count must not make one turn endless.
+_ROUNDS_MAX = 1_000
+_TOKENS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +161,6 @@ def _invert(part: Segment, area: float) -> float:
     # The form of the quadratic's root that neither cancels nor divides by a slope near zero.
     root = math.sqrt(max(0.0, part.level_start**2 + 2 * slope * area))
     return min(part.duration_s, 2 * area / (part.level_start + root)) if area > 0 else 0.0
-
-
-#: Where a recording does not say: words of an answer to tokens. Only the simulated model's length depends on it.
-_TOKENS_PER_WORD = 4 / 3
-_ANSWER_TOKENS = 120
-_REPORT = "agentao-gov/turn-report/1"
-#: More than a day of a busy service; the whole recording is held in memory, and goes to every worker.
-_BYTES_MAX = 256 * 1024**2
-#: What a recording may ask of the simulated model at most: a damaged count must not make one turn endless.
-_ROUNDS_MAX = 1_000
-_TOKENS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,15 @@ from agentao_gov.testrig.client import Scrape, ServiceClient
 
 __all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
 
-
 #: What the process that runs a session's agent calls itself; its warden, the zygote and the stock are others.
 _SESSION = "gov-session"
+_PERIOD_S = 0.5
+_METRICS_TIMEOUT_S = 2.0
+#: Older than this, what the service said of itself belongs to another moment.
+_METRICS_AGE_S = 1.0
+_SHARE_S = 5.0
+_SHARE_S_MAX = 0.1
+_PREFIX = "agentao_gov_"
 
 
 def tree_of(pid: int) -> list[psutil.Process]:
@@ -61,15 +67,6 @@ def _connections(process: psutil.Process) -> list[Any]:
         return list(process.net_connections(kind="inet"))
     except (psutil.Error, OSError):
         return []
-
-
-_PERIOD_S = 0.5
-_METRICS_TIMEOUT_S = 2.0
-#: Older than this, what the service said of itself belongs to another moment.
-_METRICS_AGE_S = 1.0
-_SHARE_S = 5.0
-_SHARE_S_MAX = 0.1
-_PREFIX = "agentao_gov_"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ _REPLACED = (
     *(f"AGENTAO_GOV__{table}__" for table in ("SERVER", "STATE", "BUDGET", "TENANTS")),
 )
 _ANSWER_S_MAX = 5.0
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+#: Below each mount of the memory controller: its limit and its count of processes killed, of version 2 and 1.
+_LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.events", "memory.oom_control")
 
 
 @dataclass(slots=True)
@@ -215,11 +218,6 @@ def _raise_budgets(config: dict[str, Any], target: Target, room: int) -> None:
         table[key] = room
     if low:
         target.differences.append(f"daily budgets: at least {room:,} tokens each (--keep-budgets keeps yours)")
-
-
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-#: Below each mount of the memory controller: its limit and its count of processes killed, of version 2 and 1.
-_LIMIT_FILES, _EVENT_FILES = ("memory.max", "memory.limit_in_bytes"), ("memory.events", "memory.oom_control")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ from agentao_gov.loadtest.thresholds import Observation, SortedSample, Threshold
 
 __all__ = ["LiveFigures", "SilentView", "Stop", "View", "live_figures"]
 
+#: Sorting all of a long run's turns several times a second would be load of its own.
+_RECENT = 2000
+_RATE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class LiveFigures:
@@ -111,11 +115,6 @@ class Stop:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-#: Sorting all of a long run's turns several times a second would be load of its own.
-_RECENT = 2000
-_RATE_S = 5.0
 
 
 def live_figures(

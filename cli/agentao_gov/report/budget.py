@@ -19,6 +19,8 @@ BUDGET_SCHEMA = "agentao-gov/budget/1"
 
 #: Scopes of one kind that a terminal is shown; a service has thousands of sessions a day.
 _SHOWN_MAX = 20
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def balance_record(balance: Balance) -> dict[str, Any]:
@@ -124,10 +126,6 @@ def print_verification(out: Console, result: Verification, place: str) -> None:
             f"{place}: {result.entries:,} journal entries reproduce {result.balances:,} balances and "
             f"{result.reservations:,} reservations. Head {result.head[:16]}."
         )
-
-
-#: What a spreadsheet takes for the beginning of a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(out: TextIO, rows: Iterable[dict[str, Any]]) -> None:

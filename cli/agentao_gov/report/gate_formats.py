@@ -15,6 +15,10 @@ from agentao_gov.report.gate import GateCase, GateReport, GateTable, clean
 
 __all__ = ["github_annotations", "junit_xml", "markdown"]
 
+_LEVELS = {"fail": "error", "inconclusive": "error", "warn": "warning"}
+_MARKS = {"pass": "✅", "fail": "❌", "warn": "⚠️", "skip": "⏭️", "inconclusive": "❔", "interrupted": "⏹️"}
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
+
 
 def junit_xml(report: GateReport) -> str:
     """The report as JUnit XML.
@@ -62,9 +66,6 @@ def _with_text(result: Failure | Error, text: str) -> Failure | Error:
     return result
 
 
-_LEVELS = {"fail": "error", "inconclusive": "error", "warn": "warning"}
-
-
 def github_annotations(report: GateReport) -> str:
     """One annotation for each case that is not green, then one notice with the verdict."""
     lines = [_annotation(_LEVELS[case.status], case) for case in report.cases if case.status in _LEVELS]
@@ -92,10 +93,6 @@ def _message(text: str) -> str:
 
 def _property(text: str) -> str:
     return _message(clean(text)).replace(":", "%3A").replace(",", "%2C")
-
-
-_MARKS = {"pass": "✅", "fail": "❌", "warn": "⚠️", "skip": "⏭️", "inconclusive": "❔", "interrupted": "⏹️"}
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 
 
 def markdown(report: GateReport) -> str:

@@ -16,7 +16,6 @@ from agentao_gov.report.gate import GateReport, clean
 
 __all__ = ["Chart", "ChartLine", "ChartMark", "Page", "Section", "Tile", "html_page", "key", "svg"]
 
-
 _WIDTH, _HEIGHT = 620, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 44
 #: More marks than this are numbered on the chart and named below it: their names would stand over each other.
@@ -24,6 +23,9 @@ _NAMED_MARKS_MAX = 3
 _TICKS = 5
 #: Dashes tell lines apart where colours do not: in print, and for those who cannot see them.
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+_TABLE_ROWS_MAX = 200
+#: A word for each status beside its colour: a red and a green word look the same to some readers.
+_SIGNS = {"pass": "✓", "fail": "✗", "warn": "!", "skip": "–", "inconclusive": "?", "interrupted": "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +206,6 @@ def number(value: float) -> str:
 
 def _text(text: str) -> str:
     return str(escape(clean(text)))
-
-
-_TABLE_ROWS_MAX = 200
-
-
-#: A word for each status beside its colour: a red and a green word look the same to some readers.
-_SIGNS = {"pass": "✓", "fail": "✗", "warn": "!", "skip": "–", "inconclusive": "?", "interrupted": "?"}
 
 
 @dataclass(frozen=True, slots=True)

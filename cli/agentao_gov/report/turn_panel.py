@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTurn", "print_budget", "print_limits", "print_panel", "tokens"]
 
-
 #: From this share on a daily budget is shown in a brief panel, too.
 _HIGH = 0.8
 #: Limits that are seconds in a report.
 _DURATIONS = {"cancel_grace", "tool_timeout", "turn_timeout"}
+_REFRESH_PER_S = 8
+#: Lines of text shown while it grows; the whole answer is printed at the end.
+_TAIL_LINES_MIN = 5
 
 
 def tokens(count: int | None) -> str:
@@ -127,11 +129,6 @@ def print_budget(out: Console, lines: Iterable[BudgetLine]) -> None:
     """Every scope's balance, as bars."""
     for line in lines:
         out.print(Text.assemble(f"  {line.scope:<8}", bar(line.used, line.limit), f"  {_budget(line)}"))
-
-
-_REFRESH_PER_S = 8
-#: Lines of text shown while it grows; the whole answer is printed at the end.
-_TAIL_LINES_MIN = 5
 
 
 class LiveTurn:

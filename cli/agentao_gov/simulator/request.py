@@ -33,6 +33,31 @@ WireName = Literal["completions", "responses", "messages"]
 # agentao puts reminders (date and time, hook output) into user messages; they are not the user's words.
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
 _SUMMARY_SYSTEM = "You are a conversation summarization assistant"
+_READ = re.compile(
+    r"\b(?:read|open|show|summari[sz]e|look (?:at|into)|what is in|what's in|explain)\b"
+    r"[^\n]{0,80}?(?P<path>(?:[\w.~-]*/)*[\w-]+\.[A-Za-z]\w{0,7})\b",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"^ *\d+\t(.+)$", re.MULTILINE)
+_QUOTED_CHARS = 160
+_FILLER = (
+    " The answer goes on for as long as the script says, one plain sentence after another,"
+    " so that its length in tokens is exact and its text is the same each time."
+)
+_SUMMARY = """<analysis>
+The conversation is summarised by the simulated model.
+</analysis>
+<summary>
+1. Primary Request and Intent: {request}
+2. Key Concepts: none beyond the request.
+3. Files: as named in the conversation.
+4. Errors: none recorded.
+5. Problem Solving: {count} messages were condensed.
+6. User Messages: the last one is quoted above.
+7. Pending Tasks: answer the user's next message.
+8. Current Work: the conversation continues.
+9. Next Step: go on.
+</summary>"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,33 +177,6 @@ def _digest(messages: list[dict[str, Any]]) -> str:
         text = _REMINDER.sub("", text_of(message.get("content")))
         hashed.update(f"\x01{message.get('role')}\x00{text}".encode("utf-8", "replace"))
     return hashed.hexdigest()
-
-
-_READ = re.compile(
-    r"\b(?:read|open|show|summari[sz]e|look (?:at|into)|what is in|what's in|explain)\b"
-    r"[^\n]{0,80}?(?P<path>(?:[\w.~-]*/)*[\w-]+\.[A-Za-z]\w{0,7})\b",
-    re.IGNORECASE,
-)
-_NUMBERED = re.compile(r"^ *\d+\t(.+)$", re.MULTILINE)
-_QUOTED_CHARS = 160
-_FILLER = (
-    " The answer goes on for as long as the script says, one plain sentence after another,"
-    " so that its length in tokens is exact and its text is the same each time."
-)
-_SUMMARY = """<analysis>
-The conversation is summarised by the simulated model.
-</analysis>
-<summary>
-1. Primary Request and Intent: {request}
-2. Key Concepts: none beyond the request.
-3. Files: as named in the conversation.
-4. Errors: none recorded.
-5. Problem Solving: {count} messages were condensed.
-6. User Messages: the last one is quoted above.
-7. Pending Tasks: answer the user's next message.
-8. Current Work: the conversation continues.
-9. Next Step: go on.
-</summary>"""
 
 
 def default_answer(request: ChatRequest) -> str:
