@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 #: How many files a package may have. More are more to know before the first change: join what changes together, or
 #: say here why a new noun is worth it.
 FILES_MAX = {
-    "budget": 26,
+    "budget": 24,
     "checklist": 24,
     "commands": 26,
     "config": 16,
@@ -36,7 +36,7 @@ FILES_MAX = {
     "worker": 12,
 }
 #: Class names that stand in two packages, each an ordinary word of both. No other may join them.
-NAMES_TWICE = {"Entry", "Heartbeat", "Shutdown", "Ticket", "Waiter"}
+NAMES_TWICE = {"Shutdown"}
 #: Tests of no single module, and what they tell.
 SCENARIOS = {
     "checklist/test_command.py": "`agentao-gov checklist`: output, formats, exit codes",

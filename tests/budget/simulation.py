@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from agentao_gov.budget.balance import BalanceKey
 from agentao_gov.budget.core import LedgerCore
-from agentao_gov.budget.journal import Entry
+from agentao_gov.budget.journal import JournalEntry
 from agentao_gov.budget.memory import MemoryRecords
 from agentao_gov.budget.reservation import CallRecord
 from agentao_gov.budget.store import Refused, StoreSettings, Waiting
@@ -26,11 +26,11 @@ USUAL = {"tenant": 5_000, "user": 3_000, "session": 1_500}
 class Records(MemoryRecords):
     """The core's records, with every journal entry told to the checker as it is written."""
 
-    def __init__(self, write: Callable[[Entry], None]) -> None:
+    def __init__(self, write: Callable[[JournalEntry], None]) -> None:
         super().__init__()
         self._write = write
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         super().append(entry)
         # A million steps: what was written is checked at once, not kept.
         del self.rows[:-1]
@@ -82,7 +82,7 @@ class Life:
     def now_ms(self) -> int:
         return int(self.now_s * 1000)
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: JournalEntry) -> None:
         for ref in entry.refs:
             sums = self.journal[ref]
             sums[0] += entry.used

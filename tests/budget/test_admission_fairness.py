@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from agentao_gov.budget.admission import Attempted, Ticket, fair_order, serve
+from agentao_gov.budget.admission import Attempted, QueueTicket, fair_order, serve
 
 
-def ticket(number: int, tenant: str = "t", user: str = "u", *lines: str) -> Ticket:
-    return Ticket(f"{tenant}-{user}-{number}", number, tenant, user, lines or (tenant,))
+def ticket(number: int, tenant: str = "t", user: str = "u", *lines: str) -> QueueTicket:
+    return QueueTicket(f"{tenant}-{user}-{number}", number, tenant, user, lines or (tenant,))
 
 
 def test_one_users_calls_are_served_as_they_came() -> None:
@@ -51,7 +51,7 @@ def test_nobody_overtakes_on_a_scope_that_an_earlier_call_needs() -> None:
     """A blocked call claims its scope: the small one behind it waits, one with other scopes passes."""
     tried: list[int] = []
 
-    def attempt(t: Ticket) -> Attempted:
+    def attempt(t: QueueTicket) -> Attempted:
         tried.append(t.number)
         return ("x",) if t.number == 1 else "served"
 

@@ -21,7 +21,7 @@ from agentao_gov.budget import (
     StoreFailureAllowed,
     TokenLedger,
 )
-from agentao_gov.budget.ledger import Heartbeat
+from agentao_gov.budget.ledger import LedgerHeartbeat
 from agentao_gov.budget.store import Refused, Waiting
 from agentao_gov.clock import Deadline
 from agentao_gov.errors import BudgetExhaustedError, BudgetImpossibleError, ConfigError, StoreError, TurnTimeoutError
@@ -275,7 +275,7 @@ def test_the_heart_goes_on_after_a_failure_that_nobody_expected(caplog: pytest.L
         told.set()
         again.wait(GUARD_S)
 
-    heart = Heartbeat(beat, 0.01)
+    heart = LedgerHeartbeat(beat, 0.01)
     try:
         assert told.wait(GUARD_S), "the heart stopped"
         failure = heart.failure

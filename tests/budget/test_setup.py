@@ -133,7 +133,7 @@ def test_a_store_that_is_back_is_used_where_the_operator_went_on_without(tmp_pat
     ledger.settle("lost", 50, 50)
     place.rmdir()
 
-    ledger.store.heartbeat()
+    ledger._beat()
     ledger.reserve(call("kept", limits), deadline=Deadline.after(5))
     ledger.settle("kept", 60, 10)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.budget.journal import Entry, decode
+from agentao_gov.budget.journal import JournalEntry, decode
 from agentao_gov.governor import Outcome, TurnReport
 from tests.governor.harness import Harness, say
 
@@ -114,7 +114,7 @@ def peak(harness: Harness, report: TurnReport) -> int:
     return highest
 
 
-def journal(harness: Harness) -> list[Entry]:
+def journal(harness: Harness) -> list[JournalEntry]:
     """Every step of every call, in order."""
     return [decode(text) for _, text, _ in harness.ledger.store.journal()]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-__all__ = ["Admission", "Answer", "Level", "Ticket", "admit", "extendable", "fair_order", "serve"]
+__all__ = ["Admission", "Answer", "Level", "QueueTicket", "admit", "extendable", "fair_order", "serve"]
 
 
 class Answer(StrEnum):
@@ -91,7 +91,7 @@ Attempted = Literal["served", "refused"] | tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class QueueTicket:
     """One waiting call. `number` grows with arrival; `lines` are the scopes and windows it needs."""
 
     id: str
@@ -101,13 +101,13 @@ class Ticket:
     lines: tuple[Hashable, ...]
 
 
-def fair_order(tickets: Iterable[Ticket], served: Mapping[tuple[str, str | None], int]) -> list[Ticket]:
+def fair_order(tickets: Iterable[QueueTicket], served: Mapping[tuple[str, str | None], int]) -> list[QueueTicket]:
     """All tickets in the order of their turn.
 
     `served` maps (tenant, None) and (tenant, user) to a counter that grew whenever one of theirs was served:
     who was served longest ago comes first. It is all the memory the round-robin needs, so a store can keep it.
     """
-    rooms: dict[str, dict[str, deque[Ticket]]] = {}
+    rooms: dict[str, dict[str, deque[QueueTicket]]] = {}
     for ticket in sorted(tickets, key=lambda t: t.number):
         rooms.setdefault(ticket.tenant, {}).setdefault(ticket.user, deque()).append(ticket)
     after = max(served.values(), default=0)
@@ -121,7 +121,7 @@ def fair_order(tickets: Iterable[Ticket], served: Mapping[tuple[str, str | None]
     heapq.heapify(tenants)
     for queue in queues.values():
         heapq.heapify(queue)
-    order: list[Ticket] = []
+    order: list[QueueTicket] = []
     while tenants:
         _, first, tenant = heapq.heappop(tenants)
         _, _, user = heapq.heappop(queues[tenant])
@@ -135,7 +135,7 @@ def fair_order(tickets: Iterable[Ticket], served: Mapping[tuple[str, str | None]
     return order
 
 
-def serve(order: Sequence[Ticket], attempt: Callable[[Ticket], Attempted]) -> None:
+def serve(order: Sequence[QueueTicket], attempt: Callable[[QueueTicket], Attempted]) -> None:
     """Lets each ticket try once, in order, without anyone overtaking on a scope that an earlier one needs.
 
     A blocked ticket claims the scopes that block it: tokens given back there gather until it fits, so a large

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from agentao_gov.budget import failpoints, reservation
-from agentao_gov.budget.admission import Admission, Answer, Attempted, Ticket, admit, extendable, fair_order, serve
+from agentao_gov.budget.admission import Admission, Answer, Attempted, QueueTicket, admit, extendable, fair_order, serve
 from agentao_gov.budget.balance import (
     THOUSANDTHS,
     BalanceKey,
@@ -22,7 +22,7 @@ from agentao_gov.budget.balance import (
     still_passed,
     within_window,
 )
-from agentao_gov.budget.journal import Entry, Kind
+from agentao_gov.budget.journal import JournalEntry, Kind
 from agentao_gov.budget.reservation import OPEN_STATES, CallRecord, Holding, Posting, reserve_note
 from agentao_gov.budget.store import Crossing, Refused, Settlement, Store, StoreSettings, Waiting
 from agentao_gov.budget.types import (
@@ -35,13 +35,13 @@ from agentao_gov.budget.types import (
 )
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["LedgerCore", "LocalStore", "Records", "Waiter"]
+__all__ = ["LedgerCore", "LocalStore", "QueuedCall", "Records"]
 
 
 T = TypeVar("T")
 
 
-class Waiter(NamedTuple):
+class QueuedCall(NamedTuple):
     """One queued call: its place of arrival, what it asks for, and the owner that waits."""
 
     number: int
@@ -91,11 +91,11 @@ class Records(Protocol):
         """Balances of a zone but those of turns: of one window, or of all where it is None."""
         ...
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         """Adds an entry to the journal and posts it. Raises KeyError, before anything is posted, for lost balances."""
         ...
 
-    def waiters(self) -> list[Waiter]:
+    def waiters(self) -> list[QueuedCall]:
         """Everyone who waits, in the order of arrival."""
         ...
 
@@ -240,11 +240,11 @@ class LedgerCore:
         at_ms = self._at(now_ms)
         waiters = {waiter.request.id: waiter for waiter in records.waiters()}
         tickets = [
-            Ticket(call_id, number, request.tenant, request.user, tuple(limit.scope for limit in request.scopes))
+            QueueTicket(call_id, number, request.tenant, request.user, tuple(limit.scope for limit in request.scopes))
             for call_id, (number, request, _) in waiters.items()
         ]
 
-        def attempt(ticket: Ticket) -> Attempted:
+        def attempt(ticket: QueueTicket) -> Attempted:
             _, request, owner = waiters[ticket.id]
             balances, admission = self._admission(request, at_ms)
             if admission.answer is Answer.WAIT:
@@ -266,7 +266,7 @@ class LedgerCore:
         key = self.key(scope, at_ms)
         (balance,) = self.records.find([key])
         self._keep(balance, scope.limit, owner, at_ms)
-        self.records.append(Entry(at_ms, "grant", "", owner, (balance.ref,), granted=tokens))
+        self.records.append(JournalEntry(at_ms, "grant", "", owner, (balance.ref,), granted=tokens))
         (balance,) = self.records.find([key])
         if (still := still_passed(balance, self.settings.warn_at)) < balance.warned:
             self._note_warned(balance.ref, still, owner, at_ms)
@@ -326,7 +326,7 @@ class LedgerCore:
         holding = Holding(ReservationState.RESERVED, request.prompt_tokens, output, price=price)
         refs = tuple([balance.ref for balance in balances])
         note = reserve_note(holding)
-        self.records.append(Entry(at_ms, "reserve", request.id, owner, refs, 0, holding.held, 0, 0, 0, 0, note))
+        self.records.append(JournalEntry(at_ms, "reserve", request.id, owner, refs, 0, holding.held, 0, 0, 0, 0, note))
         windows = tuple([balance.key[2] for balance in balances])
         return Reservation(request.id, request.prompt_tokens, output, windows)
 
@@ -335,9 +335,9 @@ class LedgerCore:
         opened = not balance.ref
         if opened:
             balance.ref = self.records.open(balance.key)
-            self.records.append(Entry(at_ms, "line", balance.ref, owner, (), note=balance_name(balance.key)))
+            self.records.append(JournalEntry(at_ms, "line", balance.ref, owner, (), note=balance_name(balance.key)))
         if opened or balance.limit != limit:
-            self.records.append(Entry(at_ms, "limit", balance.ref, owner, (), note=str(limit)))
+            self.records.append(JournalEntry(at_ms, "limit", balance.ref, owner, (), note=str(limit)))
 
     def _end(self, call: CallRecord, kind: Kind, posting: Posting | None, owner: str, at_ms: int) -> Settlement:
         if posting is None:
@@ -353,13 +353,15 @@ class LedgerCore:
         # Looked up before anything is written: a step happens as a whole or not at all.
         balances = self.records.load(call.refs) if used else ()
         crossings = [found for balance in balances if (found := crossed(balance, used, self.settings.warn_at))]
-        self.records.append(Entry(at_ms, kind, call.id, owner, call.refs, used, reserved, estimated, 0, cost, unpriced))
+        self.records.append(
+            JournalEntry(at_ms, kind, call.id, owner, call.refs, used, reserved, estimated, 0, cost, unpriced)
+        )
         for ref, crossing in crossings:
             self._note_warned(ref, crossing.threshold, owner, at_ms)
         return tuple([crossing for _, crossing in crossings])
 
     def _note_warned(self, ref: str, fraction: float, owner: str, at_ms: int) -> None:
-        self.records.append(Entry(at_ms, "warn", ref, owner, (), note=str(round(fraction * THOUSANDTHS))))
+        self.records.append(JournalEntry(at_ms, "warn", ref, owner, (), note=str(round(fraction * THOUSANDTHS))))
 
     def _call(self, call_id: str) -> CallRecord:
         call = self.records.call(call_id)

@@ -21,7 +21,7 @@ __all__ = [
     "STATE_AFTER",
     "Checkpoint",
     "Cut",
-    "Entry",
+    "JournalEntry",
     "Kind",
     "Replay",
     "Totals",
@@ -66,7 +66,7 @@ STATE_AFTER = {
 GENESIS = bytes(32)
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """One step of one call, or one grant. The amounts are added to each of the balances in `refs`."""
 
     at_ms: int
@@ -92,7 +92,7 @@ class Entry(NamedTuple):
 _quote = json.encoder.encode_basestring_ascii
 
 
-def encode(entry: Entry) -> str:
+def encode(entry: JournalEntry) -> str:
     """The entry as text, a JSON list: what is stored and hashed, byte for byte.
 
     Put together by hand because it is on the path of every call: 2 µs instead of the encoder's 9.
@@ -104,13 +104,13 @@ def encode(entry: Entry) -> str:
     )
 
 
-def decode(text: str) -> Entry:
+def decode(text: str) -> JournalEntry:
     """The entry that `encode` wrote. Raises ValueError for anything else."""
     fields = json.loads(text)
     if not isinstance(fields, list) or len(fields) != 12:
         raise ValueError("not a journal entry")
     fields[4] = tuple(fields[4])
-    return Entry(*fields)
+    return JournalEntry(*fields)
 
 
 def chain(previous: bytes, text: str) -> bytes:
@@ -132,7 +132,7 @@ class Totals:
     cost: int = 0
     unpriced: int = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: JournalEntry) -> None:
         """Adds one entry's amounts."""
         self.used += entry.used
         self.reserved += entry.reserved
@@ -161,7 +161,7 @@ class Replay:
     touched: dict[str, int] = field(default_factory=dict)
     #: By reservation: its sums, its last step but extensions, and what was noted when it was reserved.
     calls: dict[str, Totals] = field(default_factory=dict)
-    steps: dict[str, Entry] = field(default_factory=dict)
+    steps: dict[str, JournalEntry] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     #: By reservation: who holds or held it, and the output granted to it with all extensions.
     owners: dict[str, str] = field(default_factory=dict)
@@ -197,7 +197,7 @@ def replay(
     return result
 
 
-def _add(result: Replay, entry: Entry) -> None:
+def _add(result: Replay, entry: JournalEntry) -> None:
     if entry.kind == "open":
         result.ledger = entry.note
     elif entry.kind == "line":
@@ -294,7 +294,7 @@ class Checkpoint:
                 step[4] = tuple(step[4])
                 sums.calls[call_id], sums.notes[call_id] = Totals(*totals), note
                 sums.owners[call_id], sums.outputs[call_id] = owner, output
-                sums.steps[call_id] = Entry(*step)
+                sums.steps[call_id] = JournalEntry(*step)
         except (ValueError, TypeError, IndexError) as error:
             raise StoreError(
                 f"The journal's checkpoint at entry {self.number:,} cannot be read: {error}.",

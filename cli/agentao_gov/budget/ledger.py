@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from agentao_gov.budget.store import (
@@ -31,7 +32,6 @@ from agentao_gov.budget.types import (
     Scope,
     ScopeLimit,
 )
-from agentao_gov.budget.waiting import WaitingRoom
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
 from agentao_gov.errors import (
     BudgetExhaustedError,
@@ -42,13 +42,92 @@ from agentao_gov.errors import (
     UsageError,
 )
 
-__all__ = ["Heartbeat", "TokenLedger"]
+__all__ = ["LedgerHeartbeat", "TokenLedger", "WaitingRoom"]
+
+
+# The threads of this process that wait for tokens.
+
+#: How often a parked thread looks at its deadline and its `cancelled` event: two events cannot be waited for at once.
+_SLICE_S = 0.05
+#: How often one of the parked threads asks the store for news from other processes; grows while there is none.
+_ASK_S_MIN = 0.001
+_ASK_S_MAX = 0.02
+#: How often the queue is looked at even without news: midnight and changed limits make no noise.
+_SERVE_S = 0.5
+
+End = Literal["answered", "deadline", "cancelled"]
+
+
+class WaitingRoom:
+    """The threads of this process that wait for tokens. One of them at a time watches for other processes."""
+
+    def __init__(self, store: Callable[[], Store]) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        #: Who waits; under the lock.
+        self._tickets: dict[str, threading.Event] = {}
+        #: Held by the thread that asks the store for news.
+        self._watch = threading.Lock()
+
+    def notice(self, ids: Iterable[str]) -> None:
+        """Wakes those of `ids` that wait here."""
+        for call_id in ids:
+            with self._lock:
+                event = self._tickets.get(call_id)
+            if event is not None:
+                event.set()
+
+    @contextmanager
+    def ticket(self, call_id: str) -> Iterator[threading.Event]:
+        """Registers before the store is asked, so that no answer can slip past."""
+        event = threading.Event()
+        with self._lock:
+            self._tickets[call_id] = event
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._tickets.pop(call_id, None)
+
+    def wait(self, event: threading.Event, deadline: Deadline, cancelled: threading.Event | None) -> End:
+        """Parks until one of the three ends. Another process's answer is seen within about 20 ms."""
+        while True:
+            if event.is_set():
+                event.clear()
+                return "answered"
+            if cancelled is not None and cancelled.is_set():
+                return "cancelled"
+            if deadline.passed:
+                return "deadline"
+            if self._watch.acquire(blocking=False):
+                try:
+                    self._watch_store(event, deadline, cancelled)
+                finally:
+                    self._watch.release()
+            else:
+                event.wait(min(_SLICE_S, max(0.001, deadline.remaining_s())))
+
+    def _watch_store(self, event: threading.Event, deadline: Deadline, cancelled: threading.Event | None) -> None:
+        pause_s, since_served_s = _ASK_S_MIN, 0.0
+        while not (event.is_set() or deadline.passed or (cancelled is not None and cancelled.is_set())):
+            with self._lock:
+                waiting = [call_id for call_id, parked in self._tickets.items() if not parked.is_set()]
+            news = self._store().answered(waiting)
+            if news:
+                self.notice(news)
+                pause_s = _ASK_S_MIN
+            event.wait(pause_s)
+            since_served_s += pause_s
+            pause_s = min(_ASK_S_MAX, pause_s * 1.5)
+            if since_served_s >= _SERVE_S:
+                self._store().serve_waiting()
+                since_served_s = 0.0
 
 
 # Says every few seconds that this process lives, and resolves what dead ones left in the ledger.
 
 
-class Heartbeat:
+class LedgerHeartbeat:
     """A daemon thread of its own, so that no slow call can silence it."""
 
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
@@ -90,28 +169,38 @@ _log = logging.getLogger(__name__)
 class TokenLedger(Ledger):
     """Implements `Ledger` over a store. Thread-safe; one per process.
 
-    Starts a thread that says this process lives and resolves what dead ones left; `close` ends it. `store`: where the
-    record is kept; the ledger closes it. `clock`: time for waits. `settings`: prices and soft thresholds, passed on to
-    the store. `on_store_failure`: whether calls are refused, or allowed without a record, while the store cannot
-    answer. `heartbeat_s`: seconds between signs of life; None: there are none, for a ledger that is used for a moment.
+    `store`: where the record is kept; the ledger closes it. Where it could not be opened yet, what opens it: each
+    heartbeat tries, and until then every step raises what the last try did. `clock`: time for waits. `settings`: prices
+    and soft thresholds, passed on to the store. `on_store_failure`: whether calls are refused, or allowed without a
+    record, while the store cannot answer. `heartbeat_s`: seconds between signs of life, each of which resolves what
+    dead processes left; None: there are none, for a ledger that is used for a moment. `close` ends them.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Callable[[], Store],
         clock: Clock = SYSTEM_CLOCK,
         *,
         settings: StoreSettings | None = None,
         on_store_failure: Literal["refuse", "allow"] = "refuse",
         heartbeat_s: float | None = 5.0,
     ) -> None:
-        self._store = store
         self._clock = clock
         self._allow = on_store_failure == "allow"
-        self._room = WaitingRoom(store)
-        settings = settings or StoreSettings()
-        settings.notice = self._room.notice
-        store.settings = settings
+        self._room = WaitingRoom(lambda: self.store)
+        self._settings = settings or StoreSettings()
+        self._settings.notice = self._room.notice
+        #: Set once, by the constructor or by a heartbeat.
+        self._store: Store | None = None
+        self._reopen: Callable[[], Store] | None = None
+        #: Why the store is not open, as long as it is not.
+        self._unopened = StoreError("The token ledger has not been opened.")
+        if callable(store):
+            self._reopen = store
+            with contextlib.suppress(StoreError):
+                self._open(store)
+        else:
+            self._use(store)
         self._lock = threading.Lock()
         #: Calls let through without a record, see `on_store_failure`; under the lock.
         self._unrecorded: set[str] = set()
@@ -119,12 +208,25 @@ class TokenLedger(Ledger):
         self._observers: tuple[BudgetObserver, ...] = ()
         #: Postings that the store could not take, until the heartbeat has made them; under the lock.
         self._owed: dict[tuple[str, str], Callable[[], None]] = {}
-        self._heartbeat = Heartbeat(self._beat, heartbeat_s) if heartbeat_s is not None else None
+        self._heartbeat = LedgerHeartbeat(self._beat, heartbeat_s) if heartbeat_s is not None else None
 
     @property
     def store(self) -> Store:
-        """Where the ledger is kept."""
+        """Where the ledger is kept. Raises StoreError as long as it could not be opened."""
+        if self._store is None:
+            raise StoreError(self._unopened.message, hint=self._unopened.hint)
         return self._store
+
+    def _open(self, reopen: Callable[[], Store]) -> None:
+        try:
+            self._use(reopen())
+        except StoreError as error:
+            self._unopened = error
+            raise
+
+    def _use(self, store: Store) -> None:
+        store.settings = self._settings
+        self._store = store
 
     def subscribe(self, observer: BudgetObserver) -> None:
         """Tells `observer` of every refusal, crossing of a soft threshold and unrecorded call from now on."""
@@ -146,11 +248,11 @@ class TokenLedger(Ledger):
 
     def _reserve(self, request: ReserveRequest, deadline: Deadline, cancelled: threading.Event | None) -> Reservation:
         def withdraw() -> None:
-            self._store.withdraw(request.id)
+            self.store.withdraw(request.id)
 
         with self._room.ticket(request.id) as event:
             try:
-                while isinstance(answer := self._store.reserve(request), Waiting):
+                while isinstance(answer := self.store.reserve(request), Waiting):
                     self._wait(event, answer.scope, request, deadline, cancelled)
             except StoreError:
                 # It may have been granted although the answer was lost.
@@ -180,7 +282,7 @@ class TokenLedger(Ledger):
         if self._is_unrecorded(reservation_id):
             return
         try:
-            self._store.dispatch(reservation_id)
+            self.store.dispatch(reservation_id)
         except ReservationLostError:
             raise
         except StoreError as error:
@@ -190,7 +292,7 @@ class TokenLedger(Ledger):
         if self._is_unrecorded(reservation_id):
             return output_tokens
         try:
-            return self._store.extend(reservation_id, output_tokens)
+            return self.store.extend(reservation_id, output_tokens)
         except ReservationLostError:
             raise
         except StoreError as error:
@@ -205,20 +307,18 @@ class TokenLedger(Ledger):
         self._end(
             "settle",
             reservation_id,
-            lambda: self._report(self._store.settle(reservation_id, prompt, completion, estimated)),
+            lambda: self._report(self.store.settle(reservation_id, prompt, completion, estimated)),
         )
 
     def charge_estimate(self, reservation_id: str, prompt_tokens: int, completion_tokens: int) -> None:
         prompt, completion = _believable(prompt_tokens), _believable(completion_tokens)
-        self._end(
-            "charge", reservation_id, lambda: self._report(self._store.charge(reservation_id, prompt, completion))
-        )
+        self._end("charge", reservation_id, lambda: self._report(self.store.charge(reservation_id, prompt, completion)))
 
     def release(self, reservation_id: str) -> None:
-        self._end("release", reservation_id, lambda: self._store.release(reservation_id))
+        self._end("release", reservation_id, lambda: self.store.release(reservation_id))
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        return self._store.balances(scopes)
+        return self.store.balances(scopes)
 
     # ── for commands and the service ──────────────────────────────────────────────────────────────
 
@@ -231,7 +331,7 @@ class TokenLedger(Ledger):
             raise ConfigError(f"{scope.scope} has no limit that a grant could add to.")
         if not 0 < tokens <= LIMIT_TOKENS_MAX:
             raise UsageError(f"A grant is 1 to {LIMIT_TOKENS_MAX:,} tokens, not {tokens:,}.")
-        return self._store.grant(scope, tokens)
+        return self.store.grant(scope, tokens)
 
     def check(self) -> None:
         """Raises StoreError when the last heartbeat could not write to the store: then no call can either."""
@@ -242,7 +342,8 @@ class TokenLedger(Ledger):
         """Ends the heartbeat and the store. Idempotent."""
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────
 
@@ -309,7 +410,9 @@ class TokenLedger(Ledger):
                 self._owed[(operation, call_id)] = post
 
     def _beat(self) -> None:
-        self._store.heartbeat()
+        if self._store is None and self._reopen is not None:
+            self._open(self._reopen)
+        self.store.heartbeat()
         with self._lock:
             owed = dict(self._owed)
         failure: Exception | None = None

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.balance import THOUSANDTHS, BalanceKey, BalanceRecord, balance_name
-from agentao_gov.budget.core import LedgerCore, LocalStore, Waiter
-from agentao_gov.budget.journal import STATE_AFTER, Checkpoint, Entry, over_by, plan, verify_records
+from agentao_gov.budget.core import LedgerCore, LocalStore, QueuedCall
+from agentao_gov.budget.journal import STATE_AFTER, Checkpoint, JournalEntry, over_by, plan, verify_records
 from agentao_gov.budget.reservation import OPEN_STATES, CallRecord, Posting, after, held_by_note
 from agentao_gov.budget.store import JournalRow, StoreSettings, Verification
 from agentao_gov.budget.types import ReservationState, ReserveRequest, ScopeLimit
@@ -36,7 +36,7 @@ class MemoryRecords:
         #: By reference, which is the balance's name.
         self.kept: dict[str, BalanceRecord] = {}
         self.calls: dict[str, CallRecord] = {}
-        self.queue: dict[str, Waiter] = {}
+        self.queue: dict[str, QueuedCall] = {}
         #: Journal rows in order, from the one after the checkpoint on.
         self.rows: list[JournalRow] = []
         self.checkpoint = Checkpoint()
@@ -77,7 +77,7 @@ class MemoryRecords:
             if balance.key[0].kind != "turn" and balance.key[1] == timezone and window in (None, balance.key[2])
         ]
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: JournalEntry) -> None:
         balances = self.load(entry.refs)
         text = journal.encode(entry)
         number, _, digest = self.rows[-1] if self.rows else (self.checkpoint.number, "", self.checkpoint.hash)
@@ -102,7 +102,7 @@ class MemoryRecords:
             posting = Posting(state, entry.used, entry.reserved, entry.estimated, entry.cost, entry.unpriced)
             self.calls[entry.id] = call._replace(holding=after(call.holding, posting, extends=entry.kind == "extend"))
 
-    def waiters(self) -> list[Waiter]:
+    def waiters(self) -> list[QueuedCall]:
         return list(self.queue.values())
 
     def waits(self, call_id: str) -> bool:
@@ -110,7 +110,7 @@ class MemoryRecords:
 
     def enqueue(self, request: ReserveRequest, owner: str) -> None:
         self._arrivals += 1
-        self.queue[request.id] = Waiter(self._arrivals, request, owner)
+        self.queue[request.id] = QueuedCall(self._arrivals, request, owner)
 
     def dequeue(self, call_id: str) -> bool:
         found = self.queue.pop(call_id, None) is not None
@@ -159,7 +159,7 @@ class MemoryRecords:
         for ref in planned.over:
             self.kept.pop(ref, None)
             self._touched.pop(ref, None)
-        self.append(Entry(self.last_ms, "checkpoint", "", _OWNER, (), note=planned.after.note()))
+        self.append(JournalEntry(self.last_ms, "checkpoint", "", _OWNER, (), note=planned.after.note()))
 
 
 class MemoryStore(LocalStore):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,115 +10,16 @@ from agentao_gov.budget.memory import MemoryStore
 from agentao_gov.budget.prices import PriceTable
 from agentao_gov.budget.redis.store import RedisStore
 from agentao_gov.budget.sqlite.store import SqliteStore
-from agentao_gov.budget.store import JournalRow, Refused, Settlement, Store, StoreSettings, Verification, Waiting
-from agentao_gov.budget.types import LIMIT_TOKENS_MAX, Balance, Reservation, ReserveRequest, Scope, ScopeLimit
+from agentao_gov.budget.store import Store, StoreSettings
+from agentao_gov.budget.types import LIMIT_TOKENS_MAX, Scope, ScopeLimit
 from agentao_gov.budget.windows import zone
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
-from agentao_gov.errors import ConfigError, StoreError, UsageError
+from agentao_gov.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment, ResolvedDeployment
 
-__all__ = ["LateStore", "ledger_path", "limit_of", "open_ledger", "scope_limits", "tenant_timezone"]
-
-
-# A store that could not be opened yet: for operators who would rather go on without a ledger than stop.
-
-
-class LateStore:
-    """Implements Store: every step raises what the opening did, until a heartbeat's try succeeds. Thread-safe."""
-
-    def __init__(self, error: StoreError, reopen: Callable[[], Store]) -> None:
-        self._error = error
-        self._reopen = reopen
-        #: Set once.
-        self._store: Store | None = None
-        self._settings = StoreSettings()
-
-    @property
-    def settings(self) -> StoreSettings:
-        """What the ledger told this store."""
-        return self._settings
-
-    @settings.setter
-    def settings(self, settings: StoreSettings) -> None:
-        self._settings = settings
-        if self._store is not None:
-            self._store.settings = settings
-
-    def _opened(self) -> Store:
-        if self._store is None:
-            raise StoreError(self._error.message, hint=self._error.hint)
-        return self._store
-
-    def heartbeat(self) -> None:
-        """See Store."""
-        if self._store is None:
-            store = self._reopen()
-            store.settings = self._settings
-            self._store = store
-        self._store.heartbeat()
-
-    def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
-        """See Store."""
-        return self._opened().reserve(request)
-
-    def withdraw(self, reservation_id: str) -> None:
-        """See Store."""
-        self._opened().withdraw(reservation_id)
-
-    def dispatch(self, reservation_id: str) -> None:
-        """See Store."""
-        self._opened().dispatch(reservation_id)
-
-    def extend(self, reservation_id: str, output_tokens: int) -> int:
-        """See Store."""
-        return self._opened().extend(reservation_id, output_tokens)
-
-    def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
-        """See Store."""
-        return self._opened().settle(reservation_id, prompt, completion, estimated)
-
-    def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
-        """See Store."""
-        return self._opened().charge(reservation_id, prompt, completion)
-
-    def release(self, reservation_id: str) -> None:
-        """See Store."""
-        self._opened().release(reservation_id)
-
-    def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
-        """See Store."""
-        return self._opened().grant(scope, tokens)
-
-    def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """See Store."""
-        return self._opened().balances(scopes)
-
-    def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        """See Store."""
-        return self._opened().all_balances(window)
-
-    def answered(self, reservation_ids: Sequence[str]) -> list[str]:
-        """See Store."""
-        return self._opened().answered(reservation_ids)
-
-    def serve_waiting(self) -> None:
-        """See Store."""
-        self._opened().serve_waiting()
-
-    def journal(self) -> Iterable[JournalRow]:
-        """See Store."""
-        return self._opened().journal()
-
-    def verify(self) -> Verification:
-        """See Store."""
-        return self._opened().verify()
-
-    def close(self) -> None:
-        """See Store."""
-        if self._store is not None:
-            self._store.close()
+__all__ = ["ledger_path", "limit_of", "open_ledger", "scope_limits", "tenant_timezone"]
 
 
 #: The turn has one window whatever the zone.
@@ -180,13 +80,12 @@ def open_ledger(deployment: ResolvedDeployment, clock: Clock = SYSTEM_CLOCK) -> 
         zone(name)
     prices = PriceTable.load(deployment.prices_path)
     settings = StoreSettings(warn_at=tuple(sorted(budget.warn_at)), price=prices.price)
-    try:
-        store = _open_store(deployment, clock, settings)
-    except StoreError as error:
-        if budget.on_store_failure != "allow":
-            raise
-        # Each call is let through with a line in the log; what comes later is recorded once the store is back.
-        store = LateStore(error, lambda: _open_store(deployment, clock, settings))
+
+    def open_store() -> Store:
+        return _open_store(deployment, clock, settings)
+
+    # Where calls may go on without a record, a store that cannot be opened is tried again with every heartbeat.
+    store = open_store if budget.on_store_failure == "allow" else open_store()
     return TokenLedger(store, clock, settings=settings, on_store_failure=budget.on_store_failure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -22,6 +23,8 @@ __all__ = [
     "StoreSettings",
     "Verification",
     "Waiting",
+    "decode_request",
+    "encode_request",
 ]
 
 
@@ -207,3 +210,30 @@ class StoreFailureAllowed:
 BudgetEvent = Crossing | Refusal | StoreFailureAllowed
 #: Called on the thread of the call that caused it; must not block and must not raise.
 BudgetObserver = Callable[[BudgetEvent], None]
+
+
+# A waiting call as text, so that any process can serve it.
+
+
+def encode_request(request: ReserveRequest) -> str:
+    """A waiting call as text, for any process to serve."""
+    scopes = [[s.scope.kind, s.scope.key, s.limit, s.timezone] for s in request.scopes]
+    return json.dumps(
+        [
+            request.id,
+            scopes,
+            request.prompt_tokens,
+            request.output_tokens_min,
+            request.output_tokens_max,
+            request.tenant,
+            request.user,
+            request.model,
+        ]
+    )
+
+
+def decode_request(text: str) -> ReserveRequest:
+    """What `encode_request` wrote."""
+    call_id, scopes, *rest = json.loads(text)
+    limits = tuple(ScopeLimit(Scope(kind, key), limit, timezone) for kind, key, limit, timezone in scopes)
+    return ReserveRequest(call_id, limits, *rest)

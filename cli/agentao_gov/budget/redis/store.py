@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentao_gov.budget import failpoints
-from agentao_gov.budget.admission import Ticket, fair_order
+from agentao_gov.budget.admission import QueueTicket, fair_order
 from agentao_gov.budget.balance import BalanceRecord, balance_name, within_window
 from agentao_gov.budget.journal import (
     DAY_MS,
@@ -42,7 +42,17 @@ from agentao_gov.budget.redis.session import (
     write_checkpoint,
 )
 from agentao_gov.budget.reservation import check_usage
-from agentao_gov.budget.store import JournalRow, Refused, Settlement, StoreSettings, Verification, Waiting
+from agentao_gov.budget.store import (
+    JournalRow,
+    Refused,
+    Settlement,
+    Store,
+    StoreSettings,
+    Verification,
+    Waiting,
+    decode_request,
+    encode_request,
+)
 from agentao_gov.budget.types import (
     Balance,
     Reservation,
@@ -50,7 +60,6 @@ from agentao_gov.budget.types import (
     ReserveRequest,
     ScopeLimit,
 )
-from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Owner, this_process
@@ -70,7 +79,6 @@ class RedisReader:
         self._session = session
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """See Store."""
         now_s = self._session.call("look")["now"] / 1000
         keys = [self._session.key(scope, now_s) for scope in scopes]
         with guard():
@@ -84,7 +92,6 @@ class RedisReader:
         )
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        """See Store."""
         now_s = self._session.call("look")["now"] / 1000
         found = []
         for name, record in self._lines().items():
@@ -96,7 +103,6 @@ class RedisReader:
         return tuple(sorted(found, key=lambda b: (b.window, b.scope)))
 
     def journal(self) -> Iterable[JournalRow]:
-        """See Store."""
         return journal_rows(self._entries(), self.checkpoint().number)
 
     def checkpoint(self) -> Checkpoint:
@@ -147,7 +153,7 @@ class RedisReader:
             start += _PAGE
 
     def verify(self) -> Verification:
-        """See Store. Read between two looks at the journal's end, so that nothing moved meanwhile."""
+        """Read between two looks at the journal's end, so that nothing moved meanwhile."""
         while True:
             before = self._session.call("look")["last"]
             checkpoint = self.checkpoint()
@@ -211,11 +217,14 @@ return 0
 """
 
 
-class RedisStore:
-    """Implements Store. Thread-safe; one connection pool. `clock` replaces the server's clock, for tests.
+class RedisStore(Store):
+    """Implements Store on a Redis or Valkey server at `url`. Thread-safe; methods are described in Store.
 
-    `mark` is a file on this machine that remembers how far the ledger had come: a server that was restored from an
-    older copy, or lost its last writes, is refused.
+    `settings` are what the ledger sets later. `clock` replaces the server's, for tests. `name` tells ledgers on one
+    server apart. `lease_s`: seconds of silence after which an owner on another machine is taken for dead. `timeout_s`:
+    seconds to wait for the server. `mark` is a file on this machine that remembers how far the ledger had come: a
+    server that was restored from an older copy, or lost its last writes, is refused. `retain_s`: seconds that entries
+    of the journal are kept. Raises StoreError, and ConfigError for an address that is none.
     """
 
     def __init__(
@@ -256,7 +265,6 @@ class RedisStore:
     # ── calls ─────────────────────────────────────────────────────────────────────────────────────
 
     def reserve(self, request: ReserveRequest) -> Reservation | Refused | Waiting:
-        """See Store."""
         failpoints.reach("before_reserve")
         answer = self._ask(request)
         if answer.get("queued"):
@@ -292,22 +300,18 @@ class RedisStore:
         }
 
     def withdraw(self, reservation_id: str) -> None:
-        """See Store."""
         if self._session.call("withdraw", id=reservation_id)["freed"]:
             self._serve_if_waiting()
 
     def dispatch(self, reservation_id: str) -> None:
-        """See Store."""
         answer = self._session.call("dispatch", id=reservation_id)
         if answer.get("error") == "state":
             raise ReservationLostError(f"Reservation {reservation_id} is {answer['state']} and cannot be sent.")
 
     def extend(self, reservation_id: str, output_tokens: int) -> int:
-        """See Store."""
         return int(self._session.call("extend", id=reservation_id, tokens=output_tokens)["more"])
 
     def settle(self, reservation_id: str, prompt: int, completion: int, estimated: int) -> Settlement:
-        """See Store."""
         failpoints.reach("before_settle")
         check_usage(prompt, completion, estimated)
         return self._finished(
@@ -315,12 +319,10 @@ class RedisStore:
         )
 
     def charge(self, reservation_id: str, prompt: int, completion: int) -> Settlement:
-        """See Store."""
         check_usage(prompt, completion, 0)
         return self._finished(self._session.call("charge", id=reservation_id, prompt=prompt, completion=completion))
 
     def release(self, reservation_id: str) -> None:
-        """See Store."""
         self._finished(self._session.call("release", id=reservation_id))
 
     def _finished(self, answer: dict[str, Any]) -> Settlement:
@@ -331,7 +333,6 @@ class RedisStore:
     # ── waiting ───────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, reservation_ids: Sequence[str]) -> list[str]:
-        """See Store."""
         with guard():
             count = int(self._redis.hget(self._session.prefix + "meta", "answered") or 0)
             if count == self._answered:
@@ -351,7 +352,7 @@ class RedisStore:
             self.serve_waiting()
 
     def serve_waiting(self) -> None:
-        """See Store. One process at a time; whoever comes meanwhile makes it look once more."""
+        """One process at a time; whoever comes meanwhile makes it look once more."""
         lock, again, token = self._session.prefix + "serving", self._session.prefix + "again", secrets.token_hex(8)
         with guard():
             if not self._redis.set(lock, token, nx=True, px=_SERVING_MS):
@@ -381,7 +382,7 @@ class RedisStore:
             owner, encoded = json.loads(text)
             request = decode_request(encoded)
             requests[request.id] = (owner, request)
-            tickets.append(Ticket(request.id, int(number), request.tenant, request.user, ()))
+            tickets.append(QueueTicket(request.id, int(number), request.tenant, request.user, ()))
         order = [requests[ticket.id] for ticket in fair_order(tickets, served)]
         # An empty list comes back as an object.
         answered = list(self._session.serve([self._waiting(owner, request) for owner, request in order]))
@@ -395,7 +396,7 @@ class RedisStore:
     # ── owners ────────────────────────────────────────────────────────────────────────────────────
 
     def heartbeat(self) -> None:
-        """See Store. Neighbours on this machine are told dead by their process, others by their silence."""
+        """Neighbours on this machine are told dead by their process, others by their silence."""
         with guard():
             owners = self._redis.hgetall(self._session.prefix + "owners")
         self._session.check_eviction()
@@ -449,7 +450,7 @@ class RedisStore:
         return float(answer["now"])
 
     def close(self) -> None:
-        """See Store. Idempotent."""
+        """What is still held is resolved as if the owner had died. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -461,23 +462,18 @@ class RedisStore:
     # ── balances ──────────────────────────────────────────────────────────────────────────────────
 
     def grant(self, scope: ScopeLimit, tokens: int) -> Balance:
-        """See Store."""
         answer = self._session.fresh("grant", (scope,), tokens=tokens)
         self._serve_if_waiting()
         return balance_of(answer["balance"])
 
     def balances(self, scopes: Sequence[ScopeLimit]) -> tuple[Balance, ...]:
-        """See Store."""
         return self._reader.balances(scopes)
 
     def all_balances(self, window: str | None = None) -> tuple[Balance, ...]:
-        """See Store."""
         return self._reader.all_balances(window)
 
     def journal(self) -> Iterable[JournalRow]:
-        """See Store."""
         return self._reader.journal()
 
     def verify(self) -> Verification:
-        """See Store."""
         return self._reader.verify()

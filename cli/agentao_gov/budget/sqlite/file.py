@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from agentao_gov.budget import failpoints, journal
 from agentao_gov.budget.high_water import HighWater
-from agentao_gov.budget.journal import GENESIS, Entry
+from agentao_gov.budget.journal import GENESIS, JournalEntry
 from agentao_gov.budget.sqlite.migration import FROM_LAYOUT, take_over
 from agentao_gov.errors import StoreError
 
@@ -215,7 +215,7 @@ def _fill(connection: sqlite3.Connection, path: Path, now_ms: int) -> None:
             connection.execute(statement)
     ledger_id = secrets.token_hex(16)
     connection.execute("INSERT INTO meta VALUES ('ledger_id', ?)", (ledger_id,))
-    text = journal.encode(Entry(now_ms, "open", "", "", (), note=ledger_id))
+    text = journal.encode(JournalEntry(now_ms, "open", "", "", (), note=ledger_id))
     connection.execute("INSERT INTO journal VALUES (1, ?, ?, ?)", (now_ms, text, journal.chain(GENESIS, text)))
     connection.execute("INSERT INTO checkpoint VALUES (0, ?, '', 0)", (GENESIS,))
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")

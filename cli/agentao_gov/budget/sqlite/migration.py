@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 
 from agentao_gov.budget.journal import STATE_AFTER, decode
-from agentao_gov.budget.sqlite.posting import let_entries_post
+from agentao_gov.budget.sqlite.tables import let_entries_post
 from agentao_gov.errors import StoreError
 
 __all__ = ["FROM_LAYOUT", "take_over"]

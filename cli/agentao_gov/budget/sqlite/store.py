@@ -27,9 +27,9 @@ from agentao_gov.budget.sqlite.file import (
     patiently,
     store_error,
 )
-from agentao_gov.budget.sqlite.posting import let_entries_post
 from agentao_gov.budget.sqlite.tables import (
     SqliteRecords,
+    let_entries_post,
     plan_cut,
     read_balances,
     read_calls,

@@ -11,16 +11,24 @@ from typing import Any, cast
 
 from agentao_gov.budget import journal
 from agentao_gov.budget.balance import THOUSANDTHS, BalanceKey, BalanceRecord
-from agentao_gov.budget.core import Waiter
-from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, Entry, Totals, over_by, piece, plan
+from agentao_gov.budget.core import QueuedCall
+from agentao_gov.budget.journal import DAY_MS, Checkpoint, Cut, JournalEntry, Totals, over_by, piece, plan
 from agentao_gov.budget.reservation import CallRecord, Holding, Price
-from agentao_gov.budget.store import JournalRow
+from agentao_gov.budget.store import JournalRow, decode_request, encode_request
 from agentao_gov.budget.types import ReservationState, ReserveRequest, Scope, ScopeKind
-from agentao_gov.budget.waiting import decode_request, encode_request
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Owner
 
-__all__ = ["NeedsLock", "SqliteRecords", "plan_cut", "read_balances", "read_calls", "read_checkpoint", "read_rows"]
+__all__ = [
+    "NeedsLock",
+    "SqliteRecords",
+    "let_entries_post",
+    "plan_cut",
+    "read_balances",
+    "read_calls",
+    "read_checkpoint",
+    "read_rows",
+]
 
 _BALANCE = "id, kind, key, timezone, window, limit_tokens, granted, used, reserved, estimated, cost, unpriced, warned"
 _CALL = (
@@ -83,7 +91,7 @@ class SqliteRecords:
         #: Whether this owner is in the table of those that live.
         self.registered = False
         #: Entries of a step that is tried without the file's lock; None where entries are written as they come.
-        self._draft: list[Entry] | None = None
+        self._draft: list[JournalEntry] | None = None
         #: What `begin` read; true until something is written.
         self._calls: dict[str, CallRecord | None] = {}
         self._balances: dict[BalanceKey, BalanceRecord] = {}
@@ -106,7 +114,7 @@ class SqliteRecords:
             self._balances.setdefault(key, BalanceRecord(key))
 
     @contextmanager
-    def drafting(self) -> Iterator[list[Entry]]:
+    def drafting(self) -> Iterator[list[JournalEntry]]:
         """Meanwhile entries are only collected, and whatever `begin` has not read raises NeedsLock."""
         self._draft = []
         try:
@@ -114,7 +122,7 @@ class SqliteRecords:
         finally:
             self._draft = None
 
-    def append_if_unchanged(self, entry: Entry) -> bool:
+    def append_if_unchanged(self, entry: JournalEntry) -> bool:
         """Adds an entry in a transaction of its own, if all that `begin` read is still so; says whether it was added.
 
         This one statement is all that the file is locked for.
@@ -191,8 +199,8 @@ class SqliteRecords:
 
     # ── the journal ───────────────────────────────────────────────────────────────────────────────
 
-    def append(self, entry: Entry) -> None:
-        """The connection's triggers post it, see `posting.py`."""
+    def append(self, entry: JournalEntry) -> None:
+        """The connection's triggers post it, see `let_entries_post`."""
         if self._draft is not None:
             self._draft.append(entry)
             return
@@ -220,11 +228,11 @@ class SqliteRecords:
         self.sql.executemany("DELETE FROM reservations WHERE id = ?", [(name,) for name in planned.calls])
         self.sql.executemany("DELETE FROM balances WHERE id = ?", [(ref,) for ref in planned.over])
         # At the time of the last entry: upkeep is no event that could move the ledger into another day.
-        self.append(Entry(self.last_ms, "checkpoint", "", self._owner.id, (), note=after.note()))
+        self.append(JournalEntry(self.last_ms, "checkpoint", "", self._owner.id, (), note=after.note()))
 
     # ── the queue ─────────────────────────────────────────────────────────────────────────────────
 
-    def waiters(self) -> list[Waiter]:
+    def waiters(self) -> list[QueuedCall]:
         rows = self.sql.execute("SELECT number, id, owner FROM waiters ORDER BY number").fetchall()
         known, self._requests = self._requests, {}
         for number, call_id, _ in rows:
@@ -234,7 +242,7 @@ class SqliteRecords:
                 (text,) = self.sql.execute("SELECT request FROM waiters WHERE number = ?", (number,)).fetchone()
                 request = decode_request(text)
             self._requests[number] = request
-        return [Waiter(number, self._requests[number], owner) for number, _, owner in rows]
+        return [QueuedCall(number, self._requests[number], owner) for number, _, owner in rows]
 
     def waits(self, call_id: str) -> bool:
         return self.sql.execute("SELECT 1 FROM waiters WHERE id = ?", (call_id,)).fetchone() is not None
@@ -304,6 +312,61 @@ class SqliteRecords:
     def forget_owner(self, owner_id: str) -> None:
         """Removes an owner that holds nothing any more."""
         self.sql.execute("DELETE FROM owners WHERE id = ?", (owner_id,))
+
+
+# ── what an entry posts ───────────────────────────────────────────────────────────────────────────
+
+
+def _post(kinds: str, statement: str) -> str:
+    """What an entry of those kinds does as soon as it is in the journal; `{n}` is its field of that number."""
+    name = "_".join(kinds.split())
+    wanted = ", ".join(f"'{kind}'" for kind in kinds.split())
+    fields = {str(number): f"json_extract(NEW.body, '$[{number}]')" for number in range(12)}
+    for number, field in fields.items():
+        statement = statement.replace(f"{{{number}}}", field)
+    when = f"json_extract(NEW.body, '$[1]') IN ({wanted})"
+    return f"CREATE TEMP TRIGGER post_{name} AFTER INSERT ON journal WHEN {when} BEGIN {statement}; END"
+
+
+# Fields of an entry:
+# 2 id, 3 owner, 4 references, 5 used, 6 reserved, 7 estimated, 8 granted, 9 cost, 10 unpriced, 11 note.
+_TRIGGERS = (
+    _post(
+        "reserve extend settle charge release correct grant",
+        "UPDATE balances SET used = used + {5}, reserved = reserved + {6}, estimated = estimated + {7},"
+        " granted = granted + {8}, cost = cost + {9}, unpriced = unpriced + {10}"
+        " WHERE id IN (SELECT CAST(value AS INTEGER) FROM json_each(NEW.body, '$[4]'))",
+    ),
+    _post(
+        "dispatch extend settle charge release correct",
+        "UPDATE reservations SET used = used + {5}, estimated = estimated + {7}, cost = cost + {9},"
+        " unpriced = unpriced + {10}, held_output = held_output + iif({1} = 'extend', {6}, 0),"
+        " state = CASE {1} WHEN 'extend' THEN state WHEN 'dispatch' THEN 'dispatched' WHEN 'release' THEN 'released'"
+        " WHEN 'charge' THEN 'charged_estimate' ELSE 'settled' END WHERE id = {2}",
+    ),
+    _post(
+        "reserve",
+        # The note is `prompt output price price`, or `prompt output unpriced`.
+        "INSERT INTO reservations"
+        " (id, owner, balances, state, held_prompt, held_output, price_prompt, price_completion)"
+        " SELECT {2}, {3}, (SELECT group_concat(value) FROM json_each(NEW.body, '$[4]')), 'reserved',"
+        " json_extract(note, '$[0]'), json_extract(note, '$[1]'),"
+        " json_extract(note, '$[2]'), json_extract(note, '$[3]')"
+        " FROM (SELECT '[' || replace(replace({11}, 'unpriced', 'null null'), ' ', ',') || ']' AS note)",
+    ),
+    _post("limit", "UPDATE balances SET limit_tokens = CAST(nullif({11}, 'None') AS INTEGER) WHERE id = {2}"),
+    _post("warn", "UPDATE balances SET warned = CAST({11} AS INTEGER) WHERE id = {2}"),
+)
+
+
+def let_entries_post(connection: sqlite3.Connection) -> None:
+    """From now on an entry that this connection appends posts itself to balances and reservations.
+
+    So the tables cannot say anything else than the journal, and a step is one statement. The triggers are the
+    connection's own, not the file's: they are part of the program that writes.
+    """
+    for trigger in _TRIGGERS:
+        connection.execute(trigger)
 
 
 # ── reading without a transaction of the core ─────────────────────────────────────────────────────
