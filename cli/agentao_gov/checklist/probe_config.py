@@ -83,12 +83,12 @@ class ProbeConfig:
 
     @property
     def profile_name(self) -> str:
-        """What turns ask for."""
+        """The probed profile's name, which turns ask for."""
         return str(self.profile["name"])
 
     @property
     def neighbour(self) -> str:
-        """Another tenant."""
+        """Another tenant than the probed one."""
         return next(name for name in self.keys if name != self.tenant)
 
     def get(self, key: str) -> Any:
@@ -96,7 +96,7 @@ class ProbeConfig:
         return _get(self.deployment, key)
 
     def limit(self, key: str) -> Any:
-        """A value of the profile."""
+        """A value of the profile by its dotted `key`; None when absent."""
         return _get(self.profile, key)
 
     def tenant_limit(self, name: str) -> Any:
@@ -126,7 +126,7 @@ class ProbeConfig:
         _set(self.profile if profile else self.deployment, key, value)
 
     def lift_budgets(self) -> None:
-        """No token budget is met in this probe."""
+        """Raises every token budget so far that this probe meets none."""
         for key in ("tenant_daily_tokens", "user_daily_tokens", "session_daily_tokens"):
             self.lift(f"budget.{key}", PLENTY_TOKENS)
         for tenant in self.deployment["tenants"].values():
@@ -134,7 +134,7 @@ class ProbeConfig:
         self.lift("limits.turn_tokens", PLENTY_TOKENS, profile=True)
 
     def lift_caps(self, *, but: str = "") -> None:
-        """No session cap of a tenant or user is met in this probe, but for one tenant's."""
+        """Raises the session caps of tenants and users so far that this probe meets none, but one tenant's (`but`)."""
         for name, tenant in self.deployment["tenants"].items():
             if name == but:
                 continue
@@ -142,13 +142,13 @@ class ProbeConfig:
             tenant["max_sessions_per_user"] = PLENTY_SESSIONS
 
     def roomy_pool(self, turns: int) -> None:
-        """The pool is large enough for so many turns at once, and nobody leaves it meanwhile."""
+        """Makes the pool large enough for so many turns at once, and for nobody to leave it meanwhile."""
         self.lift("pool.max_busy", max(turns, int(self.get("pool.max_busy"))))
         self.lift("pool.max_sessions", max(2 * turns, int(self.get("pool.max_sessions"))))
         self.lift("pool.queue_limit", max(turns, int(self.get("pool.queue_limit"))))
 
     def long_turns(self, seconds: float = 60.0) -> None:
-        """Turns may be held open as long as a probe needs."""
+        """Lets turns be held open for so many seconds."""
         configured = parse_duration_s(self.limit("limits.turn_timeout"))
         self.lift("limits.turn_timeout", format_duration(max(seconds, configured)), profile=True)
 
@@ -179,7 +179,7 @@ class ProbeConfig:
         return table
 
     def drop_servers(self) -> None:
-        """No MCP servers: the user's may take seconds to start, and this probe is not about them."""
+        """Leaves the user's MCP servers out: they may take seconds to start, and this probe is not about them."""
         self.profile["mcp"] = {"servers": {}}
 
     def _private_ledger(self, facts: Facts) -> None:

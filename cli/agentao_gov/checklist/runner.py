@@ -39,13 +39,13 @@ class Listener:
     """Hears how the walk goes; override what is of interest. Called on the walking thread; items may overlap."""
 
     def began(self, item: Item) -> None:
-        """An item is being tried."""
+        """Hears that an item is being tried."""
 
     def doing(self, item: Item, what: str) -> None:
-        """What its probe does now."""
+        """Hears `what` an item's probe does now."""
 
     def ended(self, report: ItemReport) -> None:
-        """An item is decided."""
+        """Hears that an item is decided."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class _Walk:
     static: Mapping[ItemId, list[Check]] = field(default_factory=dict)
 
     def lane(self) -> None:
-        """One item after the other, until none is left."""
+        """Tries one item after the other, until none is left."""
         try:
             with start_simulator() as simulator:
                 self.running.add(_Ending(simulator))
@@ -169,11 +169,11 @@ def walk(
     began, started_at = time.monotonic(), datetime.now(UTC)
     choice = list(chosen)
     wanted = deque(item for item, asked in choice if asked)
-    ground = _Walk(facts, profile, open_service, probes, settle_s, wanted, static=static_checks(facts))
+    shared = _Walk(facts, profile, open_service, probes, settle_s, wanted, static=static_checks(facts))
     reports = [skipped(item, "not asked for") for item, asked in choice if not asked]
     for report in reports:
         listener.ended(report)
-    reports += _walk_all(ground, listener)
+    reports += _walk_all(shared, listener)
     reports.sort(key=lambda report: report.number)
     return ChecklistReport(
         verdict=judge(reports, strict=strict),
@@ -186,25 +186,25 @@ def walk(
     )
 
 
-def _walk_all(ground: _Walk, listener: Listener) -> list[ItemReport]:
+def _walk_all(shared: _Walk, listener: Listener) -> list[ItemReport]:
     reports: list[ItemReport] = []
-    count = len(ground.waiting)
+    count = len(shared.waiting)
     cores = len(os.sched_getaffinity(0))
     lanes = [
-        threading.Thread(target=ground.lane, name=f"checklist-{n}", daemon=True)
+        threading.Thread(target=shared.lane, name=f"checklist-{n}", daemon=True)
         for n in range(min(LANES_MAX, cores, count))
     ]
     try:
         for lane in lanes:
             lane.start()
         while len(reports) < count:
-            event = ground.events.get()
+            event = shared.events.get()
             if isinstance(event, BaseException):
                 raise event  # noqa: TRY301 - the same clean-up as for an interrupt
             if (report := event(listener)) is not None:
                 reports.append(report)
     except BaseException:
-        ground.running.end()
+        shared.running.end()
         end = time.monotonic() + UNWIND_S
         for lane in lanes:
             lane.join(max(0.0, end - time.monotonic()))

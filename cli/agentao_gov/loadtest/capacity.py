@@ -365,7 +365,7 @@ class CapacityResult:
     outcome: str
 
     def knee(self) -> dict[str, object]:
-        """For the report."""
+        """The report's `capacity.knee`."""
         return {
             "sessions": self.sessions,
             "turns_per_s": self.turns_per_s,
@@ -509,7 +509,7 @@ class CapacitySearch:
         return min(self._ceiling, largest.load * 2) if rising and largest.load < self._ceiling else None
 
     def result(self) -> CapacityResult:
-        """What is known now."""
+        """Says what the probes so far have shown."""
         low, high = self.low, self.high
         at_knee = next((probe for probe in self.probes if probe.load == low), None)
         name, evidence = self._constraint()

@@ -38,7 +38,7 @@ _STOP_S = 3.0
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """`HOST` or `HOST:PORT`. Raises UsageError."""
+    """Host and port of `HOST` or `HOST:PORT`. Raises UsageError."""
     host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"{text!r} is not HOST or HOST:PORT.")
@@ -76,7 +76,7 @@ def _environment(**own: str) -> dict[str, str]:
 
 
 class GeneratorDied(InternalError):
-    """Raised when the load generator's process is gone or hung; carries what it said last."""
+    """Raised when the load generator's process is gone or hung; the message has what it said last."""
 
 
 class LoadDriver:

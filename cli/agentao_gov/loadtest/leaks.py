@@ -124,7 +124,7 @@ def memory_slope(points: Sequence[tuple[float, float]], *, warm_share: float = 0
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Medians of equal groups."""
+    """Takes the medians of equal groups, so that at most `_POINTS_MAX` points are left."""
     size = max(1, math.ceil(len(points) / _POINTS_MAX))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(statistics.median(x for x, _ in group), statistics.median(y for _, y in group)) for group in groups]

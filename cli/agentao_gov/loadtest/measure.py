@@ -66,7 +66,7 @@ class Histogram:
 
     @classmethod
     def decode(cls, encoded: bytes) -> Self:
-        """What `encode` gave."""
+        """Reads a histogram back from what `encode` gave."""
         new = cls()
         new._hdr.decode_and_add(encoded)
         return new
@@ -245,7 +245,7 @@ class GeneratorFigures:
     limits_ms: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The report's `generator`."""
         return {
             "lateness_ms": self.late_ms,
             "loop_lag_ms": self.lag_ms,

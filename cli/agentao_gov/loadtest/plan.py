@@ -278,7 +278,7 @@ class SessionDraw:
     messages: tuple[str | None, ...] = ()
 
     def message(self, plan: LoadPlan, index: int) -> str:
-        """What the `index`-th turn says."""
+        """What the `index`-th turn says, with a script for the simulated model where the `plan` has directives."""
         tool = plan.tools.get(self.profile, "glob")
         label = f"{self.profile} session {self.number} turn {index + 1}"
         text = self.messages[index] if self.messages else None

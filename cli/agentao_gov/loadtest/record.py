@@ -225,7 +225,7 @@ class TurnTally:
         return self.started == sum(self.by_status.values()) == sum(self.by_outcome.values())
 
     def count(self, sample: TurnSample) -> Self:
-        """Books one turn."""
+        """Counts one turn."""
         self.started += 1
         self.by_status[sample.status.value] += 1
         self.by_outcome[sample.outcome] += 1
@@ -241,7 +241,7 @@ class TurnTally:
 
 
 def tally_of(samples: Iterable[TurnSample]) -> TurnTally:
-    """The books of these turns."""
+    """Counts these turns by how they ended."""
     tally = TurnTally()
     for sample in samples:
         tally.count(sample)

@@ -89,7 +89,7 @@ class DryRun:
         return self.estimate.cost(*self.price) if self.price else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--format json`."""
+        """What `--format json` prints of a dry run."""
         return {
             "dry_run": True,
             "duration_s": self.estimate.duration_s,

@@ -97,7 +97,7 @@ class Threshold:
     percentile: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether the value is within."""
+        """Whether the value, in the threshold's unit, meets it."""
         return _OPERATORS[self.op](value, self.limit)
 
 
@@ -188,7 +188,7 @@ class SortedSample:
     censored: int = 0
 
     def percentile(self, percentile: float) -> float | None:
-        """Nearest rank."""
+        """The value in milliseconds at the percentile's nearest rank; None without samples."""
         if not self.values_ms:
             return None
         return self.values_ms[max(0, math.ceil(round(percentile / 100 * len(self.values_ms), 6)) - 1)]

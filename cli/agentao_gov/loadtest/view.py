@@ -55,22 +55,22 @@ class View(Protocol):
     """Where a run reports its progress. Called on the run's own thread."""
 
     def note(self, text: str) -> None:
-        """One line about a step."""
+        """Shows one line about a step."""
         ...
 
     def live(self, look: LiveFigures) -> None:
-        """The state of the load."""
+        """Shows the state of the load."""
         ...
 
 
 class SilentView:
-    """Shows nothing."""
+    """Shows nothing of a run."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Shows nothing."""
 
     def live(self, look: LiveFigures) -> None:
-        """Nothing."""
+        """Shows nothing."""
 
 
 class Stop:

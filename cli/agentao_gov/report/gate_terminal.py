@@ -41,12 +41,12 @@ class GateScreen:
         self._last_line = 0.0
 
     def note(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays."""
         if not self._quiet:
             self._console.print(Text(clean(text), style=STYLES["dim"]))
 
     def show(self, title: str, rows: Sequence[Row]) -> None:
-        """The figures as they stand."""
+        """Draws the figures under a `title`, `rows` of name, value and style, over those before."""
         if self._quiet:
             return
         if self._stream.isatty():

@@ -126,7 +126,7 @@ def _limit(name: str, value: Any) -> str:
 
 
 def print_budget(out: Console, lines: Iterable[BudgetLine]) -> None:
-    """Every scope's balance, as bars."""
+    """Prints every scope's balance to `out`, as bars."""
     for line in lines:
         out.print(Text.assemble(f"  {line.scope:<8}", bar(line.used, line.limit), f"  {_budget(line)}"))
 

@@ -51,12 +51,18 @@ class Weights:
 
     @property
     def full(self) -> int:
-        """With all the sessions of this probe."""
+        """Bytes of the service with all the sessions of this probe."""
         return self.alone + SESSIONS * max(0, self.session)
 
 
 def probe_alerts(context: Context, config: ProbeConfig, weights: Weights) -> None:
-    """Crosses every line in one service. `config` has no limit of another item in the way."""
+    """Crosses every line of the capacity plan in one service, and crosses it back.
+
+    Args:
+        context: takes the checks.
+        config: the service's; no limit of another item is in the way.
+        weights: what the service and its sessions weigh without load.
+    """
     plan = dict(config.get("capacity") or {})
     for name, value in PLANNED.items():
         if plan.get(name) is None:
@@ -116,20 +122,20 @@ def _shares_memory(config: ProbeConfig, planned: Iterable[str]) -> bool:
 
 
 class _Alerts:
-    """What `alert_active` says, and what that proves."""
+    """Reads the service's `alert_active` and records what that proves."""
 
     def __init__(self, context: Context, service: ProbedService) -> None:
         self._context = context
         self._service = service
 
     def read(self) -> dict[str, float]:
-        """Every alert there is."""
+        """Every alert's value by its name, as `/metrics` has it now."""
         samples = self._service.client().metrics().samples
         found = ((dict(labels), value) for (name, labels), value in samples.items() if name.endswith("_alert_active"))
         return {labels["alert"]: value for labels, value in found if "alert" in labels}
 
     def quiet(self) -> None:
-        """Nothing stands before anything was done."""
+        """Records whether no alert is active before anything was done."""
         standing = self.read()
         for _ in patiently(self._context.settle_s):
             if standing and not any(standing.values()):
@@ -139,19 +145,19 @@ class _Alerts:
         self._context.note(bool(standing) and not any(standing.values()), "no alert stands at rest", text)
 
     def fire(self, names: Iterable[str], when: str) -> None:
-        """They stand now, or soon."""
+        """Records for each of the alerts whether it becomes active soon; `when` says under which load."""
         for name in names:
             good, value = self.becomes(name, 1.0, self._context.settle_s)
             self._context.note(good, f"the alert on {name} fires", f"alert_active is {value} {when}")
 
     def clear(self, names: Iterable[str], when: str) -> None:
-        """They stand no longer."""
+        """Records for each of the alerts whether it becomes inactive soon; `when` says what had changed."""
         for name in names:
             good, value = self.becomes(name, 0.0, self._context.settle_s)
             self._context.note(good, f"the alert on {name} clears", f"alert_active is {value} {when}")
 
     def becomes(self, name: str, wanted: float, seconds: float) -> tuple[bool, float | None]:
-        """Whether it is so within the time, and what it is then."""
+        """Whether the alert takes the wanted value within so many seconds, and the value it has then."""
         value = self.read().get(name)
         for _ in patiently(seconds):
             if value == wanted:
@@ -161,7 +167,7 @@ class _Alerts:
 
 
 def _open(service: ProbedService, sessions: Iterable[str], profile: str | None = None) -> list[HttpAnswer]:
-    """One turn each, all at once."""
+    """Runs one turn in each of the sessions, all at once."""
     client, name = service.client(), profile or service.config.profile_name
     futures: list[Future[HttpAnswer]] = [
         in_background(client.turn, session, "Hello.", profile=name) for session in sessions
@@ -172,7 +178,7 @@ def _open(service: ProbedService, sessions: Iterable[str], profile: str | None =
 def _memory(
     context: Context, service: ProbedService, alerts: _Alerts, names: list[str], line: int, *, clears: bool
 ) -> None:
-    """`line`: bytes at which the alert must fire. What is missing is taken from what the service weighs by now."""
+    """Takes what is missing to `line` bytes through one session's MCP server, so that the alert must fire."""
     held = max(HELD_BYTES_MIN, int(line * PAST_LINE) - tree_bytes(service.pid))
     room = min(HELD_BYTES_MAX, psutil.virtual_memory().available // 2)
     if held > room:

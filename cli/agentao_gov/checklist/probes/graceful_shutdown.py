@@ -39,7 +39,7 @@ RUNG_NAMES = ("serving", "lame_duck", "draining", "cancelling", "closing", "kill
 
 @dataclass
 class _Watch:
-    """Polls the service on its way down: rungs as they are seen, and what a new turn gets."""
+    """Polls the service on its way down: the rungs that it shows, its readiness, and what a new turn gets."""
 
     client: ServiceClient
     profile: str
@@ -49,7 +49,7 @@ class _Watch:
     over: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Until the listener is gone."""
+        """Polls until the listener is gone."""
         while not self.over.wait(POLL_S):
             ready = self.client.request("GET", "/readyz", timeout_s=2)
             if not ready.status:
@@ -115,7 +115,7 @@ def _one_signal(context: Context) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Turns:
-    """What is under way at SIGTERM."""
+    """The turns that run when SIGTERM comes."""
 
     flying: Future[HttpAnswer]
     streaming: Future[HttpAnswer]

@@ -51,7 +51,7 @@ def _config(context: Context) -> ProbeConfig:
 
 @dataclass
 class _Pair:
-    """A metric and the same figure from outside."""
+    """What a metric says, and the same figure counted from outside."""
 
     said: float
     true: float

@@ -53,7 +53,7 @@ def _servers(facts: Facts) -> dict[str, McpServer]:
 
 
 def offered_servers(facts: Facts) -> dict[str, Any]:
-    """The same as TOML-ready tables."""
+    """The servers of every offered profile as TOML-ready tables, by name."""
     return {
         name: server.model_dump(mode="json", by_alias=True, exclude_none=True)
         for name, server in _servers(facts).items()
