@@ -84,11 +84,8 @@ def test_a_server_in_a_sandbox_works_and_sees_its_session_s_directory_alone(
 ) -> None:
     """What it starts is held, too; its own program and what its arguments name it may read."""
     found = find_layers()
-    only = {
-        "bubblewrap": SandboxLayers(bubblewrap=found.bubblewrap),
-        "landlock": SandboxLayers(landlock=found.landlock),
-    }
-    if only[layer].best is None:
+    only = SandboxLayers(found.bubblewrap) if layer == "bubblewrap" else SandboxLayers(landlock=found.landlock)
+    if only.best is None:
         pytest.skip(f"{layer} does not work here")
     (tmp_path / "secret.txt").write_text("the neighbour's secret")
     options = {"sandbox_layers": lambda: only}
