@@ -24,6 +24,7 @@
     │   ├── BudgetExhaustedError        spent for this window: retry when the next one opens
     │   └── BudgetImpossibleError       larger than the whole budget: retrying never helps
     ├── StoreError                      the ledger or the session archive cannot be used
+    │   └── SessionDamagedError         what is kept of one session cannot be read
     ├── ModelError                      the model or its provider failed
     ├── TurnTimeoutError                the turn met its deadline
     ├── TurnCancelledError              the turn was cancelled before there was a report
@@ -61,6 +62,7 @@ __all__ = [
     "ProfileNotAllowedError",
     "QueueFullError",
     "QueueTimeoutError",
+    "SessionDamagedError",
     "SessionNotFoundError",
     "SessionStuckError",
     "StoreError",
@@ -293,6 +295,12 @@ class StoreError(GovError):
     """Raised when the ledger or another store cannot be read or written; no model call is made then."""
 
     ending = ENDINGS["ledger_unavailable"]
+
+
+class SessionDamagedError(StoreError):
+    """Raised when what is kept of one session cannot be read: asking again never helps, other sessions go on."""
+
+    ending = ENDINGS["session_damaged"]
 
 
 class ModelError(GovError):

@@ -7,6 +7,8 @@ pool with fewer limits than the others.
 from __future__ import annotations
 
 import contextlib
+import logging
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,12 +21,16 @@ from agentao_gov.process.sweep import sweep
 from agentao_gov.worker.factory import SubprocessFactory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agentao_gov.budget import TokenLedger
     from agentao_gov.config import ResolvedDeployment
     from agentao_gov.governor.transport import AskUser, ConfirmTool
     from agentao_gov.governor.turn import TurnObserver
 
 __all__ = ["Runtime", "build_runtime", "open_runtime"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -71,6 +77,7 @@ def build_runtime(
     `confirm` and `ask` reach a person at a terminal; without them a question is answered no. Raises ConfigError, and
     StoreError where ledger or archive cannot be used. Blocks for file access.
     """
+    _make_private(deployment.state_dir)
     ledger = open_ledger(deployment, clock)
     try:
         governor = Governor(ledger=ledger, deployment=deployment, clock=clock, confirm=confirm, ask=ask)
@@ -86,6 +93,28 @@ def build_runtime(
         ledger.close()
         raise
     return Runtime(deployment, ledger, governor, subprocesses, archive, pool)
+
+
+def _make_private(state_dir: Path) -> None:
+    """Closes a state directory that others may write into, and says so: they could put files in a session's place."""
+    try:
+        found = state_dir.stat()
+    except OSError:  # whoever opens the first store in it makes it, or says why not
+        return
+    if not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    # One with the sticky bit is everybody's on purpose, like /tmp.
+    shared = bool(mode & stat.S_ISVTX)
+    with contextlib.suppress(OSError):
+        if not shared:
+            state_dir.chmod(0o700)
+            _log.warning("Others could write into the state directory %s (mode %04o): it is 0700 now", state_dir, mode)
+            return
+    _log.warning(
+        "Others can write into the state directory %s (mode %04o), and so change what sessions say: give the service a"
+        " directory of its own with `[state] dir` or AGENTAO_GOV_STATE", state_dir, mode,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentao_gov.clock import Deadline
-from agentao_gov.errors import StoreError
+from agentao_gov.errors import SessionDamagedError, StoreError
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool import SessionArchive, SessionHead, SessionUsage
 from agentao_gov.pool.archive import SessionDir
@@ -21,12 +24,12 @@ from tests.support.clock import FakeClock
 
 KEY = SessionKey("acme", "s1")
 TALK = Conversation(
-    messages=[
+    messages=(
         {"role": "user", "content": "Grüße, 世界 \ud83d"},
         {"role": "assistant", "content": None, "tool_calls": []},
-    ],
-    todos=[{"content": "go on", "status": "pending"}],
-    active_skills=["pdf"],
+    ),
+    todos=({"content": "go on", "status": "pending"},),
+    active_skills=("pdf",),
     anchor={"prompt_tokens": 12, "messages": 1},
 )
 
@@ -98,7 +101,7 @@ def test_no_session_id_is_a_path(archive: SessionArchive, session: str) -> None:
 
     saved(archive, a_head(key))
 
-    assert [head.key for head in archive.heads("../acme")[1]] == [key]
+    assert [head.key for head in archive.page("../acme", 10)[0]] == [key]
     assert archive.count() == 1
     assert all(path.name.startswith("t-") for path in archive.root.iterdir())
     assert [path.name for path in archive.root.parent.iterdir()] == ["sessions"]
@@ -111,7 +114,7 @@ def test_two_tenants_have_two_sessions_of_one_name(archive: SessionArchive) -> N
 
     saved(archive, a_head(other), Conversation())
 
-    assert archive.heads("acme") == (1, [archive.head(KEY)])
+    assert archive.page("acme", 10) == ([archive.head(KEY)], False)
     assert archive.delete(other)
     assert archive.load(KEY) is not None
 
@@ -209,16 +212,112 @@ def test_sessions_leave_after_their_retention(tmp_path: Path) -> None:
     assert sorted(path.name for path in (archive.root / "t-acme").iterdir()) == ["s-used", "s-young"]
 
 
-def test_a_damaged_file_is_an_error_that_names_it(archive: SessionArchive) -> None:
-    """A session must not silently begin anew."""
-    saved(archive, a_head())
-    file = archive.root / "t-acme" / "s-s1" / "session"
-    file.write_bytes(file.read_bytes()[:-10])
+def body(conversation: Any) -> bytes:
+    """The second line of a session's file."""
+    return zlib.compress(json.dumps(conversation).encode(), 1)
 
-    with pytest.raises(StoreError, match="damaged") as error:
+
+def rewritten(file: Path, **changes: Any) -> bytes:
+    """The file with some of its head's fields changed."""
+    line, _, rest = file.read_bytes().partition(b"\n")
+    return json.dumps({**json.loads(line), **changes}).encode() + b"\n" + rest
+
+
+EMPTY: dict[str, Any] = {"messages": [], "todos": [], "active_skills": [], "anchor": None}
+#: What may stand in a session's file, whoever wrote it.
+DAMAGES: dict[str, Callable[[Path], bytes]] = {
+    "truncated": lambda file: file.read_bytes()[:-10],
+    "empty": lambda _: b"",
+    "garbage": lambda _: bytes(range(256)),
+    "nested": lambda _: b"[" * 100_000,
+    "no object": lambda _: b"7\n",
+    "other schema": lambda file: rewritten(file, schema="agentao-gov/session/2"),
+    "version of words": lambda file: rewritten(file, version="seven"),
+    "no version": lambda file: rewritten(file, version=None),
+    "usage of a list": lambda file: rewritten(file, usage=[]),
+    "another session's": lambda file: rewritten(file, key={"tenant": "globex", "session": "s1"}),
+    "body of a number": lambda file: file.read_bytes().partition(b"\n")[0] + b"\n" + body(7),
+    "messages of numbers": lambda file: (
+        file.read_bytes().partition(b"\n")[0] + b"\n" + body({**EMPTY, "messages": [1]})
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_an_error_of_its_session_alone(archive: SessionArchive, damage: str) -> None:
+    """It names the file, promises nothing by waiting, and lets the session be deleted; others are listed and go on."""
+    saved(archive, a_head())
+    other = saved(archive, a_head(SessionKey("acme", "s2")))
+    file = archive.root / "t-acme" / "s-s1" / "session"
+    file.write_bytes(DAMAGES[damage](file))
+
+    with pytest.raises(SessionDamagedError, match="damaged") as error:
         archive.load(KEY)
 
     assert str(file) in str(error.value)
+    assert error.value.retry_after_s is None
+    assert other in archive.page("acme", 10)[0]
+    assert archive.delete(KEY)
+    assert archive.load(KEY) is None
+
+
+@pytest.mark.parametrize("what", ["session", "directory"])
+def test_what_stands_in_a_session_s_place_is_that_session_s_damage(archive: SessionArchive, what: str) -> None:
+    """A directory for its file, a file for its directory: no turn, no endless waiting, and it can be deleted."""
+    other = saved(archive, a_head(SessionKey("acme", "s2")))
+    place = archive.root / "t-acme" / "s-s1"
+    if what == "session":
+        (place / "session").mkdir(parents=True)
+    else:
+        place.write_text("")
+
+    with pytest.raises(SessionDamagedError):
+        archive.load(KEY)
+    with pytest.raises(SessionDamagedError):
+        archive.head(KEY)
+    if what == "directory":
+        with pytest.raises(SessionDamagedError):
+            archive.hold(KEY, Deadline.after(0))
+    assert archive.page("acme", 10) == ([other], False)
+    archive.delete(KEY)
+    assert not place.exists()
+    assert archive.load(KEY) is None
+
+
+def test_pages_tell_each_session_once_whatever_happens_between_them(archive: SessionArchive) -> None:
+    """One that is saved anew does not move, one that is deleted is still the place to go on from."""
+    ids = [f"s{n:03}" for n in range(25)]
+    for session in ids:
+        saved(archive, a_head(SessionKey("acme", session)))
+
+    told: list[str] = []
+    after, more = None, True
+    while more:
+        heads, more = archive.page("acme", 10, after)
+        told += [head.key.session for head in heads]
+        after = told[-1]
+        archive.delete(SessionKey("acme", after))
+        saved(archive, a_head(SessionKey("acme", ids[0])))
+
+    assert told == ids
+    assert len(archive.places("acme")) == 22
+
+
+def test_a_list_knows_at_once_what_another_process_added_or_removed(archive: SessionArchive) -> None:
+    """Also where the list was remembered, long after the last change."""
+    saved(archive, a_head())
+    directory = archive.root / "t-acme"
+    os.utime(directory, (1e9, 1e9))
+    remembered = [archive.places("acme") for _ in range(2)]
+
+    neighbour = SessionArchive(archive.root)
+    saved(neighbour, a_head(SessionKey("acme", "s2")))
+    added = archive.places("acme")
+    neighbour.delete(KEY)
+
+    assert remembered == [["s-s1"]] * 2
+    assert added == ["s-s1", "s-s2"]
+    assert archive.places("acme") == ["s-s2"]
 
 
 def test_a_state_directory_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:

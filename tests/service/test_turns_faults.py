@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import time
@@ -268,7 +269,7 @@ def test_a_request_that_never_gets_whole_holds_nothing(
 
 @pytest.mark.slow
 def test_ten_thousand_sessions_of_one_tenant_cost_the_others_nothing(make_live: MakeLive) -> None:
-    """They are counted, the latest 1,000 are listed, and a turn of another tenant has nothing to do with them."""
+    """They are counted, 1,000 are listed, and a turn of another tenant has nothing to do with them."""
     live = make_live()
     live.turn("s", "hello")
     template = (live.archive.root / "t-default" / "s-s" / "session").read_bytes()
@@ -304,3 +305,28 @@ def test_what_is_wrong_with_a_body_is_said_in_json(make_live: MakeLive) -> None:
     assert [(answer.status, answer.code) for answer in answers] == [(400, "invalid_request")] * len(bad)
     assert all(json.loads(answer.body) for answer in answers)
     assert doubled.status == 200
+
+
+def test_a_session_whose_file_is_damaged_is_one_error_that_waiting_does_not_help(
+    make_live: MakeLive, hosts: ScriptedHosts
+) -> None:
+    """No endless Retry-After, no traceback; it is left out of the list, can be deleted, and others go on."""
+    live = make_live()
+    live.turn("s", "remember it")
+    live.turn("other", "remember it")
+    live.pool.resize(dataclasses.replace(live.pool.limits, max_sessions=0))
+    eventually(lambda: live.pool.stats().resident == 0, "an empty pool")
+    live.pool.resize(dataclasses.replace(live.pool.limits, max_sessions=50))
+    (live.archive.root / "t-default" / "s-s" / "session").write_bytes(b"no session\n")
+
+    turn, look, listed = live.turn("s", "recall"), live.get("/v1/sessions/s"), live.get("/v1/sessions")
+    deleted = live.send("DELETE", "/v1/sessions/s")
+
+    for answer in (turn, look):
+        assert (answer.status, answer.code) == (500, "session_damaged")
+        assert "retry-after" not in answer.headers
+        assert answer.headers["x-should-retry"] == "false"
+        assert str(live.archive.root) not in answer.body.decode()
+    assert [row["id"] for row in listed.json["data"]] == ["other"]
+    assert (deleted.status, live.turn("s", "hello").status) == (200, 200)
+    assert live.turn("other", "recall").json["answer"] == "remember it"

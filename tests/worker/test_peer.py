@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from agentao_gov.errors import BudgetExhaustedError, GovError, InternalError
-from agentao_gov.governor import TextEvent, ToolEvent
+from agentao_gov.governor import Conversation, TextEvent, ToolEvent
 from agentao_gov.worker.peer import WireClosed, WireError, WirePeer
-from agentao_gov.worker.wire import decode_conversation, decode_error, decode_event, decode_observation
+from agentao_gov.worker.wire import decode_error, decode_event, decode_observation
 from tests.governor.harness import HANG_S
 
 
@@ -198,7 +198,7 @@ def test_what_happened_is_read_back() -> None:
 def test_a_conversation_that_is_none_is_not_kept(changed: Mapping[str, Any]) -> None:
     """It would be what the next process starts from, and what is written to disk."""
     whole = {"messages": [{"role": "user", "content": "hi"}], "todos": [], "active_skills": [], "anchor": None}
-    assert decode_conversation(whole).messages == ({"role": "user", "content": "hi"},)
+    assert Conversation.of(whole).messages == ({"role": "user", "content": "hi"},)
 
     with pytest.raises((KeyError, TypeError)):
-        decode_conversation({**whole, **changed})
+        Conversation.of({**whole, **changed})

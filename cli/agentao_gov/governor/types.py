@@ -66,6 +66,18 @@ class Conversation:
     #: the anchor from which the next call's upper bound is computed.
     anchor: Mapping[str, int] | None = None
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Conversation:
+        """Reads a conversation from `data`, JSON that may have been damaged or forged.
+
+        Raises KeyError or TypeError where it has not the shape of one.
+        """
+        messages, todos, skills, anchor = (data[name] for name in ("messages", "todos", "active_skills", "anchor"))
+        plain = all(isinstance(entries, list) for entries in (messages, todos, skills))
+        if not (plain and all(isinstance(entry, dict) for entry in (*messages, *todos, anchor or {}))):
+            raise TypeError("not a conversation")
+        return cls(tuple(messages), tuple(todos), tuple(skills), anchor)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import heapq
 import json
 import os
 import shutil
@@ -21,23 +20,23 @@ import threading
 import time
 import uuid
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import TypeAdapter
+
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
-from agentao_gov.errors import StoreError
+from agentao_gov.errors import SessionDamagedError, StoreError
 from agentao_gov.governor.report import Mode
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.types import SessionUsage
 
 __all__ = ["SessionArchive", "SessionDir", "SessionHead", "Step", "as_store_error", "nothing", "private_dir"]
-
-
-# Private directories, a file replaced whole or not at all, and the lock that gives a session to one process.
 
 #: Hears the name of each step of a write, before it is taken: what the crash tests hang on to.
 Step = Callable[[str], None]
@@ -51,7 +50,7 @@ def nothing(_: str) -> None:
 
 @contextmanager
 def as_store_error(what: str) -> Iterator[None]:
-    """Turns the operating system's refusal into the error a user can act on."""
+    """Turns the operating system's refusal into the error a user can act on; `what` is the beginning of its text."""
     try:
         yield
     except OSError as error:
@@ -59,6 +58,21 @@ def as_store_error(what: str) -> Iterator[None]:
         raise StoreError(
             f"{what}: {reason}.", hint="See `[state] dir`: its disk, its owner and its permissions.", retry_after_s=5.0
         ) from error
+
+
+@contextmanager
+def _reaching(session: SessionKey, path: Path) -> Iterator[None]:
+    """As `as_store_error`; but what stands in the session's place will be refused for ever, and is its damage."""
+    try:
+        with as_store_error(f"Session {session} cannot be reached"):
+            yield
+    except StoreError as error:
+        if not isinstance(error.__cause__, (IsADirectoryError, NotADirectoryError, FileExistsError)):
+            raise
+        raise SessionDamagedError(
+            f"Something else stands where session {session} is kept: {error.__cause__}.",
+            hint=f"Look at {path}, or delete the session.",
+        ) from error.__cause__
 
 
 def private_dir(path: Path) -> Path:
@@ -160,6 +174,10 @@ _WORK = "work"
 _TRASH = "deleted-"
 #: Longer names are replaced by their hash: file systems end at 255 bytes.
 _NAME_MAX = 200
+#: Tenants whose lists of sessions are remembered, some 0.7 MB each with 10,000 sessions.
+_LISTED_MAX = 32
+#: Coarser than any file system's clock, network ones included.
+_TICK_NS = 2_000_000_000
 #: Pauses between looks at a lock that another process holds.
 _LOCK_PAUSE_S = (0.001, 0.05)
 
@@ -180,6 +198,11 @@ class SessionHead:
     usage: SessionUsage
 
 
+#: What reading a damaged head or conversation raises.
+_WRONG = (ValueError, KeyError, TypeError, RecursionError, zlib.error)
+_HEAD = TypeAdapter(SessionHead)
+
+
 class SessionArchive:
     """The sessions of one state directory. Thread-safe, and shared by all worker processes.
 
@@ -194,6 +217,8 @@ class SessionArchive:
         self._lock = threading.Lock()
         #: Sessions on disk as this process knows them, under `_lock`; None: not counted yet.
         self._known: set[Path] | None = None
+        #: Tenant → when its directory was last changed, and the sessions in it, sorted; under `_lock`.
+        self._listed: dict[str, tuple[int, list[str]]] = {}
         #: Those saved since the sweep under way began, under `_lock`.
         self._fresh: set[Path] = set()
         with as_store_error(f"The session directory {root} cannot be made"):
@@ -212,7 +237,7 @@ class SessionArchive:
         path = self._path(key)
         pause_s, pause_s_max = _LOCK_PAUSE_S
         while True:
-            with as_store_error(f"Session {key} cannot be locked"):
+            with _reaching(key, path):
                 held = SessionDir.try_hold(path)
             if held is not None or deadline.passed or given_up():
                 return held
@@ -223,29 +248,35 @@ class SessionArchive:
         """The version on disk of the session that is `held`, 0 where nothing was saved yet."""
         with as_store_error("A session cannot be read"):
             line = held.read_head(_FILE)
-        return 0 if line is None else int(json.loads(line)["version"])
+        if line is None:
+            return 0
+        with _as_damage("What is kept of a session", "Delete the session, or restore it from a backup."):
+            return int(json.loads(line)["version"])
 
     def load(self, key: SessionKey) -> tuple[SessionHead, Conversation] | None:
         """The session `key` as its last turn left it; None where there is none. Needs no lock: files change whole."""
         try:
-            with as_store_error(f"Session {key} cannot be read"):
+            with _reaching(key, self._path(key)):
                 content = self._file(key).read_bytes()
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
         line, _, body = content.partition(b"\n")
-        try:
-            return _read_head(line), Conversation(**json.loads(zlib.decompress(body)))
-        except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise StoreError(
-                f"The archive of session {key} is damaged: {error}.",
-                hint=f"Restore {self._file(key)} from a backup, or delete the session.",
-            ) from error
+        with self._damage_of(key):
+            return _read_head(line, key), Conversation.of(json.loads(zlib.decompress(body)))
 
     def head(self, key: SessionKey) -> SessionHead | None:
         """What is known of the session `key` without its conversation; None where there is none."""
-        return self._head_at(self._file(key))
+        try:
+            with _reaching(key, self._path(key)), self._file(key).open("rb") as file:
+                line = file.readline()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        with self._damage_of(key):
+            return _read_head(line, key)
 
     def save(self, held: SessionDir, head: SessionHead, conversation: Conversation) -> SessionHead:
         """Writes `head` and `conversation` to the session that is `held`; returns the head with its new version."""
@@ -282,12 +313,12 @@ class SessionArchive:
             if self._known is not None:
                 self._known.discard(path)
                 self._fresh.discard(path)
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(trash)
         return had_session
 
     def workdir(self, key: SessionKey) -> Path:
         """The private working directory of the session `key`, made if there is none."""
-        with as_store_error(f"The working directory of session {key} cannot be made"):
+        with _reaching(key, self._path(key)):
             return private_dir(self._path(key) / _WORK)
 
     # -- all sessions ----------------------------------------------------------------------------------------------
@@ -299,11 +330,53 @@ class SessionArchive:
                 self._known = {file.parent for file in self._files("*")}
             return len(self._known)
 
-    def heads(self, tenant: str, limit: int = 1000) -> tuple[int, list[SessionHead]]:
-        """How many sessions `tenant` has on disk, and at most `limit` of them, the latest first."""
-        stamps = _stamps(self.root / _name("t", tenant))
-        latest = heapq.nlargest(limit, stamps)
-        return len(stamps), [head for _, file in latest if (head := self._head_at(Path(file))) is not None]
+    def page(self, tenant: str, limit: int, after: str | None = None) -> tuple[list[SessionHead], bool]:
+        """Returns up to `limit` of a `tenant`'s sessions in the order of `place`, and whether there are more.
+
+        `after`: the session id that the page before ended with, which may have been deleted since. A session that
+        cannot be read is left out. Reads no more files than it returns sessions, and one.
+        """
+        directory, names = self.root / _name("t", tenant), self.places(tenant)
+        found: list[SessionHead] = []
+        for name in names[bisect_right(names, self.place(after)) if after is not None else 0 :]:
+            head = self._head_at(directory / name / _FILE)
+            if head is None or (head.key.tenant, self.place(head.key.session)) != (tenant, name):
+                continue
+            if len(found) == limit:
+                return found, True
+            found.append(head)
+        return found, False
+
+    def places(self, tenant: str) -> list[str]:
+        """Returns the places of all of a `tenant`'s sessions, sorted; also of those whose first turn has not ended.
+
+        Takes a look at one stamp where no session was added or removed since the last time.
+        """
+        directory = self.root / _name("t", tenant)
+        with as_store_error(f"The sessions of tenant {tenant!r} cannot be listed"):
+            try:
+                stamp_ns = directory.stat().st_mtime_ns
+                with self._lock:
+                    known = self._listed.get(tenant)
+                if known is not None and known[0] == stamp_ns:
+                    return known[1]
+                with os.scandir(directory) as entries:
+                    names = sorted(entry.name for entry in entries if entry.name.startswith("s-"))
+            except FileNotFoundError:
+                return []
+        with self._lock:
+            self._listed.pop(tenant, None)
+            # A second change within the same tick of the file system's clock would not show.
+            if time.time_ns() - stamp_ns > _TICK_NS:
+                self._listed[tenant] = stamp_ns, names
+                while len(self._listed) > _LISTED_MAX:
+                    del self._listed[next(iter(self._listed))]
+        return names
+
+    @staticmethod
+    def place(session: str) -> str:
+        """Returns what the id `session` is sorted by: stable, whatever is saved or deleted between two pages."""
+        return _name("s", session)
 
     def sweep(self, retain_s: float, in_use: Callable[[SessionKey], bool] = lambda _: False) -> int:
         """Deletes sessions whose last turn is over `retain_s` seconds ago, and what crashes left; returns how many.
@@ -311,15 +384,16 @@ class SessionArchive:
         A session that `in_use` says yes to is kept.
         """
         for trash in self.root.glob(f"*/{_TRASH}*"):
-            shutil.rmtree(trash, ignore_errors=True)
+            _remove(trash)
         with self._lock:
             self._fresh = set()
         oldest = self._clock.time() - retain_s
         deleted = 0
         found: set[Path] = set()
         for file in list(self._files("*")):
-            head = self._head_at(file) if _modified_at(file) < oldest else None
-            old = head is not None and head.last_turn_at < oldest and not in_use(head.key)
+            old = _modified_at(file) < oldest
+            if old and (head := self._head_at(file)) is not None:
+                old = head.last_turn_at < oldest and not in_use(head.key)
             if old and self._delete_unused(file.parent):
                 deleted += 1
             else:
@@ -352,15 +426,18 @@ class SessionArchive:
     def _file(self, key: SessionKey) -> Path:
         return self._path(key) / _FILE
 
-    def _head_at(self, file: Path) -> SessionHead | None:
+    @staticmethod
+    def _head_at(file: Path) -> SessionHead | None:
+        """The head of a session, None where there is none or it cannot be read: `load` says why."""
         try:
             with file.open("rb") as opened:
                 return _read_head(opened.readline())
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, *_WRONG):
             return None
-        except (ValueError, KeyError, TypeError):
-            # `load` says what is wrong with it to whoever wants to go on with it.
-            return None
+
+    def _damage_of(self, key: SessionKey) -> AbstractContextManager[None]:
+        hint = f"Restore {self._file(key)} from a backup, or delete the session."
+        return _as_damage(f"The archive of session {key}", hint)
 
 
 def _name(kind: str, id: str) -> str:
@@ -371,22 +448,26 @@ def _name(kind: str, id: str) -> str:
     return f"{kind}-{name}"
 
 
-def _stamps(tenant_dir: Path) -> list[tuple[float, str]]:
-    """When each session of a tenant was saved last, and its file. A tenth of a glob's time: 20 ms for 10,000."""
-    stamps = []
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(tenant_dir):
-            if entry.name.startswith("s-"):
-                file = f"{entry.path}/{_FILE}"
-                with suppress(OSError):
-                    stamps.append((os.stat(file).st_mtime, file))  # noqa: PTH116 -- a Path each costs three times that
-    return stamps
+@contextmanager
+def _as_damage(what: str, hint: str) -> Iterator[None]:
+    """Turns whatever JSON, compression and shapes can be wrong into the session's damage."""
+    try:
+        yield
+    except _WRONG as error:
+        raise SessionDamagedError(f"{what} is damaged: {type(error).__name__}: {error}.", hint=hint) from error
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory, or what stands in the place of one; what cannot be removed is left for the next sweep."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _modified_at(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0.0
 
 
@@ -394,8 +475,12 @@ def _fields(head: SessionHead) -> dict[str, Any]:
     return {name: getattr(head, name) for name in SessionHead.__dataclass_fields__}
 
 
-def _read_head(line: bytes) -> SessionHead:
+def _read_head(line: bytes, key: SessionKey | None = None) -> SessionHead:
+    """Reads the head in a file's first line, of the session `key` if one is named. Raises one of `_WRONG`."""
     fields = json.loads(line)
-    if fields.pop("schema") != _SCHEMA:
+    if not isinstance(fields, dict) or fields.pop("schema", None) != _SCHEMA:
         raise ValueError("its schema is another version's")
-    return SessionHead(**{**fields, "key": SessionKey(**fields["key"]), "usage": SessionUsage(**fields["usage"])})
+    head = _HEAD.validate_python(fields)
+    if key is not None and head.key != key:
+        raise ValueError(f"it is of session {head.key}")
+    return head

@@ -28,6 +28,7 @@ from agentao_gov.pool.types import (
     EVICTIONS,
     PoolStats,
     SessionInfo,
+    SessionPage,
     SessionState,
     SessionUsage,
     TenantStats,
@@ -186,17 +187,26 @@ class AgentPool:
         return info_of_head(head) if head is not None else None
 
     def sessions(self, tenant: str | None = None) -> list[SessionInfo]:
-        """The sessions of `tenant`, the latest 1,000 hibernated ones too; None: everyone's in memory. Blocks."""
-        return resident_infos(self._engine) if tenant is None else self.listing(tenant)[1]
+        """The first 1,000 of a tenant's sessions, as `page`; without `tenant` those of all in memory. Blocks."""
+        return resident_infos(self._engine) if tenant is None else list(self.page(tenant, limit=1000).sessions)
 
-    def listing(self, tenant: str) -> tuple[int, list[SessionInfo]]:
-        """How many sessions `tenant` has, and those in memory with the latest 1,000 on disk. Reads files: blocks."""
+    def page(self, tenant: str, *, limit: int = 100, after: str | None = None) -> SessionPage:
+        """Up to `limit` of a `tenant`'s sessions, in memory and on disk, in an order that nothing changes. Reads files.
+
+        `after`: the id that the page before ended with; None: from the first. Raises StoreError.
+        """
+        archive, place = self._archive, self._archive.place
         resident = resident_infos(self._engine, tenant)
         known = {info.key for info in resident}
-        on_disk, heads = self._archive.heads(tenant)
-        asleep = [info_of_head(head) for head in heads if head.key not in known and not self._dying(head.key)]
-        unsaved = sum(info.last_turn_at is None for info in resident)
-        return max(on_disk + unsaved, len(resident) + len(asleep)), resident + asleep
+        heads, more = archive.page(tenant, limit, after)
+        found = [info_of_head(head) for head in heads if head.key not in known and not self._dying(head.key)]
+        found += [info for info in resident if after is None or place(info.key.session) > place(after)]
+        if more:
+            # Of what comes later on disk nothing has been read.
+            found = [info for info in found if place(info.key.session) <= place(heads[-1].key.session)]
+        found.sort(key=lambda info: place(info.key.session))
+        total = len({*archive.places(tenant), *(place(info.key.session) for info in resident)})
+        return SessionPage(tuple(found[:limit]), more or len(found) > limit, total)
 
     def profile_of(self, key: SessionKey) -> str | None:
         """The profile of the session `key`; None where it is not in memory. Never blocks."""

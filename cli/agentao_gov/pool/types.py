@@ -15,7 +15,16 @@ from agentao_gov.governor.types import Conversation, SessionKey
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = ["CloseReason", "PoolStats", "SessionInfo", "SessionState", "SessionUsage", "TenantStats", "TurnOrder"]
+__all__ = [
+    "CloseReason",
+    "PoolStats",
+    "SessionInfo",
+    "SessionPage",
+    "SessionState",
+    "SessionUsage",
+    "TenantStats",
+    "TurnOrder",
+]
 
 #: From an MCP server's `startup_timeout` to the agent without it: 2 s, and imports of some seconds the first time.
 _SERVER_END_S = 5.0
@@ -129,6 +138,17 @@ class SessionInfo:
     waiting: int = 0
     #: Roots of the process trees the session owns.
     process_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """A part of a tenant's sessions."""
+
+    sessions: tuple[SessionInfo, ...]
+    #: Whether others come after the last of them.
+    has_more: bool
+    #: How many the tenant has in all.
+    total: int
 
 
 @dataclass(frozen=True, slots=True)

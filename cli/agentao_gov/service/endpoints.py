@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
@@ -142,12 +143,13 @@ class Endpoints:
     async def list_sessions(self, request: Request) -> Response:
         """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
         tenant = _tenant(request)
-        total, found = await self._executors.reads.run(tenant, self._gateway.pool.listing, tenant)
-        rows = [self._session_json(info) for info in found]
+        listed = functools.partial(self._gateway.pool.page, tenant, limit=LIST_MAX)
+        found = await self._executors.reads.run(tenant, listed)
+        rows = [self._session_json(info) for info in found.sessions]
         answers = (await self._gateway.peers.ask(request)).json
         rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
         # All workers see the same disk.
-        total = max(len(rows), total, *(answer["total"] for answer in answers))
+        total = max(len(rows), found.total, *(answer["total"] for answer in answers))
         page: SessionList = {
             "object": "list",
             "data": rows[:LIST_MAX],

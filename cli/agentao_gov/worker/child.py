@@ -30,7 +30,7 @@ from agentao_gov.governor.report import Outcome, TurnReport
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.turn import NullObserver
-from agentao_gov.governor.types import TurnEvent, TurnRequest
+from agentao_gov.governor.types import Conversation, TurnEvent, TurnRequest
 from agentao_gov.process.oslimits import OsLimits
 from agentao_gov.process.supervision import let_tools_yield
 from agentao_gov.process.tree import ORPHANS_KILLED
@@ -128,7 +128,7 @@ class SessionServer:
             )
         spec = wire.decode_spec(params["spec"])
         saved = params["conversation"]
-        conversation = wire.decode_conversation(saved) if saved is not None else None
+        conversation = Conversation.of(saved) if saved is not None else None
         home = Path(params["home"])
         for directory in (home, home / "tmp"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)

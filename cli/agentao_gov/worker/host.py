@@ -326,7 +326,7 @@ class SubprocessHost:
         if changes is None:
             return
         kept = self._conversation.messages[: max(0, int(data["keep"]))]
-        changed = wire.decode_conversation(changes)
+        changed = Conversation.of(changes)
         self._conversation = dataclasses.replace(changed, messages=(*kept, *changed.messages))
 
     def _why_stopped(self, record: TurnRecord) -> tuple[Outcome, str]:

@@ -34,7 +34,6 @@ __all__ = [
     "OPEN",
     "TURN",
     "VERSIONS",
-    "decode_conversation",
     "decode_error",
     "decode_event",
     "decode_observation",
@@ -92,15 +91,6 @@ def encode_conversation(conversation: Conversation) -> dict[str, Any]:
         "active_skills": list(conversation.active_skills),
         "anchor": dict(conversation.anchor) if conversation.anchor is not None else None,
     }
-
-
-def decode_conversation(data: Mapping[str, Any]) -> Conversation:
-    """Back from JSON. Raises KeyError or TypeError for what is none."""
-    messages, todos, skills, anchor = (data[name] for name in ("messages", "todos", "active_skills", "anchor"))
-    plain = all(isinstance(entries, list) for entries in (messages, todos, skills))
-    if not (plain and all(isinstance(entry, dict) for entry in (*messages, *todos, anchor or {}))):
-        raise TypeError("a conversation that is none")
-    return Conversation(messages=tuple(messages), todos=tuple(todos), active_skills=tuple(skills), anchor=anchor)
 
 
 def encode_event(event: TurnEvent) -> dict[str, Any]:
