@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentao_gov.errors import ConfigError
 from agentao_gov.governor import Outcome, TurnReport
 from agentao_gov.governor.answers import Event, read_events
 from agentao_gov.governor.classify import provider_words
@@ -370,3 +373,146 @@ def test_a_connection_cut_after_a_whole_answer_takes_nothing_from_it(
 
     assert (report.outcome, report.answer) == (Outcome.ANSWERED, "fine")
     assert (report.usage.total_tokens == 35) == reported
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        *(sends(b"<html>", status, "text/html") for status in (520, 522, 524)),
+        streams(b'data: {"error": {"message": "slow down", "code": "429"}}\n\n'),
+        streams(b'data: {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}\n\n'),
+    ],
+    ids=["520", "522", "524", "LiteLLM", "Anthropic"],
+)
+def test_what_passes_is_tried_again_whoever_says_it(harness: Harness, provide: Provide, failing: Answer) -> None:
+    """Nothing was shown yet."""
+    answers = iter([failing, streams(TEXT, STOP, USED, DONE)])
+    provider = provide(lambda handler, request: next(answers)(handler, request))
+
+    report = harness.run("hello", base_url=provider.base_url, limits={"llm_retries": 1})
+
+    assert report.answer == "fine", report.operator_detail
+
+
+def refuses(bad: Callable[[dict[str, Any]], bool], message: str, calls: int = 1, status: int = 400) -> Answer:
+    """Makes the model call a tool, and refuses every request that is `bad`."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if bad(request):
+            sends({"error": {"message": message}}, status)(handler, request)
+            return
+        done = sum(message["role"] == "tool" for message in request["messages"]) >= calls
+        asks = [chunk({"reasoning": "hm"}), call_delta(0, f"c{len(request['messages'])}", "glob", STAR)]
+        streams(*([TEXT] if done else asks), STOP, USED, DONE)(handler, request)
+
+    return answer
+
+
+def thinks(request: dict[str, Any]) -> bool:
+    return any("reasoning_content" in message for message in request["messages"])
+
+
+def forgets(request: dict[str, Any]) -> bool:
+    return any(message.get("tool_calls") and "reasoning_content" not in message for message in request["messages"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refuses(thinks, "'messages.2' : property 'reasoning_content' is unsupported"),
+        refuses(lambda request: "stream_options" in request, "Unknown parameter: stream_options", status=422),
+        refuses(
+            lambda request: bool(request.get("stream")),
+            "Your organization must be verified to stream this model.",
+            calls=0,
+        ),
+    ],
+    ids=["thoughts are refused", "stream_options is refused", "not verified to stream"],
+)
+def test_a_request_that_is_refused_for_one_thing_is_mended_once_and_for_all(
+    harness: Harness, provide: Provide, answer: Answer
+) -> None:
+    """After one tool round every turn of the session failed, in any process."""
+
+    def both(handler: Handler, request: dict[str, Any]) -> None:
+        if request.get("stream"):
+            answer(handler, request)
+        else:
+            sends({"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]})(handler, request)
+
+    provider = provide(both)
+    session = harness.open(base_url=provider.base_url, limits={"llm_retries": 0})
+
+    first, second = harness.ask(session, "hello"), harness.ask(session, "again")
+
+    assert [report.answer for report in (first, second)] == ["fine", "fine"], first.operator_detail
+    assert first.usage.estimated_tokens == 0 or "stream" not in provider.seen[-1]
+
+
+def test_thoughts_that_a_provider_misses_are_sent_with_every_call(harness: Harness, provide: Provide) -> None:
+    """A thinking model that called a tool without a thought wants the key all the same."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if forgets(request):
+            missing = "The reasoning_content in the thinking mode must be passed back to the API."
+            sends({"error": {"message": missing}}, 400)(handler, request)
+            return
+        asked = any(message["role"] == "tool" for message in request["messages"])
+        streams(*([TEXT] if asked else [call_delta(0, "c", "glob", STAR)]), STOP, USED, DONE)(handler, request)
+
+    session = harness.open(base_url=provide(answer).base_url, limits={"llm_retries": 0})
+
+    first, second = harness.ask(session, "hello"), harness.ask(session, "again")
+
+    assert [report.answer for report in (first, second)] == ["fine", "fine"], first.operator_detail
+
+
+def test_a_wrap_up_is_answered_where_tools_may_not_be_missing(harness: Harness, provide: Provide) -> None:
+    """Bedrock refuses a conversation with tools in it and a request without."""
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        if any(message["role"] == "tool" for message in request["messages"]) and "tools" not in request:
+            missing = "The toolConfig field must be defined when using toolUse and toolResult content blocks."
+            sends({"message": missing}, 400)(handler, request)
+            return
+        may = request.get("tool_choice") != "none"
+        streams(*([call_delta(0, "c", "glob", STAR)] if may else [TEXT]), STOP, USED, DONE)(handler, request)
+
+    report = ask(harness, provide, answer, limits={"max_iterations": 1})
+
+    assert (report.outcome, report.answer) == (Outcome.MAX_ITERATIONS, "fine")
+
+
+@pytest.mark.parametrize("limit", ["'max_tokens' or 'max_completion_tokens' is too large: 4096. At most 2000."])
+def test_a_value_that_is_too_large_is_no_wrong_parameter(harness: Harness, provide: Provide, limit: str) -> None:
+    """vLLM names both, and the other one would be refused for the same; the operator reads which setting it is."""
+    provider = provide(sends({"error": {"message": limit}}, 400))
+
+    report = harness.run("hello", base_url=provider.base_url, limits={"llm_retries": 0})
+
+    assert len(provider.seen) == 1
+    assert "Check limits.max_output_tokens" in str(report.operator_detail)
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("https://x.example/openai/deployments/gpt4/?api-version=2024-10-21", "no query"),
+        ("https://x.example/v1/chat/completions", "https://x.example/v1"),
+    ],
+)
+def test_an_address_that_asks_for_the_wrong_path_is_refused(harness: Harness, address: str, hint: str) -> None:
+    """It asked `?api-version=2024-10-21chat/completions`, and the provider's 404 said nothing of it."""
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        harness.open(base_url=address)
+
+
+def test_gemini_is_asked_for_whole_answers_by_every_name(harness: Harness, provide: Provide) -> None:
+    """A streamed call loses the signature that it wants back, at any host and below any prefix."""
+    whole = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
+    provider = provide(sends(whole))
+
+    for name in ("google/gemini-3-pro", "models/gemini-3-flash"):
+        assert harness.run("hello", base_url=provider.base_url, model=name, session=name[-5:]).answer == "fine"
+
+    assert not any("stream" in request for request in provider.seen)

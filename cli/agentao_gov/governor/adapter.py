@@ -6,13 +6,14 @@ interpreter lock for 0.33 ms per message (openai 3.54: 72 ms a call at 200 messa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import openai
 from agentao.llm._openai_completions import OpenAICompletionsAdapter
-from agentao.llm._retry import StreamEndedEarlyError
+from agentao.llm._retry import QUOTA_EXHAUSTED_CODES, StreamEndedEarlyError
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from agentao_gov.governor.answers import read_chunks, read_whole
@@ -28,6 +29,13 @@ __all__ = ["GovernedAdapter", "StreamMeter"]
 _SLACK_TOKENS = 16
 #: Tokenizers that we have no table for may need this many times fewer tokens than cl100k for the same text.
 _FOREIGN_FACTOR = 2.0
+#: Cloudflare's: the origin answered with nothing, refused, or was too slow.
+_GATEWAY_ERRORS = frozenset({520, 521, 522, 523, 524})
+#: What an error within a stream is called where it will pass: by LiteLLM, which makes texts of numbers, and Anthropic.
+_PASSING = frozenset({"429", "500", "502", "503", "504", "529"}) | {"overloaded_error", "rate_limit_error", "api_error"}
+_THOUGHT = "reasoning_content"
+#: How a provider says that something is missing, not that it is too much.
+_WANTED = re.compile(r"must be|missing|required|passed back")
 #: How much a running stream asks for at a time when it has used its grant.
 EXTEND_TOKENS = 512
 
@@ -229,6 +237,9 @@ class GovernedAdapter(OpenAICompletionsAdapter):
     def __init__(self, owner: Any, http: HttpClient) -> None:
         super().__init__(owner, lambda: openai.OpenAI)
         self._http = http
+        # What a provider refused once, for every request from then on.
+        self._refuses_stream_options = False
+        self._thoughts: Literal["as they came", "none", "with every call"] = "as they came"
 
     def create_client(self) -> Any:
         """The shared SDK object, behind the meter."""
@@ -248,13 +259,43 @@ class GovernedAdapter(OpenAICompletionsAdapter):
             messages, tools, max_tokens, stream=stream, cache_boundary=cache_boundary
         )
         body = dict(kwargs.get("extra_body") or {})
-        body["messages"] = _one_system_message(kwargs["messages"])
+        body["messages"] = self._with_thoughts(_one_system_message(kwargs["messages"]))
+        if self._refuses_stream_options:
+            kwargs.pop("stream_options", None)
         kwargs["messages"] = []
         for key in ("tools", "tool_choice"):
             if key in kwargs:
                 body[key] = kwargs.pop(key)
         kwargs["extra_body"] = body
         return kwargs
+
+    def _with_thoughts(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with the thoughts of earlier answers as the provider takes them."""
+        if self._thoughts == "none":
+            return [{key: message[key] for key in message if key != _THOUGHT} for message in messages]
+        if self._thoughts == "with every call":
+            return [{_THOUGHT: "", **message} if message.get("tool_calls") else message for message in messages]
+        return messages
+
+    def repair_request(self, err_text: str, kwargs: dict[str, Any], *, stream: bool) -> bool:
+        """Mends a request that was refused for one parameter; False where nothing is left to mend.
+
+        `err_text` is the refusal in lower case. Each mend is kept for the requests that follow, so none comes twice.
+        """
+        if "stream_options" in err_text and "stream_options" in kwargs:
+            self._refuses_stream_options = True
+            del kwargs["stream_options"]
+            return True
+        if _THOUGHT in err_text and self._thoughts == "as they came":
+            # Groq refuses what DeepSeek insists on.
+            self._thoughts = "with every call" if _WANTED.search(err_text) else "none"
+            kwargs["extra_body"]["messages"] = self._with_thoughts(kwargs["extra_body"]["messages"])
+            return True
+        if "too large" in err_text or "at most" in err_text:
+            # vLLM names both parameters where their value is the trouble.
+            return False
+        repaired: bool = super().repair_request(err_text, kwargs, stream=stream)
+        return repaired
 
     def send(self, kwargs: dict[str, Any], acc: Any) -> Any:
         """One attempt whose answer comes in one piece; what it reports of its usage is left in `acc`."""
@@ -279,6 +320,11 @@ class GovernedAdapter(OpenAICompletionsAdapter):
         if isinstance(exc.__cause__, httpx2.ProxyError) and str(exc.__cause__).startswith("4"):
             # A proxy that does not let us through will not in half a second either.
             return False, None, None
+        status = getattr(exc, "status_code", None)
+        if status in _GATEWAY_ERRORS:
+            return True, status, None
+        if isinstance(exc, openai.APIError) and status is None and (said := {str(exc.code), str(exc.type)}) & _PASSING:
+            return not said & QUOTA_EXHAUSTED_CODES, None, None
         found: tuple[bool, int | None, str | None] = super().classify_retry(exc)
         return found
 

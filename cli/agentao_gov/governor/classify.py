@@ -43,6 +43,12 @@ _LOOK_AT = {
     413: "max_context_tokens: the request is larger than the endpoint takes",
     429: "the account's rate limits and quota",
 }
+#: What its words say more exactly than the status.
+_LOOK_AT_BY_WORDS = [
+    (re.compile(r"(?i)max_(completion_|output_)?tokens"), "limits.max_output_tokens and [model] context_window"),
+    (re.compile(r"(?i)context|too long|max length|too many tokens"), "max_context_tokens and [model] context_window"),
+    (re.compile(r"(?i)content.?(filter|management|policy)|safety"), "the request: the provider's filter refuses it"),
+]
 _SERVER_ERRORS = 500
 #: Where the words stand in an error's body, the likeliest first.
 _WORDS = ("message", "error", "detail", "msg", "status_msg", "error_description", "base_resp", "errors", "title")
@@ -268,8 +274,11 @@ def _sentence(error: BaseException, base_url: str, sent: bool) -> str:
         return f"The model at {base_url} cannot be reached: {cause}. Check the base URL and that it runs."
     status = status_of(error)
     if status is not None:
-        look = f" Check {_LOOK_AT[status]}." if status in _LOOK_AT else ""
-        return f"The model at {base_url} answered {status}: {_message(error).rstrip('.')}.{look}"
+        words = _message(error)
+        hints = [hint for pattern, hint in _LOOK_AT_BY_WORDS if status in (400, 413, 422) and pattern.search(words)]
+        look_at = hints[0] if hints else _LOOK_AT.get(status)
+        look = f" Check {look_at}." if look_at else ""
+        return f"The model at {base_url} answered {status}: {words.rstrip('.')}.{look}"
     if isinstance(error, json.JSONDecodeError):
         return f"The answer of the model at {base_url} is not readable: {error}"
     return f"The model at {base_url} failed: {_message(error)}"

@@ -37,6 +37,7 @@ __all__ = ["ANSWER_BYTES_MIN", "AbortScope", "HttpClient", "abortable", "timeout
 _EVENT = b"data:"
 #: How the request for a tunnel begins, which goes to a proxy and no further. A model's begins with POST and then "{".
 _TO_PROXY = b"CONNECT "
+_PATH = "/chat/completions"
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 #: How much of what nobody has read is looked at: more than a head and a first event.
 _PEEK_BYTES = 65_536
@@ -487,7 +488,13 @@ class HttpClient:
             return found
 
     def check(self, base_url: str) -> None:
-        """Raises ConfigError where calls to `base_url` would go through a proxy of the environment that is unusable."""
+        """Raises ConfigError for a `base_url` that no path can be put behind, or behind a proxy that is unusable."""
+        address, query, _ = base_url.partition("?")
+        if query:
+            raise ConfigError("The model's base_url may have no query.", hint=f"Try {address}")
+        if address.rstrip("/").endswith(_PATH):
+            shorter = address.rstrip("/").removesuffix(_PATH)
+            raise ConfigError(f"The model's base_url ends with {_PATH}, which is put behind it.", hint=f"Try {shorter}")
         transport = self._client._transport_for_url(httpx2.URL(base_url))
         if isinstance(transport, _UnusableProxy):
             raise ConfigError(transport.why, hint="Or name the model's host in NO_PROXY.")

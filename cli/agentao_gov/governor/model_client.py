@@ -7,8 +7,6 @@ of attempts of our own, because agentao's retries are bounded by neither the pro
 
 from __future__ import annotations
 
-import datetime
-import email.utils
 import functools
 import logging
 import random
@@ -28,6 +26,7 @@ from agentao_gov.governor.answers import mend_arguments, without_surrogates
 from agentao_gov.governor.classify import NotAModelError, StopCause, cut_reason, describe_failure, spell_out, status_of
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
+from agentao_gov.governor.retry import RetryDecision, asked_pause_s, decide_retry
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
 from agentao_gov.governor.tokens import Anchor, count_tokens, fit, prompt_bound, text_bound, thinks_unseen
 from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
@@ -40,10 +39,7 @@ __all__ = [
     "ModelFailure",
     "NoTurnError",
     "Purpose",
-    "RetryDecision",
     "cost_of",
-    "decide_retry",
-    "parse_retry_after_s",
     "pause",
 ]
 
@@ -65,11 +61,6 @@ _BYTES_A_TOKEN_MAX = 256
 _TOO_LONG = re.compile(r"(prompt|input)[^.]{0,40} exceeds? (the )?max(imum)? (input )?(length|tokens)", re.IGNORECASE)
 #: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
-#: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
-BACKOFF_S = 0.5
-BACKOFF_S_MAX = 8.0
-#: Share of the pause that is random, so that many sessions do not come back at once.
-JITTER = 0.3
 #: What a call is made for.
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 
@@ -101,10 +92,24 @@ class ModelCall:
     purpose: Purpose
     on_retry: Callable[[dict[str, Any]], None] | None
     send: Callable[[Attempt], Any]
+    #: Tools that the conversation has used and this call may not: they go along where the provider insists.
+    withheld: list[dict[str, Any]] | None = None
 
     @property
     def stream(self) -> bool:
         return bool(self.kwargs.get("stream"))
+
+    def show_withheld(self, error: Exception) -> bool:
+        """Sends the tools along, with the word not to use them, where they were missed. False where that is no help.
+
+        Bedrock takes no conversation with tools in it and a request without. Where tools need not go along they do
+        not, because Ollama ignores the word.
+        """
+        if self.withheld is None or status_of(error) not in (400, 422) or "tool" not in str(error).lower():
+            return False
+        self.tools, self.withheld = self.withheld, None
+        self.kwargs["extra_body"] = {**self.kwargs["extra_body"], "tools": self.tools, "tool_choice": "none"}
+        return True
 
     def mend_texts(self) -> None:
         """Makes the messages fit to be sent, in the conversation itself, and the descriptions of tools."""
@@ -215,70 +220,6 @@ def response_text(response: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-# ── whether and when a failed call is sent again ───────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class RetryDecision:
-    """Send again after `delay_s`, or give up for `reason`."""
-
-    again: bool
-    delay_s: float = 0.0
-    reason: str = ""
-
-
-def parse_retry_after_s(header: str | None, now: float) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or a date; None where it says nothing usable.
-
-    `now` is the wall clock's time in seconds since the epoch.
-    """
-    if not header:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        at = email.utils.parsedate_to_datetime(header)
-    except ValueError:
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=datetime.UTC)
-    return max(0.0, at.timestamp() - now)
-
-
-def decide_retry(
-    *,
-    retryable: bool,
-    retries_done: int,
-    retries_max: int,
-    retry_after_s: float | None,
-    remaining_s: float,
-    jitter: float,
-) -> RetryDecision:
-    """Decides after a failed attempt whether there is another one, and after which pause.
-
-    `remaining_s` is what the turn has left, `retry_after_s` what the provider asks for (None: nothing); `jitter` in
-    0..1 is drawn by the caller. A pause that the deadline would cut is not begun: waiting for a time-out helps nobody,
-    and the reason would be lost.
-    """
-    if not retryable:
-        # What does not pass needs no explanation of why it was not tried again.
-        return RetryDecision(False)
-    if retries_done >= retries_max:
-        tries = retries_done + 1
-        return RetryDecision(False, reason=f"{tries} attempt{'s' if tries > 1 else ''}, llm_retries is {retries_max}")
-    if retry_after_s is not None:
-        delay_s = retry_after_s
-    else:
-        delay_s = min(BACKOFF_S * 2**retries_done, BACKOFF_S_MAX) * (1 + JITTER * jitter)
-    if delay_s >= remaining_s:
-        return RetryDecision(
-            False, reason=f"the provider asks to wait {delay_s:.0f} s and the turn has {remaining_s:.0f} s left"
-        )
-    return RetryDecision(True, delay_s=delay_s)
-
-
 # ── the client ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -350,6 +291,10 @@ class GovernedModel(LLMClient):
             log_file=None,
         )
 
+    def _is_gemini(self) -> bool:
+        """Also below a router's prefix: `google/gemini-3-pro`."""
+        return bool(super()._is_gemini()) or self.model.lower().rpartition("/")[2].startswith("gemini")
+
     def _make_adapter(self) -> GovernedAdapter:
         return GovernedAdapter(self, self._http)
 
@@ -406,6 +351,7 @@ class GovernedModel(LLMClient):
         token = cancellation_token if cancellation_token is not None else turn.token
         wrapping = not self._subtree and turn.wrapping_up
         purpose: Purpose = "sub_agent" if self._subtree else "wrap_up" if wrapping else "loop"
+        withheld = tools if wrapping else None
         if wrapping:
             tools = None
         if not self._subtree:
@@ -417,6 +363,7 @@ class GovernedModel(LLMClient):
             # Its streamed tool calls lose a signature that it wants back.
             return self._loop_call(self._whole(ask), on_text_chunk)
         call = self._streamed(ask, on_text_chunk, on_reasoning_chunk, cache_boundary)
+        call.withheld = withheld
         return self._loop_call(call, None, instead=functools.partial(self._whole, ask), show=on_text_chunk)
 
     def _fit(
@@ -523,6 +470,8 @@ class GovernedModel(LLMClient):
                     # A tool's result or a file's name; it would stand in the conversation for ever.
                     call.mend_texts()
                     continue
+                if call.show_withheld(error):
+                    continue
                 if self._adapter.repair_request(str(error).lower(), call.kwargs, stream=call.stream):
                     continue
                 decision = self._decide(call.turn, error, retries)
@@ -608,12 +557,12 @@ class GovernedModel(LLMClient):
             self.anchor.record(call.messages, call.tools, usage.prompt_tokens, usage.completion_tokens)
 
     def _decide(self, turn: Turn, error: Exception, retries: int) -> RetryDecision:
-        retryable, _, header = self._adapter.classify_retry(error)
+        retryable, _, _ = self._adapter.classify_retry(error)
         return decide_retry(
             retryable=retryable,
             retries_done=retries,
             retries_max=turn.limits.retries_max,
-            retry_after_s=parse_retry_after_s(header, turn.clock.time()),
+            retry_after_s=asked_pause_s(error, turn.clock.time()),
             remaining_s=turn.deadline.remaining_s(),
             jitter=random.random(),  # noqa: S311 - spreads retries, keeps no secret
         )

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import httpx2
+import openai
 import pytest
 
-from agentao_gov.governor.model_client import BACKOFF_S_MAX, JITTER, RetryDecision, decide_retry, parse_retry_after_s
+from agentao_gov.governor.classify import spell_out
+from agentao_gov.governor.retry import (
+    BACKOFF_S_MAX,
+    JITTER,
+    RetryDecision,
+    asked_pause_s,
+    decide_retry,
+    parse_retry_after_s,
+)
 
 
 def decide(**changes: object) -> RetryDecision:
@@ -72,3 +82,30 @@ def test_a_retry_after_header_with_a_date() -> None:
 
     assert parse_retry_after_s("Mon, 21 Sep 2026 14:13:50 GMT", now) == 30.0
     assert parse_retry_after_s("Mon, 21 Sep 2026 14:00:00 GMT", now) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "seconds"),
+    [
+        ({"retry-after-ms": "350"}, None, 0.35),
+        ({"retry-after-ms": "350", "retry-after": "1"}, None, 0.35),
+        ({"retry-after": "7"}, {"message": "try again in 3s"}, 7.0),
+        ({}, {"message": "Rate limit reached. Please try again in 3.5s."}, 3.5),
+        ({}, {"message": "Please try again in 6m0.5s."}, 360.5),
+        ({}, {"message": "Please try again in 20ms."}, 0.02),
+        ({}, {"message": "Please retry after 6 seconds."}, 6.0),
+        ({}, {"details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34s"}]}, 34.0),
+        ({}, {"message": "Too many requests."}, None),
+        ({"retry-after-ms": "nan"}, None, None),
+    ],
+)
+def test_a_provider_s_pause_is_found_wherever_it_says_it(
+    headers: dict[str, str], body: object, seconds: float | None
+) -> None:
+    """Three attempts within two seconds were all that a pause of seven got."""
+    request = httpx2.Request("POST", "http://model.example")
+    response = httpx2.Response(429, headers=headers, request=request)
+    error = openai.RateLimitError("Error code: 429", response=response, body=body)
+    spell_out(error)
+
+    assert asked_pause_s(error, now=0.0) == seconds
