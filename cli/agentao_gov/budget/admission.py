@@ -1,4 +1,4 @@
-"""Does a call fit? The one place that decides it, as arithmetic on integers: no clock, no store, no threads."""
+"""Does a call fit, and whose turn is it? Decided here alone, on integers: no clock, no store, no threads."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def extendable(levels: Sequence[Level], wanted: int) -> int:
     return max(0, min([wanted, *(tokens for tokens in free if tokens is not None)]))
 
 
-# Who is served next: FIFO within a user, round-robin between a tenant's users and between tenants.
+# ── who is served next: FIFO within a user, round-robin between a tenant's users and between tenants ─
 
 #: What the store answers to one attempt: served, to be told no, or blocked by these scopes.
 Attempted = Literal["served", "refused"] | tuple[Hashable, ...]

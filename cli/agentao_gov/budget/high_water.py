@@ -11,17 +11,28 @@ import mmap
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import boot_id
 
-__all__ = ["HighWater"]
+__all__ = ["HighWater", "Marked"]
 
 #: Magic, ledger identity, boot, and the two figures: last entry, last entry known to be on disk.
 _LAYOUT = struct.Struct("=8s16s16sQQ")
 _FIGURES_AT = 8 + 16 + 16
 _LAST, _ON_DISK = 0, 1
 _MAGIC = b"agvmark1"
+
+
+class Marked(NamedTuple):
+    """The figures of a mark: the digests of ledger and boot, the last entry, and the last one known to be on disk."""
+
+    magic: bytes
+    ledger: bytes
+    boot: bytes
+    last: int
+    on_disk: int
 
 
 class HighWater:
@@ -42,23 +53,28 @@ class HighWater:
         finally:
             os.close(descriptor)
 
-    def admit(self, ledger_id: str, last: int) -> None:
-        """Compares the ledger that was opened with the mark. Call it inside a write transaction.
+    def read(self) -> Marked:
+        """What the mark says at this moment, for `admit`."""
+        return Marked(*_LAYOUT.unpack(self._map))
 
-        Raises StoreError for another ledger, and for one that has lost entries. After a reboot only entries that
+    def admit(self, ledger_id: str, last: int, before: Marked) -> None:
+        """Compares the ledger that was opened, and ends at entry `last`, with the mark as it was `before` that.
+
+        Neighbours go on meanwhile, and the mark with them: a later one would make a sound ledger look like an older
+        copy. Raises StoreError for another ledger, and for one that has lost entries. After a reboot only entries that
         were known to be on disk count: SQLite's NORMAL may lose the last moments before a power cut.
         """
         identity, boot = _digest(ledger_id), _digest(boot_id())
-        magic, marked, marked_boot, marked_last, on_disk = _LAYOUT.unpack(self._map)
-        if magic == _MAGIC:
-            if marked != identity:
+        marked_last, on_disk = last, 0
+        if before.magic == _MAGIC:
+            if before.ledger != identity:
                 raise self._problem("another ledger stands in its place")
-            required = marked_last if marked_boot == boot else on_disk
+            required = before.last if before.boot == boot else before.on_disk
             if last < required:
                 raise self._problem(f"it ends at entry {last:,}, but had come to {required:,}: an older copy")
-            marked_last = last if marked_boot != boot else max(last, marked_last)
-        else:
-            marked_last, on_disk = last, 0
+            now = self.read()
+            marked_last = last if before.boot != boot else max(last, now.last)
+            on_disk = now.on_disk
         self._map[:] = _LAYOUT.pack(_MAGIC, identity, boot, marked_last, on_disk)
 
     def check_open(self) -> None:

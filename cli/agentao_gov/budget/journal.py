@@ -1,4 +1,4 @@
-"""The journal: every change of a balance as one entry, chained by hashes, and its replay."""
+"""The journal: every change of a balance as one entry, chained by hashes; its replay, its checkpoints, its proof."""
 
 from __future__ import annotations
 
@@ -224,10 +224,7 @@ def _add(result: Replay, entry: JournalEntry) -> None:
             result.outputs[entry.id] = result.outputs.get(entry.id, 0) + entry.reserved
 
 
-# A checkpoint of the journal: what all entries up to a number add up to, so that they need not be kept for ever.
-#
-# The journal goes on from its hash, and names the checkpoint's digest in an entry of its own: neither can be changed
-# without the other telling.
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────
 
 #: Of a balance's name, and of the time of the last entry about it: whether nothing can be posted to it any more.
 Over = Callable[[str, int], bool]
@@ -247,7 +244,11 @@ _BALANCE_BYTES = 100
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The sums of entries 1 to `number`, as text. Only what later entries may still build on is in it."""
+    """The sums of entries 1 to `number`, as text, so that they need not be kept for ever.
+
+    Only what later entries may still build on is in it. The journal goes on from its hash, and names the checkpoint's
+    digest in an entry of its own: neither can be changed without the other telling.
+    """
 
     #: The last entry it stands for; 0 for the one before all entries.
     number: int = 0
@@ -380,7 +381,7 @@ def over_by(at_ms: float) -> Over:
     return over
 
 
-# What a store keeps, compared with what its journal adds up to.
+# ── what a store keeps, compared with what its journal adds up to ─────────────────────────────────
 
 #: Problems listed one by one; a broken ledger has thousands.
 _PROBLEMS_MAX = 50

@@ -45,7 +45,7 @@ from agentao_gov.errors import (
 __all__ = ["LedgerHeartbeat", "TokenLedger", "WaitingRoom"]
 
 
-# The threads of this process that wait for tokens.
+# ── waiting ───────────────────────────────────────────────────────────────────────────────────────
 
 #: How often a parked thread looks at its deadline and its `cancelled` event: two events cannot be waited for at once.
 _SLICE_S = 0.05
@@ -124,11 +124,14 @@ class WaitingRoom:
                 since_served_s = 0.0
 
 
-# Says every few seconds that this process lives, and resolves what dead ones left in the ledger.
+# ── heartbeat ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class LedgerHeartbeat:
-    """A daemon thread of its own, so that no slow call can silence it."""
+    """Says every few seconds that this process lives; that also resolves what dead ones left in the ledger.
+
+    A daemon thread of its own, so that no slow call can silence it. `beat` is called every `every_s` seconds.
+    """
 
     def __init__(self, beat: Callable[[], None], every_s: float) -> None:
         self._beat = beat

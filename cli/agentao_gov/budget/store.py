@@ -187,7 +187,7 @@ class Store(Protocol):
         ...
 
 
-# What the ledger tells those who watch it: metrics, the run panel, logs.
+# ── what the ledger tells those who watch it: metrics, the run panel, logs ────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ BudgetEvent = Crossing | Refusal | StoreFailureAllowed
 BudgetObserver = Callable[[BudgetEvent], None]
 
 
-# A waiting call as text, so that any process can serve it.
+# ── a waiting call as text, so that any process can serve it ──────────────────────────────────────
 
 
 def encode_request(request: ReserveRequest) -> str:

@@ -50,8 +50,6 @@ __all__ = [
 ]
 
 
-# The Redis ledger's script, its answers as values, and its journal.
-
 SCRIPT = Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
 
 #: The script can only compute SHA-1: enough to find damage and careless edits, not an adversary with the password.
@@ -187,8 +185,11 @@ class RedisSession:
 
     def admit(self, mark: Path) -> None:
         """Compares the ledger with this machine's mark of it."""
-        self._high_water = HighWater(mark)
-        self._high_water.admit(self._ledger_id, self._last)
+        high_water = HighWater(mark)
+        # Before the look: neighbours write meanwhile, and move the mark on.
+        before = high_water.read()
+        high_water.admit(self._ledger_id, int(self.call("look")["last"]), before)
+        self._high_water = high_water
 
     def keep_mark(self) -> None:
         """Notes how far the ledger is for good; once per heartbeat."""

@@ -67,13 +67,11 @@ from agentao_gov.process.owner import Owner, this_process
 __all__ = ["RedisReader", "RedisStore"]
 
 
-# Balances, journal and proof of a ledger in Redis: everything that only reads.
-
 _PAGE = 1_000
 
 
 class RedisReader:
-    """Reads through a session. Thread-safe."""
+    """Reads balances, journal and records through `session`. Thread-safe; methods are described in Store."""
 
     def __init__(self, session: RedisSession) -> None:
         self._session = session

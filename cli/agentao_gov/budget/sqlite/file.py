@@ -1,4 +1,4 @@
-"""The open ledger file: is it still the one at the path, is all of it on the disk, does it give back unused space."""
+"""The file of a SQLite ledger: its tables, how it is opened, and whether it is still the one at the path."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ __all__ = [
 ]
 
 
-# The first page of a ledger file as it is on disk, read beside SQLite: tells a file that was written over in place.
-#
-# `cp old.db ledger.db` keeps the file's name and identity, and SQLite goes on with what it remembers of it. But the
-# copy brings its own change counter: one that is lower than it was can only come from an older file.
+# ── was it written over in place? ─────────────────────────────────────────────────────────────────
 
 #: Device and inode.
 Identity = tuple[int, int]
@@ -57,7 +54,11 @@ _shared: dict[Identity, tuple[int, int]] = {}
 
 
 class FileHeader:
-    """Reads the counter through a descriptor that all openings of the file in this process share. Thread-safe.
+    """The first page of the file as it is on disk, read beside SQLite. Thread-safe.
+
+    `cp old.db ledger.db` keeps the file's name and identity, and SQLite goes on with what it remembers of it. But the
+    copy brings its own change counter: one that is lower than it was can only come from an older file. The counter is
+    read through a descriptor that all openings of the file in this process share.
 
     It stays open as long as any of them: closing any descriptor of a file lets go of all locks that the process has
     on it, those of SQLite's connections too.
@@ -95,7 +96,7 @@ def _leave(key: Identity) -> None:
             os.close(descriptor)
 
 
-# The SQLite file of a ledger: its tables, how it is opened, and what its errors mean.
+# ── tables and opening ────────────────────────────────────────────────────────────────────────────
 
 T = TypeVar("T")
 

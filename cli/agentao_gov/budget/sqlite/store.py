@@ -102,7 +102,7 @@ class SqliteStore(LocalStore):
             with Transaction(self.opening, checked=False):
                 # Before anything is written: is this file the one that the mark was kept for?
                 (ledger_id,) = connection.execute("SELECT value FROM meta WHERE name = 'ledger_id'").fetchone()
-                high_water.admit(ledger_id, records.last)
+                high_water.admit(ledger_id, records.last, high_water.read())
             self.heartbeat()
         except BaseException:
             connection.close()
