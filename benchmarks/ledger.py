@@ -88,6 +88,25 @@ def cycles(place: str, count: int, dispatch: bool, start: Any, results: Any) -> 
     store.close()
 
 
+BUSY_THREADS = 4
+
+
+def cycles_among_busy_threads(place: str, count: int, dispatch: bool, start: Any, results: Any) -> None:
+    """The same beside threads that never stop computing: what a step waits for the interpreter in a full service."""
+    stop = threading.Event()
+
+    def compute() -> None:
+        while not stop.is_set():
+            json.dumps(list(range(2_000)))
+
+    for _ in range(BUSY_THREADS):
+        threading.Thread(target=compute, daemon=True).start()
+    try:
+        cycles(place, count, dispatch, start, results)
+    finally:
+        stop.set()
+
+
 def fixed_window(place: str, count: int, _: bool, start: Any, results: Any) -> None:
     """The `limits` library: test and hit in three fixed windows, on the same store."""
     import limits
@@ -267,6 +286,12 @@ def run(quick: bool) -> dict[str, Any]:
                 "limits fixed window, memory": (fixed_window, "memory", False, (1,)),
                 "sqlite NORMAL": (cycles, f"NORMAL:{directory}/n{turn}.db", False, (1, 2, 4, 8)),
                 "sqlite NORMAL, with dispatch": (cycles, f"NORMAL:{directory}/d{turn}.db", True, (1,)),
+                f"sqlite NORMAL, with dispatch, {BUSY_THREADS} busy threads": (
+                    cycles_among_busy_threads,
+                    f"NORMAL:{directory}/b{turn}.db",
+                    True,
+                    (1,),
+                ),
                 "sqlite FULL": (cycles, f"FULL:{directory}/f{turn}.db", False, (1, 2, 4, 8)),
             }
             if redis is not None:
@@ -275,7 +300,7 @@ def run(quick: bool) -> dict[str, Any]:
             for name, (work, place, dispatch, numbers) in places.items():
                 for processes in numbers:
                     # A disk sync takes milliseconds: fewer of them say as much.
-                    share = count // 5 if "FULL" in name else count
+                    share = count // 5 if "FULL" in name or "busy" in name else count
                     result = measure(work, place, processes, share // processes, dispatch=dispatch)
                     measured.setdefault(f"{name} x{processes}", []).append(result)
         workload: dict[str, list[dict[str, Any]]] = {}
@@ -342,8 +367,9 @@ def reading(report: dict[str, Any]) -> str:
     ours = [r for name, results in report["streams"].items() if name.startswith("ledger") for r in results]
     return (
         f"SQLite NORMAL, one process: {one['cycles_per_s']:,} cycles/s with a p99 of {one['p99_ms']} ms "
-        f"(wanted: 5,000, under 1 ms); eight processes on one file: {many['cycles_per_s']:,} cycles/s with a p99 of "
-        f"{many['p99_ms']} ms. "
+        f"(wanted: 3,000, under 1 ms), {one['cycles_per_cpu_s']:,} per CPU second; eight processes on one file in sum: "
+        f"{many['cycles_per_s']:,} cycles/s with a p99 of {many['p99_ms']} ms, {many['cycles_per_cpu_s']:,} per CPU "
+        f"second (wanted: no fewer than one process). "
         f"The ledger's worst overshoot is {max(r['overshoot_percent'] for r in ours)} % (wanted: 0), its most unused "
         f"{max(r['unused_percent'] for r in ours)} % (wanted: at most 0.5)."
     )
