@@ -102,6 +102,23 @@ def test_in_ci_a_model_has_to_be_chosen() -> None:
         resolve_model(environ={"CI": "true"})
 
 
+@pytest.mark.parametrize("key", ["sk-env\n", " sk-env\r\n", "sk-env"])
+def test_a_key_loses_the_blanks_around_it(key: str) -> None:
+    """Secrets from files end with a line's end, and the header that it made was refused as a wrong address."""
+    choice = resolve_model(environ={**_ENVIRON, "OPENAI_API_KEY": key})
+
+    assert choice.api_key.get_secret_value() == "sk-env"
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-ключ"])
+def test_a_key_that_no_header_takes_is_refused_without_being_shown(key: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY has characters") as refused:
+        resolve_model(environ={**_ENVIRON, "OPENAI_API_KEY": key})
+
+    assert key not in str(refused.value)
+
+
 def test_a_key_is_not_shown(tmp_path: Path) -> None:
     """Neither in repr nor in str: choices are logged."""
     choice = resolve_model(environ=_ENVIRON)

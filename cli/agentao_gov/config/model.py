@@ -229,7 +229,10 @@ def _source(sources: Mapping[str, str], otherwise: str) -> str:
 def _key(name: str, places: list[tuple[str, ModelSettings]], base_url: str, environ: Mapping[str, str]) -> SecretStr:
     variable, source = next(((p.api_key_env, s) for s, p in places if p.api_key_env), (None, ""))
     if variable is not None:
-        if key := environ.get(variable):
+        # A secret that was made from a file ends with its line's end, which no header takes.
+        if key := environ.get(variable, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise ConfigError(f"The key in {variable} has characters that no HTTP header takes ({source}).")
             return SecretStr(key)
         if looks_like_a_key(variable):
             # Most likely the key itself: it must not be repeated into a terminal's history or a CI log.
