@@ -47,8 +47,9 @@ __all__ = ["SqliteStore", "verify_file"]
 
 T = TypeVar("T")
 
-#: Steps that take the file's lock first, after one that did not met another process's step.
-_SKIP_AFTER_CONFLICT = 32
+#: Steps that lock the file first, after one that did not met another process's step; doubled as long as they do meet.
+#: Processes that do nothing else than write would else read and decide most steps twice.
+_LOCKED_STEPS_MIN, _LOCKED_STEPS_MAX = 8, 512
 
 
 class SqliteStore(LocalStore):
@@ -80,8 +81,9 @@ class SqliteStore(LocalStore):
         self._liveness = Liveness(owner, lease_s, clock)
         self._retain_s = retain_s
         self._closed = False
-        #: How many steps more take the lock first, because one that did not was in vain. A hint: no lock needed.
-        self._conflicts = 0
+        #: How many steps more lock the file first, and how many do after the next conflict. Hints: no lock needed.
+        self._locked_steps = 0
+        self._after_conflict = _LOCKED_STEPS_MIN
         #: What the file looked like when `answered` was asked last, and for whom; under the opening's lock.
         self._seen_version = -1
         self._asked: frozenset[str] = frozenset()
@@ -118,13 +120,16 @@ class SqliteStore(LocalStore):
         scopes: Sequence[ScopeLimit] = (),
         write: bool = True,
     ) -> T:
-        if write and call_id and self._conflicts == 0:
+        if write and call_id and self._locked_steps == 0:
             done = try_unlocked(self.opening, step, name, call_id, scopes)
-            if done is not None:
+            if done == "conflict":
+                self._locked_steps = self._after_conflict
+                self._after_conflict = min(_LOCKED_STEPS_MAX, self._after_conflict * 2)
+            elif done != "needs lock":
+                self._after_conflict = _LOCKED_STEPS_MIN
                 return done[0]
-            self._conflicts = _SKIP_AFTER_CONFLICT
         else:
-            self._conflicts = max(0, self._conflicts - 1)
+            self._locked_steps = max(0, self._locked_steps - 1)
         with Transaction(self.opening, name, call_id=call_id, scopes=scopes, write=write) as now_ms:
             return step(now_ms)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from agentao_gov.budget import failpoints
 from agentao_gov.budget.core import LedgerCore
@@ -158,8 +158,8 @@ class Transaction:
 
 def try_unlocked(
     opening: Opening, step: Callable[[int], T], name: str, call_id: str, scopes: Sequence[ScopeLimit]
-) -> tuple[T] | None:
-    """Takes a step without locking the file, but for the one statement that writes it; None: nothing came of it.
+) -> tuple[T] | Literal["conflict", "needs lock"]:
+    """Takes a step without locking the file, but for the one statement that writes it; or says why nothing came of it.
 
     Between two statements of a transaction a thread may wait milliseconds for the interpreter, and every process waits
     for the file with it. So what nearly all steps do, one entry about what could be read at once, is read and decided
@@ -172,22 +172,22 @@ def try_unlocked(
         records.begin(call_id, [opening.core.key(scope, now_ms) for scope in scopes])
         opening.high_water.check(records.last, marked)
         if records.waiting or not records.registered:
-            return None
+            return "needs lock"
         with records.drafting() as entries:
             result = step(now_ms)
         if len(entries) > 1:
-            return None
+            return "needs lock"
         if entries:
             if name:
                 failpoints.reach(f"before_{name}_commit")
             if not records.append_if_unchanged(entries[0]):
-                return None
+                return "conflict"
             opening.high_water.advance(records.last)
     except (NeedsLock, KeyError):
-        return None
+        return "needs lock"
     except sqlite3.Error as error:
         if isinstance(error, sqlite3.OperationalError) and is_busy(error):
-            return None
+            return "conflict"
         raise store_error(opening.path, error) from error
     finally:
         opening.lock.release()
