@@ -228,7 +228,7 @@ def test_half_a_character_in_a_tool_s_result_does_not_end_the_session(
     json.dumps(session.snapshot().messages, ensure_ascii=False).encode()
 
 
-MISTRAL = [
+MISTRAL: list[dict[str, Any]] = [
     {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
     {"content": [{"type": "text", "text": "fi"}]},
     {"content": [{"type": "text", "text": "n"}, {"type": "reference", "reference_ids": [1]}]},
@@ -516,3 +516,44 @@ def test_gemini_is_asked_for_whole_answers_by_every_name(harness: Harness, provi
         assert harness.run("hello", base_url=provider.base_url, model=name, session=name[-5:]).answer == "fine"
 
     assert not any("stream" in request for request in provider.seen)
+
+
+def test_parallel_calls_with_one_id_are_two(harness: Harness, provide: Provide) -> None:
+    """The report listed one, and the conversation held the id twice, which providers refuse."""
+    two = [call_delta(0, "same", "glob", STAR), call_delta(1, "same", "glob", STAR_X)]
+
+    def answer(handler: Handler, request: dict[str, Any]) -> None:
+        asked = any(message["role"] == "tool" for message in request["messages"])
+        streams(*([TEXT] if asked else two), STOP, USED, DONE)(handler, request)
+
+    provider = provide(answer)
+    report = harness.run("hello", base_url=provider.base_url)
+
+    results = [message["tool_call_id"] for message in provider.seen[-1]["messages"] if message["role"] == "tool"]
+    assert len(report.tool_calls) == 2
+    assert len(set(results)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<think>hm</think>", "reasoned but gave no answer"),
+        ("<think>hm, and then", "reasoned but gave no answer"),
+        ('<tool_call>{"name": "glob"}</tool_call>', "wrote a tool call as text"),
+    ],
+)
+def test_a_text_that_is_no_answer_does_not_pass_for_one(
+    harness: Harness, provide: Provide, text: str, why: str
+) -> None:
+    """Servers without the model's template leave its inner forms in the text."""
+    report = ask(harness, provide, streams(chunk({"content": text}), STOP, USED, DONE))
+
+    assert (report.outcome, report.exit_code) == (Outcome.INCOMPLETE, 4)
+    assert why in str(report.detail)
+
+
+def test_a_thought_before_an_answer_takes_nothing_from_it(harness: Harness, provide: Provide) -> None:
+    """It is shown as it came."""
+    report = ask(harness, provide, streams(chunk({"content": "<think>hm</think>fine"}), STOP, USED, DONE))
+
+    assert report.outcome == Outcome.ANSWERED

@@ -27,6 +27,7 @@ __all__ = [
     "classify",
     "cut_reason",
     "describe_failure",
+    "no_answer_in",
     "provider_words",
     "spell_out",
     "status_of",
@@ -56,6 +57,9 @@ _WORDS = ("message", "error", "detail", "msg", "status_msg", "error_description"
 _WHOLE = re.compile(r"(?i)stop|^end|eos|complete|finish|done|tool|function|length|max_tokens")
 _BROKEN = re.compile(r"(?i)abort|error|fail|malformed|insufficient|cancel|unexpected")
 _FILTERED = re.compile(r"(?i)filter|safety|sensitive|recitation|blocklist|prohibited|spii|refusal")
+#: A thought to the end, closed or not; and the form in which Qwen, Hermes and Mistral's models call tools.
+_ONLY_THOUGHT = re.compile(r"(?s)\s*<think>(?:(?!</think>).)*(</think>\s*)?")
+_CALL_AS_TEXT = re.compile(r"\s*(<tool_call>|\[TOOL_CALLS\]|<function=)")
 #: What a tenant may know of a refusal.
 _KINDS = {
     401: "rejected the service's key",
@@ -200,6 +204,15 @@ def cut_reason(finish_reason: str) -> Reason | None:
         return None
     named = finish_reason[:40] if finish_reason.isascii() and finish_reason.isprintable() else "a reason of its own"
     return Reason(f"The provider ended the answer early: {named}.")
+
+
+def no_answer_in(text: str) -> Reason | None:
+    """Why a whole text is no answer: its server left a thought, or the call of a tool, in it. None where it is one."""
+    if _ONLY_THOUGHT.fullmatch(text):
+        return Reason("The model reasoned but gave no answer.")
+    if _CALL_AS_TEXT.match(text):
+        return Reason("The model wrote a tool call as text: its server does not know the model's form of calls.")
+    return None
 
 
 # ── a failed model call ───────────────────────────────────────────────────────────────────────────

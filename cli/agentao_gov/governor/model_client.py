@@ -23,7 +23,15 @@ from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
 from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
 from agentao_gov.governor.answers import mend_arguments, without_surrogates
-from agentao_gov.governor.classify import NotAModelError, StopCause, cut_reason, describe_failure, spell_out, status_of
+from agentao_gov.governor.classify import (
+    NotAModelError,
+    StopCause,
+    cut_reason,
+    describe_failure,
+    no_answer_in,
+    spell_out,
+    status_of,
+)
 from agentao_gov.governor.http import ANSWER_BYTES_MIN, AbortScope, HttpClient, abortable, timeout_for
 from agentao_gov.governor.report import Reason, RedactingFilter
 from agentao_gov.governor.retry import RetryDecision, asked_pause_s, decide_retry
@@ -442,8 +450,13 @@ class GovernedModel(LLMClient):
                 turn.model_failed(reason)
             raise ModelFailure(reason, error) from error
         message = response.choices[0].message
-        for asked in message.tool_calls or ():
+        ids: set[str] = set()
+        for number, asked in enumerate(message.tool_calls or ()):
             asked.function.arguments = mend_arguments(asked.function.arguments or "")
+            if asked.id in ids:
+                # Each result is found by its call's id, here and at the provider.
+                asked.id = f"{asked.id}_{number}"
+            ids.add(asked.id)
         text = message.content
         if show_whole is not None and text:
             show_whole(text)
@@ -612,7 +625,7 @@ class GovernedModel(LLMClient):
         cut = reason.lower() in _LENGTH_REASONS and self._granted < self.max_tokens
         # Neither a reason nor usage: a proxy closed the stream. A provider that never gives reasons still counts.
         broke_off = not reason and choice.finish_reason == "stop" and not self._reported
-        unfinished = _BROKE_OFF if broke_off else cut_reason(reason)
+        unfinished = _BROKE_OFF if broke_off else cut_reason(reason) or no_answer_in(text)
         whole = unfinished is None and reason.lower() not in _LENGTH_REASONS
         final = text if whole and not message.tool_calls and text.strip() else None
         turn.call_ended(final_text=final, cut_by_budget=cut, unfinished=unfinished)
