@@ -227,3 +227,33 @@ def test_a_profile_that_fits_is_left_alone(window: int | None) -> None:
     profile = load_profile("qa")
 
     assert fit_to_model(profile, _choice(window)) is profile
+
+
+def test_the_wire_comes_from_the_first_place_that_states_it(tmp_path: Path) -> None:
+    """A deployment's endpoint is spoken to in its own way, also by a model that a flag names."""
+    deployment = _deployment(tmp_path, 'base_url = "http://gateway/v1"\napi_format = "openai-responses"')
+
+    assert resolve_model(ModelFlags(model="m"), deployment=deployment, environ={}).api_format == "openai-responses"
+    assert resolve_model(environ=_ENVIRON).api_format == "openai-completions"
+    simulated = resolve_model(ModelFlags(model="simulated"), deployment=deployment, environ={})
+    assert (simulated.kind, simulated.api_format) == ("simulated", "openai-responses")
+    embedded = resolve_model(ModelFlags(model="embedded"), deployment=deployment, environ={})
+    assert embedded.api_format == "openai-completions"
+
+
+def test_openai_s_key_never_goes_to_anthropic(tmp_path: Path) -> None:
+    """Where a profile asks for Anthropic's own wire, what OPENAI_* say is about somebody else."""
+    profile = _profile(tmp_path, 'name = "claude-sonnet-5"\napi_format = "anthropic-messages"')
+
+    choice = resolve_model(profile=profile, environ={**_ENVIRON, "ANTHROPIC_API_KEY": "sk-ant"})
+    with pytest.raises(ConfigError, match="Anthropic's models need an API key") as failure:
+        resolve_model(profile=profile, environ=_ENVIRON)
+
+    assert (choice.base_url, choice.api_key.get_secret_value()) == ("https://api.anthropic.com/v1", "sk-ant")
+    assert "ANTHROPIC_API_KEY" in str(failure.value.hint)
+
+
+def test_an_unknown_wire_is_refused(tmp_path: Path) -> None:
+    """A misspelt one must not be spoken to in another way."""
+    with pytest.raises(ConfigError, match="api_format"):
+        _profile(tmp_path, 'api_format = "anthropic"')

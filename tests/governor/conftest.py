@@ -35,6 +35,13 @@ def harness(simulator: Simulator, tmp_path: Path, http: HttpClient) -> Iterator[
     made.close()
 
 
+@pytest.fixture(params=["openai-completions", "anthropic-messages", "openai-responses"])
+def on_each_wire(request: pytest.FixtureRequest, harness: Harness) -> str:
+    """Runs a test once a wire: what holds of one holds of all. Use `pytest.mark.usefixtures`."""
+    harness.api_format = request.param
+    return str(request.param)
+
+
 @pytest.fixture
 def provide() -> Iterator[Provide]:
     """Starts providers that answer as the test says."""

@@ -15,6 +15,7 @@ from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.budget.types import Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice, Profile, ResolvedProfile
+from agentao_gov.config.profile import ApiFormat
 from agentao_gov.governor import (
     Conversation,
     GovernedSession,
@@ -55,6 +56,8 @@ class Harness:
         self._root = root
         self._http = http
         self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
+        #: The wire on which sessions speak to the model.
+        self.api_format: ApiFormat = "openai-completions"
         self.opened: list[GovernedSession] = []
         self.events: list[TurnEvent] = []
         self.on_event: Callable[[TurnEvent], None] = lambda _: None
@@ -70,6 +73,7 @@ class Harness:
             context_window=None,
             source="test",
             from_flag=False,
+            api_format=self.api_format,
         )
         return SessionSpec(
             key=SessionKey("acme", session),

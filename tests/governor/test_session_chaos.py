@@ -15,7 +15,7 @@ from agentao_gov.governor.session import GovernedSession
 from tests.governor.harness import Harness, say
 from tests.governor.test_session import Recorder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.usefixtures("on_each_wire")]
 
 DEADLINE_S, GRACE_S = 1.5, 2.0
 LIMITS = {"turn_timeout": DEADLINE_S, "cancel_grace": GRACE_S, "tool_timeout": 0.6, "max_output_tokens": 200}

@@ -21,6 +21,8 @@ from agentao.host import AsyncToolBase, Tool
 from agentao_gov.governor import Outcome, TurnReport
 from tests.governor.harness import HANG_S, Harness, say
 
+pytestmark = pytest.mark.usefixtures("on_each_wire")
+
 SHELL: dict[str, Any] = {"permission_mode": "full-access", "allow": ["run_shell_command"], "sandbox": "off"}
 SHORT = {"turn_timeout": 1.0, "cancel_grace": 2.0, "tool_timeout": 0.5}
 PATIENT = {"turn_timeout": 1.5, "cancel_grace": 2.0, "tool_timeout": 60.0}
@@ -241,9 +243,10 @@ def test_an_async_tool_at_its_limit_is_cancelled_and_the_model_goes_on(harness: 
     assert tool.cleaned.is_set()
 
 
-@pytest.mark.parametrize("tool", [Sleeper(), AsyncSleeper(stubborn=True)], ids=["python", "async"])
-def test_a_tool_that_ignores_cancellation_makes_the_turn_stuck(harness: Harness, tool: Any) -> None:
+@pytest.mark.parametrize("make", [Sleeper, lambda: AsyncSleeper(stubborn=True)], ids=["python", "async"])
+def test_a_tool_that_ignores_cancellation_makes_the_turn_stuck(harness: Harness, make: Callable[[], Any]) -> None:
     """The report comes in time; the session is quarantined until the tool returns."""
+    tool = make()
     report = run_with(harness, tool, limits={"turn_timeout": 0.5, "cancel_grace": 0.8, "tool_timeout": 60})
     session = harness.opened[0]
 

@@ -14,6 +14,8 @@ from agentao_gov.errors import StoreError
 from agentao_gov.governor import IterationEvent, Outcome, TextEvent, ToolEvent
 from tests.governor.harness import HANG_S, Harness, say
 
+pytestmark = pytest.mark.usefixtures("on_each_wire")
+
 GLOB = {"name": "glob", "args": {"pattern": "*{round}"}, "vary": True}
 
 

@@ -15,6 +15,7 @@ from agentao_gov.budget import TokenLedger
 from agentao_gov.budget.types import Balance, Scope, ScopeLimit
 from agentao_gov.clock import Deadline
 from agentao_gov.config import ModelChoice
+from agentao_gov.config.profile import ApiFormat
 from agentao_gov.governor import Conversation, SessionKey, SessionSpec, TurnEvent, TurnReport, TurnRequest
 from agentao_gov.process import SessionTree, procfs
 from agentao_gov.process.tags import TAG_VARIABLE
@@ -51,6 +52,8 @@ class Subprocesses:
         self.factory = factory
         self.ledger = ledger
         self.root = root
+        #: The wire on which sessions speak to the model.
+        self.api_format: ApiFormat = "openai-completions"
         self.opened: list[SubprocessHost] = []
         self.events: list[TurnEvent] = []
 
@@ -64,6 +67,7 @@ class Subprocesses:
             api_key=SecretStr("sk-simulated-0123456789"),
             context_window=None,
             source="test",
+            api_format=self.api_format,
         )
         # A tenant of its own, so that balances are this test's alone.
         key = SessionKey(f"tenant-{session}", session)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentao_gov.clock import Deadline
+from agentao_gov.config.profile import ApiFormat
 from agentao_gov.errors import InternalError
 from agentao_gov.governor import Outcome, SessionKey, SessionSpec, TextEvent, ToolEvent
 from agentao_gov.process import procfs
@@ -43,6 +44,22 @@ def test_a_turn_reports_what_the_provider_counted(subprocesses: Subprocesses) ->
     assert {line.scope for line in report.budget} == {"tenant", "user", "session", "turn"}
     assert "".join(e.delta for e in subprocesses.events if isinstance(e, TextEvent)) == "Done."
     assert [e.name for e in subprocesses.events if isinstance(e, ToolEvent)] == ["glob"]
+
+
+@pytest.mark.parametrize("wire", ["anthropic-messages", "openai-responses"])
+def test_a_native_wire_is_spoken_in_a_process_of_its_own(subprocesses: Subprocesses, wire: ApiFormat) -> None:
+    """The choice of the wire reaches the process, and its reports reach the owner's ledger, the cache's part too."""
+    subprocesses.api_format = wire
+    host = subprocesses.open(tools={"allow": ["glob"]})
+
+    report = subprocesses.ask(host, say(text="Done.", tool={"name": "glob", "args": {"pattern": "*"}, "rounds": 2}))
+
+    truth = subprocesses.simulator.truth()
+    assert (report.outcome, report.answer) == (Outcome.ANSWERED, "Done.")
+    assert {f"{report.model}/{record.wire}" for record in truth.requests} == {f"simulated/{wire.partition('-')[2]}"}
+    assert report.usage.total_tokens == truth.total.total_tokens == subprocesses.balance(report).used
+    assert report.usage.cached_tokens == truth.total.cached_tokens
+    assert report.usage.cache_write_tokens == truth.total.cache_write_tokens
 
 
 def test_a_conversation_goes_on_in_another_process(subprocesses: Subprocesses) -> None:

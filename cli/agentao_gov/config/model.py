@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import RANK_DEFAULT, RANK_FILE, Layers
-from agentao_gov.config.profile import ModelSettings
+from agentao_gov.config.profile import ApiFormat, ModelSettings
 from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
 from agentao_gov.config.validate import finding
 from agentao_gov.errors import ConfigError, UsageError
@@ -128,6 +128,8 @@ def _row(row: dict[str, Any]) -> KnownModel:
 # ── which model is used ───────────────────────────────────────────────────────────────────────────
 
 _OPENAI_URL = "https://api.openai.com/v1"
+_ANTHROPIC_URL = "https://api.anthropic.com/v1"
+_ANTHROPIC_KEY = "ANTHROPIC_API_KEY"
 _DEFAULT_NAME = "gpt-4.1"
 # OpenAI's SDK refuses an empty key; servers on one's own machine ask for none.
 _NO_KEY = "not-needed"
@@ -148,6 +150,8 @@ class ModelChoice:
     source: str
     #: Whether a flag chose it: then a profile's context cap is fitted to it instead of refused.
     from_flag: bool = False
+    #: The wire: how the endpoint is spoken to.
+    api_format: ApiFormat = "openai-completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +189,22 @@ def resolve_model(
     source, settings = named or places[0]
     name = settings.name or _DEFAULT_NAME
     from_flag = source.startswith("flag")
+    api_format: ApiFormat = next((p.api_format for _, p in places if p.api_format), "openai-completions")
     if name in _LOCAL:
-        return ModelChoice(_LOCAL[name], name, "", SecretStr(_NO_KEY), settings.context_window, source, from_flag)
-    base_url = _valid_url(*next(((p.base_url, s) for s, p in places if p.base_url), (_OPENAI_URL, "default")))
+        # The embedded model's server knows Chat Completions alone.
+        spoken: ApiFormat = api_format if name == "simulated" else "openai-completions"
+        key = SecretStr(_NO_KEY)
+        return ModelChoice(_LOCAL[name], name, "", key, settings.context_window, source, from_flag, spoken)
+    default_url = _OPENAI_URL
+    configured = [(s, p) for s, p in places if not s.startswith("environment OPENAI_")]
+    if api_format == "anthropic-messages" and not any(p.base_url for _, p in configured):
+        # What OPENAI_* say is for another provider, whose key must not go to Anthropic.
+        places, default_url = configured, _ANTHROPIC_URL
+    base_url = _valid_url(*next(((p.base_url, s) for s, p in places if p.base_url), (default_url, "default")))
     known = known_model(name)
     window = settings.context_window or (known.window if known else None)
-    return ModelChoice("remote", name, base_url, _key(name, places, base_url, environ), window, source, from_flag)
+    key = _key(name, places, base_url, environ)
+    return ModelChoice("remote", name, base_url, key, window, source, from_flag, api_format)
 
 
 def _places(
@@ -244,6 +258,10 @@ def _key(name: str, places: list[tuple[str, ModelSettings]], base_url: str, envi
             f"The environment variable {variable}, which should hold the model's API key, is not set ({source}).",
             hint=f"Set it: export {variable}=...",
         )
+    if base_url == _ANTHROPIC_URL:
+        if key := environ.get(_ANTHROPIC_KEY, "").strip():
+            return SecretStr(key)
+        raise ConfigError("Anthropic's models need an API key.", hint=f"Set {_ANTHROPIC_KEY}, or api_key_env.")
     if base_url == _OPENAI_URL:
         near = difflib.get_close_matches(name.lower(), _LOCAL, n=1)
         raise ConfigError(

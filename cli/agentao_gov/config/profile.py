@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agentao_gov.config.units import ByteSize, Duration, Tokens
 
 __all__ = [
+    "ApiFormat",
     "Count",
     "Limits",
     "McpServer",
@@ -144,11 +145,17 @@ class Mcp(Settings):
     servers: dict[str, McpServer] = Field(default={})
 
 
+ApiFormat = Literal["openai-completions", "anthropic-messages", "openai-responses"]
+
+
 class ModelSettings(Settings):
-    """`[model]`: an OpenAI-compatible model. `embedded` and `simulated` need nothing else."""
+    """`[model]`: a model at an endpoint. `embedded` and `simulated` need nothing else."""
 
     name: str | None = None
     base_url: str | None = None
+    api_format: ApiFormat | None = Field(
+        default=None, description="How the endpoint is spoken to; absent: openai-completions."
+    )
     api_key_env: str | None = Field(default=None, description="Name of the environment variable that holds the key.")
     context_window: PositiveTokens | None = Field(default=None, description="Window of a model that is not known.")
 

@@ -7,7 +7,7 @@ interpreter lock for 0.33 ms per message (openai 3.54: 72 ms a call at 200 messa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import httpx2
@@ -23,7 +23,7 @@ from agentao_gov.governor.spend import Spend, larger, reported_usage
 from agentao_gov.governor.tokens import count_tokens, is_calibrated
 from agentao_gov.governor.turn import CallUsage
 
-__all__ = ["GovernedAdapter", "StreamMeter"]
+__all__ = ["GovernedAdapter", "ProviderStream", "StreamMeter", "refuse_pages"]
 
 #: A provider's count and ours differ by a few tokens where pieces of a stream are joined.
 _SLACK_TOKENS = 16
@@ -146,18 +146,26 @@ class StreamMeter:
         return room > 0 and self._spend.extend(min(EXTEND_TOKENS, room))
 
 
-class _Stream:
-    """A streamed answer, read by us: chunk by chunk, with the SDK's own errors for a connection that breaks."""
+class ProviderStream:
+    """A streamed answer, read by us: part by part, with the SDK's own errors for a connection that breaks.
 
-    def __init__(self, response: httpx2.Response, meter: StreamMeter) -> None:
+    `read` makes a wire's events of the bytes that come.
+    """
+
+    def __init__(
+        self,
+        response: httpx2.Response,
+        meter: StreamMeter,
+        read: Callable[[Iterator[bytes], httpx2.Request], Iterator[Any]],
+    ) -> None:
         self._response = response
         self._meter = meter
+        self._read = read
 
-    def __iter__(self) -> Iterator[ChatCompletionChunk]:
+    def __iter__(self) -> Iterator[Any]:
         request = self._response.request
         try:
-            for chunk in read_chunks(self._parts(), request):
-                yield ChatCompletionChunk.construct(**chunk)
+            yield from self._read(self._parts(), request)
         except httpx2.TimeoutException as error:
             raise openai.APITimeoutError(request=request) from error
         except httpx2.RequestError as error:
@@ -174,7 +182,13 @@ class _Stream:
         self._response.close()
 
 
-def _refuse_pages(response: httpx2.Response) -> None:
+def _chunks(parts: Iterator[bytes], request: httpx2.Request) -> Iterator[ChatCompletionChunk]:
+    """The chunks of a Chat Completions stream."""
+    for chunk in read_chunks(parts, request):
+        yield ChatCompletionChunk.construct(**chunk)
+
+
+def refuse_pages(response: httpx2.Response) -> None:
     """Raises NotAModelError for a gateway's error page, or what stands at a wrong base URL."""
     kind = response.headers.get("content-type", "")
     if "html" in kind:
@@ -197,9 +211,9 @@ class _Completions:
 
     def create(self, **kwargs: Any) -> Any:
         response = self._sdk.chat.completions.create(**kwargs).response
-        _refuse_pages(response)
+        refuse_pages(response)
         assert self.meter is not None
-        return self.meter.watch(_Stream(response, self.meter), self.accumulator)
+        return self.meter.watch(ProviderStream(response, self.meter, _chunks), self.accumulator)
 
 
 class _Chat:
@@ -233,6 +247,8 @@ class GovernedAdapter(OpenAICompletionsAdapter):
 
     #: agentao warns when `extra_body` holds these; here it is meant.
     structural_body_keys: frozenset[str] = frozenset()
+    #: Whether a last answer without tools still declares them.
+    keeps_tools = False
 
     def __init__(self, owner: Any, http: HttpClient) -> None:
         super().__init__(owner, lambda: openai.OpenAI)
@@ -297,10 +313,30 @@ class GovernedAdapter(OpenAICompletionsAdapter):
         repaired: bool = super().repair_request(err_text, kwargs, stream=stream)
         return repaired
 
+    def new_meter(self, spend: Spend) -> StreamMeter:
+        """The meter of one attempt."""
+        return StreamMeter(spend, self._owner.model, self._owner.max_tokens)
+
+    def measure(self, meter: StreamMeter | None) -> None:
+        """Takes the meter of the call that comes."""
+        self._owner.client.chat.completions.meter = meter
+
+    def limit_output(self, kwargs: dict[str, Any], tokens: int) -> None:
+        """Puts what the ledger granted into a request."""
+        kwargs["max_completion_tokens" if "max_completion_tokens" in kwargs else "max_tokens"] = tokens
+
+    def frame_tokens(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> int:  # noqa: ARG002
+        """What this wire adds to a prompt beyond what every request is reserved for: nothing."""
+        return 0
+
+    def declare_tools(self, kwargs: dict[str, Any], tools: list[dict[str, Any]]) -> None:
+        """Sends tools along, with the word not to use them."""
+        kwargs["extra_body"] = {**kwargs["extra_body"], "tools": tools, "tool_choice": "none"}
+
     def send(self, kwargs: dict[str, Any], acc: Any) -> Any:
         """One attempt whose answer comes in one piece; what it reports of its usage is left in `acc`."""
         response = self._owner.client.chat.completions.with_raw_response.create(**kwargs).http_response
-        _refuse_pages(response)
+        refuse_pages(response)
         answer = ChatCompletion.construct(**read_whole(response.content, response.request))
         acc.usage_data = answer.usage
         return answer

@@ -158,6 +158,7 @@ class Governor:
             turn=current,
             subtree=transport is None,
             on_tool_calls=note_calls,
+            api_format=spec.model.api_format,
         )
 
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:

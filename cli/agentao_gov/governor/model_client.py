@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 from agentao.context_manager import is_context_too_long_error, parse_observed_context_limit
 from agentao.llm import LLMClient
+from agentao.llm._api_format import ANTHROPIC_MESSAGES, OPENAI_COMPLETIONS
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
 
-from agentao_gov.governor.adapter import GovernedAdapter, StreamMeter
+from agentao_gov.governor.adapter import StreamMeter
 from agentao_gov.governor.answers import mend_arguments, without_surrogates
 from agentao_gov.governor.classify import (
     NotAModelError,
@@ -38,6 +39,7 @@ from agentao_gov.governor.retry import RetryDecision, asked_pause_s, decide_retr
 from agentao_gov.governor.spend import ReservationRefused, Spend, reported_usage
 from agentao_gov.governor.tokens import Anchor, count_tokens, fit, prompt_bound, text_bound, thinks_unseen
 from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
+from agentao_gov.governor.wires import Adapter, adapter_for
 
 __all__ = [
     "AGENT_LOG",
@@ -107,7 +109,7 @@ class ModelCall:
     def stream(self) -> bool:
         return bool(self.kwargs.get("stream"))
 
-    def show_withheld(self, error: Exception) -> bool:
+    def show_withheld(self, error: Exception, declare: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> bool:
         """Sends the tools along, with the word not to use them, where they were missed. False where that is no help.
 
         Bedrock takes no conversation with tools in it and a request without. Where tools need not go along they do
@@ -116,14 +118,15 @@ class ModelCall:
         if self.withheld is None or status_of(error) not in (400, 422) or "tool" not in str(error).lower():
             return False
         self.tools, self.withheld = self.withheld, None
-        self.kwargs["extra_body"] = {**self.kwargs["extra_body"], "tools": self.tools, "tool_choice": "none"}
+        declare(self.kwargs, self.tools)
         return True
 
     def mend_texts(self) -> None:
         """Makes the messages fit to be sent, in the conversation itself, and the descriptions of tools."""
         for message in self.messages:
             message.update(without_surrogates(message))
-        self.kwargs["extra_body"] = without_surrogates(self.kwargs["extra_body"])
+        # In place: whoever sends it holds the same mapping.
+        self.kwargs.update({key: without_surrogates(value) for key, value in self.kwargs.items()})
 
 
 class Attempt:
@@ -259,7 +262,7 @@ class GovernedModel(LLMClient):
     """The model client of one session or sub-agent. Not thread-safe: a session makes one call at a time.
 
     `turn` names the turn in flight; `subtree` tells that a sub-agent owns it; `on_tool_calls` gets the names of the
-    tools that an answer asks for.
+    tools that an answer asks for; `api_format` is the wire.
     """
 
     def __init__(
@@ -274,6 +277,7 @@ class GovernedModel(LLMClient):
         turn: Callable[[], Turn | None],
         subtree: bool = False,
         on_tool_calls: Callable[[Turn, Sequence[str]], None] | None = None,
+        api_format: str = OPENAI_COMPLETIONS,
     ) -> None:
         self._http = http
         self._turn = turn
@@ -295,6 +299,9 @@ class GovernedModel(LLMClient):
             base_url=base_url,
             model=model,
             max_tokens=max_output_tokens,
+            api_format=api_format,
+            # Marks what the Messages API is to keep; the other wires' caches need no marks, and most refuse them.
+            prompt_cache="anthropic" if api_format == ANTHROPIC_MESSAGES else None,
             logger=AGENT_LOG,
             log_file=None,
         )
@@ -303,8 +310,8 @@ class GovernedModel(LLMClient):
         """Also below a router's prefix: `google/gemini-3-pro`."""
         return bool(super()._is_gemini()) or self.model.lower().rpartition("/")[2].startswith("gemini")
 
-    def _make_adapter(self) -> GovernedAdapter:
-        return GovernedAdapter(self, self._http)
+    def _make_adapter(self) -> Adapter:
+        return adapter_for(self, self._http)
 
     def secrets(self) -> tuple[str, ...]:
         """What must not reach a child's environment."""
@@ -359,9 +366,9 @@ class GovernedModel(LLMClient):
         token = cancellation_token if cancellation_token is not None else turn.token
         wrapping = not self._subtree and turn.wrapping_up
         purpose: Purpose = "sub_agent" if self._subtree else "wrap_up" if wrapping else "loop"
-        withheld = tools if wrapping else None
-        if wrapping:
-            tools = None
+        withheld = None
+        if wrapping and not self._adapter.keeps_tools:
+            withheld, tools = tools, None
         if not self._subtree:
             turn.call_begins()
         if turn.stopped or token.is_cancelled or (fitting := self._fit(turn, messages, tools)) is None:
@@ -405,6 +412,9 @@ class GovernedModel(LLMClient):
         kwargs = self._build_request_kwargs(
             ask.messages, ask.tools, self._wanted(ask.max_tokens), stream=True, cache_boundary=cache_boundary
         )
+
+        if ask.purpose == "wrap_up" and ask.tools:
+            self._adapter.declare_tools(kwargs, ask.tools)
 
         def send(attempt: Attempt) -> Any:
             attempt.accumulator.on_reasoning_chunk = on_reasoning_chunk
@@ -483,7 +493,7 @@ class GovernedModel(LLMClient):
                     # A tool's result or a file's name; it would stand in the conversation for ever.
                     call.mend_texts()
                     continue
-                if call.show_withheld(error):
+                if call.show_withheld(error, self._adapter.declare_tools):
                     continue
                 if self._adapter.repair_request(str(error).lower(), call.kwargs, stream=call.stream):
                     continue
@@ -502,10 +512,10 @@ class GovernedModel(LLMClient):
         turn, kwargs = call.turn, call.kwargs
         spend = self._reserve(call)
         self._granted = spend.granted_tokens
-        attempt = Attempt(call, spend, StreamMeter(spend, self.model, self.max_tokens), accumulator)
-        kwargs["max_completion_tokens" if "max_completion_tokens" in kwargs else "max_tokens"] = spend.granted_tokens
+        attempt = Attempt(call, spend, self._adapter.new_meter(spend), accumulator)
+        self._adapter.limit_output(kwargs, spend.granted_tokens)
         kwargs["timeout"] = timeout_for(turn.deadline.remaining_s() + _AFTER_DEADLINE_S)
-        self.client.chat.completions.meter = attempt.meter
+        self._adapter.measure(attempt.meter)
         forget = call.token.add_done_callback(attempt.scope.abort)
         try:
             if call.token.is_cancelled:
@@ -526,7 +536,7 @@ class GovernedModel(LLMClient):
             raise
         finally:
             forget()
-            self.client.chat.completions.meter = None
+            self._adapter.measure(None)
             turn.meter.model_time(time.monotonic() - attempt.started)
             self._sent, self._reported = attempt.scope.sent, attempt.meter.report_is_final
             if self._sent:
@@ -540,6 +550,7 @@ class GovernedModel(LLMClient):
             self.anchor.restore(self.saved_anchor, call.messages, call.tools)
             self.saved_anchor = None
         bound = prompt_bound(call.messages, call.tools, self.model, self.anchor)
+        bound += self._adapter.frame_tokens(call.messages, call.tools)
         try:
             return Spend.reserve(call.turn, bound, self.max_tokens, subtree=self._subtree)
         except ReservationRefused as refused:

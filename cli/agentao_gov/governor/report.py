@@ -96,6 +96,8 @@ class Usage(_ReportPart):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    #: Written to the provider's prompt cache.
+    cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     total_tokens: int = 0
     #: Requests sent, retries and summaries included.

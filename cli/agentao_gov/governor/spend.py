@@ -177,6 +177,7 @@ def reported_usage(usage: Any) -> CallUsage | None:
         min(prompt, CALL_TOKENS_MAX),
         min(completion, CALL_TOKENS_MAX),
         cached_tokens=min(read, CALL_TOKENS_MAX),
+        cache_write_tokens=min(written, CALL_TOKENS_MAX),
         reasoning_tokens=min(reasoning, CALL_TOKENS_MAX),
     )
 
@@ -189,6 +190,7 @@ def larger(one: CallUsage | None, other: CallUsage) -> CallUsage:
         max(one.prompt_tokens, other.prompt_tokens),
         max(one.completion_tokens, other.completion_tokens),
         cached_tokens=max(one.cached_tokens, other.cached_tokens),
+        cache_write_tokens=max(one.cache_write_tokens, other.cache_write_tokens),
         reasoning_tokens=max(one.reasoning_tokens, other.reasoning_tokens),
     )
 

@@ -42,6 +42,8 @@ class CallUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    #: Written to the provider's prompt cache; like the cached ones a part of the prompt.
+    cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     #: The part that no provider reported.
     estimated_tokens: int = 0
@@ -87,6 +89,7 @@ class TurnMeter:
                 prompt_tokens=old.prompt_tokens + usage.prompt_tokens,
                 completion_tokens=old.completion_tokens + usage.completion_tokens,
                 cached_tokens=old.cached_tokens + usage.cached_tokens,
+                cache_write_tokens=old.cache_write_tokens + usage.cache_write_tokens,
                 reasoning_tokens=old.reasoning_tokens + usage.reasoning_tokens,
                 estimated_tokens=old.estimated_tokens + usage.estimated_tokens,
             )
@@ -130,6 +133,7 @@ class TurnMeter:
                 prompt_tokens=total.prompt_tokens,
                 completion_tokens=total.completion_tokens,
                 cached_tokens=total.cached_tokens,
+                cache_write_tokens=total.cache_write_tokens,
                 reasoning_tokens=total.reasoning_tokens,
                 total_tokens=total.total_tokens,
                 llm_calls=self._llm_calls,

@@ -68,6 +68,7 @@ class RequestRecord:
     stream: bool = False
     max_tokens: int | None = None
     messages: int = 0
+    #: Tools that the model may call.
     tools: int = 0
     round: int = 0
     is_summary: bool = False
@@ -134,7 +135,7 @@ class GroundTruth:
             stream=request.stream,
             max_tokens=request.max_tokens,
             messages=len(request.messages),
-            tools=len(request.tools),
+            tools=len(request.tools) if request.may_call_tools else 0,
             round=request.round_index,
             is_summary=request.is_summary,
             headers=request.headers,
