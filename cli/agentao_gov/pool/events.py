@@ -165,7 +165,7 @@ PoolEvent = (
 PoolObserver = Callable[[PoolEvent], None]
 
 
-# What the core wants done. The shell performs effects in their order, outside the core's lock.
+# -- effects: what the core wants done, performed by the shell in their order and outside the core's lock --------------
 
 RefusalReason = Literal[
     "draining",
@@ -240,7 +240,7 @@ class Leak:
 Effect = Open | Close | Grant | Refuse | Leak
 
 
-# From the core's refusal to the error its caller meets: one telling for the tenant, one with all figures.
+# -- from a refusal to the error its caller meets --------------------------------------------------------------------
 
 _OPENING_HANGS = "The building of its agent hangs: see the profile's MCP servers and the session directory's disk."
 

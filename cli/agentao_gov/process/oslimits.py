@@ -1,4 +1,4 @@
-"""The operating system's limits of one session process, and how each is named when it strikes."""
+"""The operating system's limits of one session process, its control group, and how each is named when it strikes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ __all__ = [
 ]
 
 
-#: Those of this process, once it is a session's own; set before its first session.
+_PREFIX = "agentao-gov"
+_numbers = itertools.count(1)
+#: Above what the warden allows: it names the limit, the kernel only stops what outruns the warden.
+_PIDS_MARGIN = 32
+#: How long a killed group may take until it is empty.
+_REMOVE_S = 1.0
+#: The limits of this process, once it is a session's own; set before its first session.
 _applied: OsLimits | None = None
 
 
@@ -138,19 +144,6 @@ def explain_start_failure(error: OSError) -> OSError:
     return OSError(error.errno, f"{error.strerror}, [pool] session_files = {_applied.files}")
 
 
-# A control group (v2) per session process, where this process may make groups below its own.
-#
-# The kernel then keeps what no process can: membership survives any daemonising and any emptied environment, one write
-# kills the whole group, and with a delegated memory controller the limit holds without looking. Where it is not
-# allowed, which is the rule without delegation, everything else works as before.
-
-_PREFIX = "agentao-gov"
-_numbers = itertools.count(1)
-#: Above what the warden allows: it names the limit, the kernel only stops what outruns the warden.
-_PIDS_MARGIN = 32
-_REMOVE_S = 1.0
-
-
 def own_cgroup() -> Path | None:
     """The directory of this process's own group in the v2 hierarchy; None where there is none."""
     with contextlib.suppress(OSError, IndexError):
@@ -178,7 +171,12 @@ def groups_can_be_made(here: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SessionCgroup:
-    """One session's group."""
+    """A control group (v2) of one session process, where this process may make groups below its own.
+
+    The kernel then keeps what no process can: membership survives any daemonising and any emptied environment, one
+    write kills the whole group, and with a delegated memory controller the limit holds without looking. Where it is
+    not allowed, which is the rule without delegation, everything else works as before.
+    """
 
     path: Path
     #: What the kernel enforces here; 0: the memory controller is not delegated.
@@ -223,7 +221,7 @@ class SessionCgroup:
         return None
 
     def members(self) -> list[int]:
-        """Who is in it."""
+        """Lists the pids in the group."""
         with contextlib.suppress(OSError):
             return [int(pid) for pid in (self.path / "cgroup.procs").read_text().split()]
         return []

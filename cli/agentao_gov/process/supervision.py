@@ -1,4 +1,4 @@
-"""How a service gets a warden above itself, and how it beats its heart for it."""
+"""How a service gets a warden above itself and beats its heart for it, and how a session's tools yield to turns."""
 
 from __future__ import annotations
 
@@ -130,18 +130,17 @@ class Heartbeat:
             self._fd = -1
 
 
-# In a session process tools yield to turns: a tenth of the weight, where more is to run than there are processors.
-#
-# A session that spins or forks without end then costs its neighbours nothing that they would notice
-# (`benchmarks/isolation`). In a service that hosts sessions itself nothing yields: a thread that is rarely let run may
-# hold the interpreter lock meanwhile, and all other sessions would wait for it.
-
 #: Whether this process is a session's own; set once, before its first session.
 _yields = False
 
 
 def let_tools_yield() -> None:
-    """Says that this process hosts one session, below a warden."""
+    """Says that this process hosts one session, below a warden: there tools have a tenth of a turn's weight.
+
+    A session that spins or forks without end then costs its neighbours nothing that they would notice
+    (`benchmarks/isolation`). In a service that hosts sessions itself nothing yields: a thread that is rarely let run
+    may hold the interpreter lock meanwhile, and all other sessions would wait for it.
+    """
     global _yields
     _yields = True
 

@@ -52,8 +52,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(137)
 
 
-# Process id namespaces: whether they work here, and how a warden becomes the first process of one.
-
+# Of process id namespaces, and of the mounts that one needs.
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
