@@ -27,7 +27,7 @@ from agentao_gov.errors import GovError
 from agentao_gov.governor import SessionKey, TurnReport
 from agentao_gov.governor.governor import Governor
 from agentao_gov.pool import AgentPool, Rung, RungTimes, SessionArchive
-from agentao_gov.pool.events import PoolEvent, RungEntered
+from agentao_gov.pool.events import EndedByShutdown, PoolEvent, RungEntered
 from agentao_gov.pool.types import TurnOrder
 from agentao_gov.process import Owner, warden
 from agentao_gov.worker import zygote
@@ -42,7 +42,6 @@ TURN_S = 20.0
 AFTER = {
     Rung.DRAINING: "lame_duck",
     Rung.CANCELLING: "drain_begins",
-    Rung.CLOSING: "cancelling",
     Rung.KILLING: "close_all",
     Rung.GONE: "kill_all",
 }
@@ -237,8 +236,10 @@ class Service:
         self.pool.close(RungTimes(0.0, 0.0, 0.0, close_s=0.1, kill_s=0.02))
 
     def on_rung(self, event: PoolEvent) -> None:
-        """A rung begins when the one before has done its work."""
-        if isinstance(event, RungEntered) and event.rung in AFTER:
+        """A rung begins when the one before has done its work; what is cancelled is told at once."""
+        if isinstance(event, EndedByShutdown) and event.rung is Rung.CANCELLING:
+            self.trap.at("cancelling")
+        elif isinstance(event, RungEntered) and event.rung in AFTER:
             self.trap.at(AFTER[event.rung])
 
 
