@@ -89,9 +89,9 @@ def test_a_tenant_that_floods_does_not_starve_another(deployment: Deployment, si
         for n in range(60)
     ]
     with running(*jobs):
-        wait_until(lambda: service.status()["queue"]["length"] > 40, "the flood")
+        wait_until(lambda: service.metrics()["queue_length"] > 40, "the flood")
         answer = service.turn("c", say("calm", text="x"))
-        left = service.status()["queue"]["length"]
+        left = service.metrics()["queue_length"]
 
     assert answer.status == 200
     assert left > 20

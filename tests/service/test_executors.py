@@ -49,7 +49,7 @@ def test_a_tenant_that_asks_too_much_at_once_is_refused(executor: TenantExecutor
     hold = threading.Event()
 
     async def scenario() -> list[object]:
-        asked = [asyncio.ensure_future(executor.run("evil", hold.wait, HANG_S)) for _ in range(100)]
+        asked = [asyncio.ensure_future(executor.run("evil", hold.wait, HANG_S)) for _ in range(WAITING_MAX + 50)]
         refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
         hold.set()
         del refused

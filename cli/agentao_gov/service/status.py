@@ -127,7 +127,7 @@ def _pool(gateway: Gateway, seen: Observed) -> PoolState:
 def _tenants_pool(gateway: Gateway, seen: Observed, tenant: str) -> PoolState:
     """The tenant's own sessions under the pool's limits, which are told to clients that plan their load."""
     own = seen.pool.tenants.get(tenant)
-    states = Counter(str(info.state) for info in gateway.pool.sessions(tenant))
+    states = Counter(str(info.state) for info in gateway.pool.sessions() if info.key.tenant == tenant)
     return {
         "mode": gateway.deployment.pool.mode,
         "sessions": dict(states),
