@@ -389,6 +389,12 @@ class GovernedModel(LLMClient):
         agentao compacts before this, but not without a summariser that answers: then the conversation would grow on.
         """
         cap = self._context_tokens_max
+        if self.saved_anchor is not None:
+            self.anchor.restore(self.saved_anchor, messages, tools)
+            self.saved_anchor = None
+        # Mostly the provider's last count tells that there is room, and little has to be counted.
+        if self.anchor.known and prompt_bound(messages, tools, self.model, self.anchor) <= cap:
+            return messages
         fitted = fit(messages, tools, cap)
         if fitted.tokens > cap > fitted.fixed_tokens:
             needed = f"The request needs about {fitted.tokens:,} tokens, and max_context_tokens is {cap:,}."
@@ -546,9 +552,6 @@ class GovernedModel(LLMClient):
         return attempt.response
 
     def _reserve(self, call: ModelCall) -> Spend:
-        if self.saved_anchor is not None and call.purpose != "summary":
-            self.anchor.restore(self.saved_anchor, call.messages, call.tools)
-            self.saved_anchor = None
         bound = prompt_bound(call.messages, call.tools, self.model, self.anchor)
         bound += self._adapter.frame_tokens(call.messages, call.tools)
         try:
