@@ -257,3 +257,56 @@ def test_an_unknown_wire_is_refused(tmp_path: Path) -> None:
     """A misspelt one must not be spoken to in another way."""
     with pytest.raises(ConfigError, match="api_format"):
         _profile(tmp_path, 'api_format = "anthropic"')
+
+
+OPTIONS = """name = "m"
+base_url = "http://one/v1"
+temperature = 0.2
+thinking = "medium"
+headers = { "X-Team" = "${TEAM}" }
+extra_body = { top_k = 5 }
+"""
+
+
+def test_options_have_their_values_from_the_environment(tmp_path: Path) -> None:
+    """A reference in a header is a value at the model and still a reference in the file's settings."""
+    profile = _profile(tmp_path, OPTIONS)
+
+    options = resolve_model(profile=profile, environ={"TEAM": "search"}).options
+
+    assert (options.temperature, options.thinking) == (0.2, "medium")
+    assert (dict(options.headers), dict(options.extra_body)) == ({"X-Team": "search"}, {"top_k": 5})
+    assert profile.profile.model is not None
+    assert profile.profile.model.headers == {"X-Team": "${TEAM}"}
+    assert "search" not in repr(options)
+
+
+def test_a_header_s_variable_that_is_not_set_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """Otherwise an empty token would be sent, and the provider's refusal would say nothing about it."""
+    with pytest.raises(ConfigError, match=r"headers\.X-Team names the environment variable TEAM"):
+        resolve_model(profile=_profile(tmp_path, OPTIONS), environ={})
+
+
+def test_headers_go_to_the_address_they_were_written_for(tmp_path: Path) -> None:
+    """A flag that names another address does not take a token there."""
+    profile = _profile(tmp_path, OPTIONS)
+
+    choice = resolve_model(ModelFlags(base_url="http://two/v1"), profile=profile, environ={"TEAM": "search"})
+
+    assert (choice.base_url, dict(choice.options.headers)) == ("http://two/v1", {})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("extra_body = { max_tokens = 9 }", r"extra_body\.max_tokens : is decided by the governor"),
+        ("extra_body = { n = 3 }", r"extra_body\.n : is decided by the governor"),
+        ('headers = { "X Team" = "a" }', "is not the name of an HTTP header"),
+        ('api_format = "anthropic-messages"\nthinking = "minimal"', "'minimal' is none of Anthropic's"),
+        ("temperature = 3.0", "temperature"),
+    ],
+)
+def test_options_that_would_pass_the_limits_by_are_refused(tmp_path: Path, model: str, said: str) -> None:
+    """What spends tokens is reserved, and so nobody's to set beside the reservation."""
+    with pytest.raises(ConfigError, match=said):
+        _profile(tmp_path, model)

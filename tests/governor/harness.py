@@ -15,6 +15,7 @@ from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.budget.types import Scope, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice, Profile, ResolvedProfile
+from agentao_gov.config.model import ModelOptions
 from agentao_gov.config.profile import ApiFormat
 from agentao_gov.governor import (
     Conversation,
@@ -58,6 +59,7 @@ class Harness:
         self.ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
         #: The wire on which sessions speak to the model.
         self.api_format: ApiFormat = "openai-completions"
+        self.options = ModelOptions()
         self.opened: list[GovernedSession] = []
         self.events: list[TurnEvent] = []
         self.on_event: Callable[[TurnEvent], None] = lambda _: None
@@ -74,6 +76,7 @@ class Harness:
             source="test",
             from_flag=False,
             api_format=self.api_format,
+            options=self.options,
         )
         return SessionSpec(
             key=SessionKey("acme", session),

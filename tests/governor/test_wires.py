@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.config.model import ModelOptions
 from agentao_gov.governor import Outcome
 from tests.governor.harness import Harness, say
 from tests.governor.provider import Handler, Provide
@@ -218,3 +219,34 @@ def test_what_is_no_stream_is_a_model_error_that_is_paid(
     assert report.outcome == Outcome.MODEL_ERROR
     assert report.usage.estimated_tokens == report.usage.total_tokens > 0
     assert harness.used(report)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("wire", "thinking"),
+    [
+        ("openai-completions", {"reasoning_effort": "high"}),
+        ("anthropic-messages", {"output_config": {"effort": "high"}}),
+        ("openai-responses", {"reasoning": {"effort": "high"}}),
+    ],
+)
+def test_the_options_of_a_model_stand_in_each_request(
+    harness: Harness, provide: Provide, wire: str, thinking: dict[str, Any]
+) -> None:
+    """Temperature, level, headers and whatever else, where the wire has them; a refused temperature is left out."""
+    teams: list[str | None] = []
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        teams.append(handler.headers["X-Team"])
+        what = "Unsupported parameter: 'temperature' is not supported with this model."
+        error = {"error": {"message": what, "param": "temperature"}}
+        handler.send(400, "application/json", json.dumps(error).encode())
+
+    on(harness, wire).options = ModelOptions(0.2, "high", {"X-Team": "search"}, {"top_k": 5})
+    provider = provide(answer)
+    report = harness.run("x", base_url=provider.base_url)
+
+    first, second = provider.seen
+    assert report.outcome == Outcome.MODEL_ERROR
+    assert (first["temperature"], first["top_k"], teams) == (0.2, 5, ["search", "search"])
+    assert {key: first[key] for key in thinking} == thinking
+    assert "temperature" not in second

@@ -44,6 +44,8 @@ def _masked(key: str, value: Any) -> Any:
     # A server's name may have dots: whatever may be such a field is taken for one.
     if server := re.match(r"mcp\.servers\..+?\.(args|url|env\..+|headers\..+)$", key):
         return shown_value(server[1], value)
+    if key.startswith("model.headers."):
+        return "***"
     return shown_url(value) if key in {"budget.store", "model.base_url"} and isinstance(value, str) else value
 
 

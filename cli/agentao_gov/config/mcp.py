@@ -16,14 +16,12 @@ from typing import Any
 
 from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import Layers
-from agentao_gov.config.model import shown_url
+from agentao_gov.config.model import expand, shown_url
 from agentao_gov.config.profile import McpServer, Profile
 from agentao_gov.config.validate import finding
 
 __all__ = ["program_problem", "resolve_servers", "shown_value"]
 
-#: `$${VAR}` is the text `${VAR}`; anything else with a dollar is itself.
-_REFERENCE = re.compile(r"\$(?P<escaped>\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}")
 #: The fields in which references have values. `command` and `cwd` also know `~`.
 _WITH_REFERENCES = ("command", "args", "env", "cwd", "url", "headers")
 _WITH_HOME = frozenset({"command", "cwd"})
@@ -63,15 +61,7 @@ def _resolved(value: Any, environ: Mapping[str, str], missing: list[str], *, hom
         return [_resolved(item, environ, missing, home=home) for item in value]
     if isinstance(value, dict):
         return {name: _resolved(item, environ, missing, home=home) for name, item in value.items()}
-
-    def replaced(found: re.Match[str]) -> str:
-        if found["escaped"]:
-            return "${"
-        if found["name"] not in environ:
-            missing.append(found["name"])
-        return environ.get(found["name"], "")
-
-    text = _REFERENCE.sub(replaced, value)
+    text = expand(value, environ, missing)
     return str(Path(text).expanduser()) if home and text.startswith("~") else text
 
 

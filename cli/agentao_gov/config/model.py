@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,9 @@ __all__ = [
     "KnownModel",
     "ModelChoice",
     "ModelFlags",
+    "ModelOptions",
     "context_cap",
+    "expand",
     "fit_to_model",
     "is_http_url",
     "known_model",
@@ -46,6 +48,32 @@ URL_FORM = "It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1.
 _KEY = re.compile(
     r"(sk|pk|rk|gsk|hf|xai|AIza|ya29|ghp)[-_A-Za-z0-9.]{16,}$|[0-9a-f]{32,}$|(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])\S{20,}$"
 )
+
+
+#: Fields of a request by which tokens would be spent that nobody reserved, or that are no option but the request.
+_GOVERNED_FIELDS = frozenset(
+    {
+        *("best_of", "input", "max_completion_tokens", "max_output_tokens", "max_tokens", "messages", "model"),
+        *("n", "stream", "stream_options", "system", "tool_choice", "tools"),
+    }
+)
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_ANTHROPIC_LEVELS = ("off", "low", "medium", "high", "xhigh", "max")
+#: `$${VAR}` is the text `${VAR}`; anything else with a dollar is itself.
+_REFERENCE = re.compile(r"\$(?P<escaped>\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def expand(text: str, environ: Mapping[str, str], missing: list[str]) -> str:
+    """`text` with the value in `environ` for each `${VAR}`; a variable that is not set is added to `missing`."""
+
+    def replaced(found: re.Match[str]) -> str:
+        if found["escaped"]:
+            return "${"
+        if found["name"] not in environ:
+            missing.append(found["name"])
+        return environ.get(found["name"], "")
+
+    return _REFERENCE.sub(replaced, text)
 
 
 def looks_like_a_key(text: str) -> bool:
@@ -80,6 +108,21 @@ def model_findings(settings: ModelSettings | None, layers: Layers) -> Iterator[F
         yield finding(layers, "model.api_key_env", text, error=True)
     if settings.name is not None and not settings.name.strip():
         yield finding(layers, "model.name", "must not be empty", error=True)
+    yield from _option_findings(settings, layers)
+
+
+def _option_findings(settings: ModelSettings, layers: Layers) -> Iterator[Finding]:
+    for name in settings.extra_body:
+        if name in _GOVERNED_FIELDS:
+            text = "is decided by the governor for each request, and cannot be set beside it"
+            yield finding(layers, f"model.extra_body.{name}", text, error=True)
+    for name in settings.headers:
+        if not _HEADER.fullmatch(name):
+            yield finding(layers, f"model.headers.{name}", "is not the name of an HTTP header", error=True)
+    level = settings.thinking
+    if settings.api_format == "anthropic-messages" and level and level.lower() not in _ANTHROPIC_LEVELS:
+        text = f"{level!r} is none of Anthropic's: {', '.join(_ANTHROPIC_LEVELS)}"
+        yield finding(layers, "model.thinking", text, error=True)
 
 
 # ── known models: `models.toml` ───────────────────────────────────────────────────────────────────
@@ -137,6 +180,19 @@ _LOCAL: dict[str, Literal["embedded", "simulated"]] = {"embedded": "embedded", "
 
 
 @dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is asked, beside its name, address and key."""
+
+    #: None: the provider's default.
+    temperature: float | None = None
+    #: A level; None: the provider's default.
+    thinking: str | None = None
+    #: References have their values here, which may be secrets.
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    extra_body: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelChoice:
     """One model and how to reach it. `base_url` of a local kind is empty until its process is started."""
 
@@ -152,6 +208,7 @@ class ModelChoice:
     from_flag: bool = False
     #: The wire: how the endpoint is spoken to.
     api_format: ApiFormat = "openai-completions"
+    options: ModelOptions = ModelOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +251,8 @@ def resolve_model(
         # The embedded model's server knows Chat Completions alone.
         spoken: ApiFormat = api_format if name == "simulated" else "openai-completions"
         key = SecretStr(_NO_KEY)
-        return ModelChoice(_LOCAL[name], name, "", key, settings.context_window, source, from_flag, spoken)
+        window = settings.context_window
+        return ModelChoice(_LOCAL[name], name, "", key, window, source, from_flag, spoken, _options(places, environ))
     default_url = _OPENAI_URL
     configured = [(s, p) for s, p in places if not s.startswith("environment OPENAI_")]
     if api_format == "anthropic-messages" and not any(p.base_url for _, p in configured):
@@ -204,7 +262,35 @@ def resolve_model(
     known = known_model(name)
     window = settings.context_window or (known.window if known else None)
     key = _key(name, places, base_url, environ)
-    return ModelChoice("remote", name, base_url, key, window, source, from_flag, api_format)
+    options = _options(places, environ)
+    return ModelChoice("remote", name, base_url, key, window, source, from_flag, api_format, options)
+
+
+def _options(places: list[tuple[str, ModelSettings]], environ: Mapping[str, str]) -> ModelOptions:
+    """Each option from the first place that states it, headers only from the one that states the address.
+
+    What a header tells one provider is no other's business.
+    """
+    thinking = next((p.thinking for _, p in places if p.thinking), None)
+    addressed = next((p for _, p in places if p.base_url), None)
+    stated = addressed or next((p for _, p in places if p.headers), None)
+    headers: dict[str, str] = {}
+    for name, text in (stated.headers if stated else {}).items():
+        missing: list[str] = []
+        headers[name] = expand(text, environ, missing).strip()
+        if missing:
+            raise ConfigError(
+                f"[model] headers.{name} names the environment variable {missing[0]}, which is not set.",
+                hint=f"Set it: export {missing[0]}=...",
+            )
+        if not (headers[name].isascii() and headers[name].isprintable()):
+            raise ConfigError(f"[model] headers.{name} has characters that no HTTP header takes.")
+    return ModelOptions(
+        temperature=next((p.temperature for _, p in places if p.temperature is not None), None),
+        thinking=None if thinking is None or thinking.lower() == "off" else thinking,
+        headers=headers,
+        extra_body=next((p.extra_body for _, p in places if p.extra_body), {}),
+    )
 
 
 def _places(
@@ -214,9 +300,9 @@ def _places(
     environ: Mapping[str, str],
 ) -> Iterator[tuple[str, ModelSettings]]:
     """Every place that says something about the model, strongest first."""
-    for attribute, field in (("model", "name"), ("base_url", "base_url"), ("api_key_env", "api_key_env")):
+    for attribute, key in (("model", "name"), ("base_url", "base_url"), ("api_key_env", "api_key_env")):
         if value := getattr(flags, attribute):
-            yield f"flag --{attribute.replace('_', '-')}", ModelSettings(**{field: value})
+            yield f"flag --{attribute.replace('_', '-')}", ModelSettings(**{key: value})
     if profile is not None and (settings := profile.profile.model) is not None:
         yield _source(profile.sources, f"profile {profile.profile.name}"), settings
     if deployment is not None and (settings := deployment.deployment.model) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -158,6 +158,16 @@ class ModelSettings(Settings):
     )
     api_key_env: str | None = Field(default=None, description="Name of the environment variable that holds the key.")
     context_window: PositiveTokens | None = Field(default=None, description="Window of a model that is not known.")
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None, description="Absent: the provider's default."
+    )
+    thinking: Annotated[str, Field(pattern=r"^[A-Za-z]+$")] | None = Field(
+        default=None, description='How much it thinks: "low", "medium", "high", or what the model knows; "off".'
+    )
+    headers: dict[str, str] = Field(
+        default={}, description="Sent with each request; ${VAR} comes from the environment."
+    )
+    extra_body: dict[str, Any] = Field(default={}, description="Goes into each request as it is.")
 
 
 class Profile(Settings):

@@ -159,6 +159,7 @@ class Governor:
             subtree=transport is None,
             on_tool_calls=note_calls,
             api_format=spec.model.api_format,
+            options=spec.model.options,
         )
 
     def _scopes(self, spec: SessionSpec, request: TurnRequest) -> tuple[ScopeLimit, ...]:

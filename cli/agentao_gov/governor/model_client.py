@@ -21,7 +21,9 @@ from agentao.context_manager import is_context_too_long_error, parse_observed_co
 from agentao.llm import LLMClient
 from agentao.llm._api_format import ANTHROPIC_MESSAGES, OPENAI_COMPLETIONS
 from agentao.llm._retry import _is_streaming_unsupported, _mark_streamed
+from agentao.llm.thinking import set_thinking
 
+from agentao_gov.config.model import ModelOptions
 from agentao_gov.governor.adapter import StreamMeter
 from agentao_gov.governor.answers import mend_arguments, without_surrogates
 from agentao_gov.governor.classify import (
@@ -71,6 +73,7 @@ _BYTES_A_TOKEN_MAX = 256
 _TOO_LONG = re.compile(r"(prompt|input)[^.]{0,40} exceeds? (the )?max(imum)? (input )?(length|tokens)", re.IGNORECASE)
 #: A gateway that lost patience with the model: the model may have answered all the same. Cloudflare's is 524.
 _GATEWAY_TIMEOUTS = frozenset({504, 524})
+_NO_OPTIONS = ModelOptions()
 #: What a call is made for.
 Purpose = Literal["loop", "summary", "wrap_up", "sub_agent"]
 
@@ -262,7 +265,7 @@ class GovernedModel(LLMClient):
     """The model client of one session or sub-agent. Not thread-safe: a session makes one call at a time.
 
     `turn` names the turn in flight; `subtree` tells that a sub-agent owns it; `on_tool_calls` gets the names of the
-    tools that an answer asks for; `api_format` is the wire.
+    tools that an answer asks for; `api_format` is the wire, `options` how the model is asked.
     """
 
     def __init__(
@@ -278,6 +281,7 @@ class GovernedModel(LLMClient):
         subtree: bool = False,
         on_tool_calls: Callable[[Turn, Sequence[str]], None] | None = None,
         api_format: str = OPENAI_COMPLETIONS,
+        options: ModelOptions = _NO_OPTIONS,
     ) -> None:
         self._http = http
         self._turn = turn
@@ -290,7 +294,8 @@ class GovernedModel(LLMClient):
         # Whether the last attempt's request had left, and whether a report came that covers all of its answer.
         self._sent = self._reported = False
         # Whether the model produces tokens that nobody sees: known of some, learned of others from what they report.
-        self._thinks_unseen = thinks_unseen(model)
+        self._thinks_unseen = thinks_unseen(model) or options.thinking is not None
+        self._headers = options.headers
         #: An anchor from the archive, tried at the first call.
         self.saved_anchor: Mapping[str, int] | None = None
         super().__init__(
@@ -299,12 +304,24 @@ class GovernedModel(LLMClient):
             base_url=base_url,
             model=model,
             max_tokens=max_output_tokens,
+            temperature=options.temperature,
+            extra_body=dict(options.extra_body) or None,
             api_format=api_format,
             # Marks what the Messages API is to keep; the other wires' caches need no marks, and most refuse them.
             prompt_cache="anthropic" if api_format == ANTHROPIC_MESSAGES else None,
             logger=AGENT_LOG,
             log_file=None,
         )
+        if options.thinking is not None:
+            # Where each wire reads it.
+            set_thinking(self, options.thinking)
+
+    def _build_request_kwargs(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The request, with the headers that are configured."""
+        request: dict[str, Any] = super()._build_request_kwargs(*args, **kwargs)
+        if self._headers:
+            request["extra_headers"] = {**self._headers, **request.get("extra_headers", {})}
+        return request
 
     def _is_gemini(self) -> bool:
         """Also below a router's prefix: `google/gemini-3-pro`."""

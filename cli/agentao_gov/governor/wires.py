@@ -282,6 +282,13 @@ class GovernedMessages(_Native, AnthropicMessagesAdapter):
         wrapped = sum(1 for message in messages[1:] if message.get("role") in ("system", "developer"))
         return (_TOOL_PREAMBLE_TOKENS if tools else 0) + _REMINDER_TOKENS * (wrapped + 1)
 
+    def build_request(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The request, with the temperature that agentao does not send here because the official package cannot."""
+        request: dict[str, Any] = super().build_request(*args, **kwargs)
+        if self._owner.temperature is not None and not self._owner.omit_temperature:
+            request["temperature"] = self._owner.temperature
+        return request
+
     def declare_tools(self, kwargs: dict[str, Any], tools: list[dict[str, Any]]) -> None:  # noqa: ARG002
         """Adds the word not to use the tools, which stand in the request: the cache begins with them."""
         kwargs["tool_choice"] = {"type": "none"}
@@ -292,6 +299,11 @@ class GovernedMessages(_Native, AnthropicMessagesAdapter):
             if self._max_output_tokens is not None:
                 # What is reserved for the answer follows what the model can say.
                 self._owner.max_tokens = min(self._owner.max_tokens, self._max_output_tokens)
+            return True
+        if "temperature" in err_text and "temperature" in kwargs:
+            # Models that think take none.
+            self._owner.omit_temperature = True
+            del kwargs["temperature"]
             return True
         if "cache_control" in err_text and self._owner.cache_control is not None:
             # A gateway that does not know the marker.
