@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 from agentao_gov.service.answers import Session
 from agentao_gov.service.peers import listen_for_peers, merge_metrics, merge_sessions
@@ -54,12 +55,38 @@ def a_session(name: str, state: str) -> Session:
     }  # fmt: skip
 
 
+def page(*rows: tuple[str, str], more: bool = False, total: int = 0) -> Any:
+    """One worker's page; of its sessions the id and the state."""
+    return {
+        "object": "list",
+        "data": [{"id": name, "state": state} for name, state in rows],
+        "has_more": more,
+        "last_id": rows[-1][0] if rows else None,
+        "total": total,
+    }
+
+
+def rows_of(merged: Any) -> list[tuple[str, str]]:
+    return [(row["id"], row["state"]) for row in merged["data"]]
+
+
 def test_a_session_is_told_by_the_worker_that_has_it_in_memory() -> None:
     """The others only see its archive."""
-    asleep, busy, other = a_session("a", "hibernated"), a_session("a", "busy"), a_session("b", "idle")
+    asleep, awake = page(("a", "hibernated")), page(("a", "busy"), ("b", "idle"))
 
-    assert merge_sessions([[asleep], [busy, other]]) == [busy, other]
-    assert merge_sessions([[busy], [asleep, other]]) == [busy, other]
+    assert rows_of(merge_sessions([asleep, awake], 10)) == [("a", "busy"), ("b", "idle")]
+    assert rows_of(merge_sessions([awake, asleep], 10)) == [("a", "busy"), ("b", "idle")]
+
+
+def test_pages_of_several_workers_are_one_page_in_one_order() -> None:
+    """What one of them has in memory alone comes in its place, and the page ends where the next one goes on."""
+    first = page(("a", "hibernated"), ("d", "hibernated"), more=True, total=7)
+    second = page(("b", "idle"), ("d", "busy"), total=5)
+
+    merged = merge_sessions([first, second], 2)
+
+    assert rows_of(merged) == [("a", "hibernated"), ("b", "idle")]
+    assert (merged["has_more"], merged["last_id"], merged["total"]) == (True, "b", 7)
 
 
 def test_a_workers_socket_is_private_and_may_lie_deep(tmp_path: Path) -> None:

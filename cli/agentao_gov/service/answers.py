@@ -100,10 +100,13 @@ class Session(TypedDict):
 
 
 class SessionList(TypedDict):
+    """A page of the tenant's sessions; `last_id` is where the next one goes on, `total` how many there are in all."""
+
     object: Literal["list"]
     data: list[Session]
-    total: int
     has_more: bool
+    last_id: str | None
+    total: int
 
 
 class Cancelled(TypedDict):

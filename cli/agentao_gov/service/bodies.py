@@ -34,6 +34,7 @@ __all__ = [
     "ChatBody",
     "ChatMessage",
     "TurnBody",
+    "page_of",
     "parse_body",
     "require_session_id",
 ]
@@ -42,6 +43,8 @@ __all__ = [
 DEFAULT_USER = "default"
 
 
+#: Entries of one page of a list, as OpenAI's lists have them.
+PAGE_DEFAULT, PAGE_MAX = 100, 1_000
 #: Strings, and what separates values: a bound on the values of a body. 2,000 messages with parts, tool calls and the
 #: descriptions of their tools have some 50,000.
 TOKENS_MAX = 200_000
@@ -80,6 +83,21 @@ def require_session_id(value: str) -> str:
             param="X-Session-Id",
         )
     return value
+
+
+def page_of(query: Mapping[str, str]) -> tuple[int, str | None]:
+    """What part of a list is asked for: at most how many, and after which id. Raises BadRequestError.
+
+    `query`: the parameters `limit`, `PAGE_DEFAULT` where it is absent, and `after`.
+    """
+    given = query.get("limit", str(PAGE_DEFAULT))
+    limit = int(given) if given.isascii() and given.isdigit() and len(given) <= 9 else 0
+    if not 1 <= limit <= PAGE_MAX:
+        raise BadRequestError(f"limit must be a number from 1 to {PAGE_MAX:,}.", param="limit")
+    after = query.get("after")
+    if after is not None and not SESSION_ID.fullmatch(after):
+        raise BadRequestError(f"after must be {SESSION_ID_RULE}.", param="after")
+    return limit, after
 
 
 def _clean_user(value: object) -> object:

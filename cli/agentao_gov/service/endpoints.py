@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +24,7 @@ from agentao_gov.service.answers import (
     Session,
     SessionList,
 )
-from agentao_gov.service.bodies import ChatBody, TurnBody, parse_body, require_session_id
+from agentao_gov.service.bodies import ChatBody, TurnBody, page_of, parse_body, require_session_id
 from agentao_gov.service.peers import from_peer, merge_metrics, merge_sessions, merge_status
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion
 from agentao_gov.service.status import history_json, session_json, status_json
@@ -49,8 +48,6 @@ BODIES_MAX = 16
 #: many bytes a second: 4 MiB of the worst take 30 ms, in which nobody else is served.
 QUICK_BODY_BYTES = 64 * 1024
 BODY_BYTES_PER_S = 4 * 1024**2
-#: Sessions of one list answer.
-LIST_MAX = 1_000
 
 
 class Endpoints:
@@ -151,22 +148,22 @@ class Endpoints:
         return JSONResponse(answer)
 
     async def list_sessions(self, request: Request) -> Response:
-        """`GET /v1/sessions`: the tenant's own, hibernated ones too."""
-        tenant = _tenant(request)
-        listed = functools.partial(self._gateway.pool.page, tenant, limit=LIST_MAX)
-        found = await self._executors.reads.run(tenant, listed)
+        """`GET /v1/sessions`: the tenant's own, hibernated ones too, a page of them."""
+        tenant, (limit, after) = _tenant(request), page_of(request.query_params)
+        own = await self._executors.reads.run(tenant, self._page, tenant, limit, after)
+        answers = await self._gateway.peers.ask(request)
+        return JSONResponse(merge_sessions([own, *answers.json], limit))
+
+    def _page(self, tenant: str, limit: int, after: str | None) -> SessionList:
+        found = self._gateway.pool.page(tenant, limit=limit, after=after)
         rows = [self._session_json(info) for info in found.sessions]
-        answers = (await self._gateway.peers.ask(request)).json
-        rows = merge_sessions([rows, *(answer["data"] for answer in answers)])
-        # All workers see the same disk.
-        total = max(len(rows), found.total, *(answer["total"] for answer in answers))
-        page: SessionList = {
+        return {
             "object": "list",
-            "data": rows[:LIST_MAX],
-            "total": total,
-            "has_more": total > LIST_MAX,
+            "data": rows,
+            "has_more": found.has_more,
+            "last_id": rows[-1]["id"] if rows else None,
+            "total": found.total,
         }
-        return JSONResponse(page)
 
     async def get_session(self, request: Request) -> Response:
         """`GET /v1/sessions/{id}`."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 from agentao_gov.endings import ENDINGS, Ending
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import SESSION_ID
+from agentao_gov.service.bodies import PAGE_DEFAULT, PAGE_MAX
 from agentao_gov.service.routes import OPERATIONS, Operation
 
 __all__ = ["openapi_document"]
@@ -28,6 +29,21 @@ _PARAMETERS: dict[str, list[dict[str, Any]]] = {
             "description": "Names a session: the last user message is its next turn. Without it a fresh agent runs it.",
             "schema": _SESSION_ID,
         }
+    ],
+    "list_sessions": [
+        {
+            "name": "limit",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
+        },
+        {
+            "name": "after",
+            "in": "query",
+            "required": False,
+            "description": "The `last_id` of the page before.",
+            "schema": _SESSION_ID,
+        },
     ],
     "get_status": [
         {

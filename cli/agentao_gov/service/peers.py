@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,8 @@ import httpx
 from starlette.requests import Request
 
 from agentao_gov.errors import OverloadedError, QueueFullError
-from agentao_gov.service.answers import ServiceStatus, Session
+from agentao_gov.pool.archive import SessionArchive
+from agentao_gov.service.answers import ServiceStatus, Session, SessionList
 
 __all__ = [
     "NO_PEERS",
@@ -199,15 +200,24 @@ def merge_metrics(texts: Sequence[bytes]) -> bytes:
     return ("\n".join(out) + "\n").encode()
 
 
-def merge_sessions(lists: Iterable[Sequence[Session]]) -> list[Session]:
-    """Sessions of all workers; one that is in a worker's memory is told by that worker."""
+def merge_sessions(pages: Sequence[SessionList], limit: int) -> SessionList:
+    """The page of `limit` sessions that all workers' pages make; one in a worker's memory is told by that worker."""
     found: dict[str, Session] = {}
-    for rows in lists:
-        for row in rows:
+    for page in pages:
+        for row in page["data"]:
             known = found.get(row["id"])
             if known is None or known["state"] == "hibernated":
                 found[row["id"]] = row
-    return list(found.values())
+    # Each page has the first ones that its worker knows of, so that the first ones of all are among them.
+    rows = sorted(found.values(), key=lambda row: SessionArchive.place(row["id"]))
+    return {
+        "object": "list",
+        "data": rows[:limit],
+        "has_more": len(rows) > limit or any(page["has_more"] for page in pages),
+        "last_id": rows[:limit][-1]["id"] if rows else None,
+        # All workers see the same disk.
+        "total": max(len(rows), *(page["total"] for page in pages)),
+    }
 
 
 def merge_status(own: ServiceStatus, others: Sequence[ServiceStatus]) -> ServiceStatus:

@@ -78,7 +78,7 @@ OPERATIONS = (
     ),
     Operation(
         "GET", "/v1/sessions", Endpoints.list_sessions, "The tenant's sessions, hibernated ones too.",
-        answers.SessionList, ("ledger_unavailable",),
+        answers.SessionList, ("invalid_request", "ledger_unavailable"),
     ),
     Operation(
         "GET", "/v1/sessions/{session_id}", Endpoints.get_session, "State and usage of a session.",

@@ -210,7 +210,7 @@ class ServiceClient:
 
     def sessions(self) -> dict[str, dict[str, Any]]:
         """The tenant's sessions by id."""
-        return {str(row.get("id")): row for row in self.request("GET", "/v1/sessions").rows}
+        return {str(row.get("id")): row for row in self.request("GET", "/v1/sessions?limit=1000").rows}
 
     def status(self, *, timeout_s: float = 30.0) -> dict[str, Any]:
         """The status document; empty when it cannot be had."""
