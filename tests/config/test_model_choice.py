@@ -299,8 +299,8 @@ def test_headers_go_to_the_address_they_were_written_for(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("extra_body = { max_tokens = 9 }", r"extra_body\.max_tokens : is decided by the governor"),
-        ("extra_body = { n = 3 }", r"extra_body\.n : is decided by the governor"),
+        ("extra_body = { max_tokens = 9 }", r"extra_body\.max_tokens: is decided by the governor"),
+        ("extra_body = { n = 3 }", r"extra_body\.n: is decided by the governor"),
         ('headers = { "X Team" = "a" }', "is not the name of an HTTP header"),
         ('api_format = "anthropic-messages"\nthinking = "minimal"', "'minimal' is none of Anthropic's"),
         ("temperature = 3.0", "temperature"),
