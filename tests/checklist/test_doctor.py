@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from agentao_gov.checklist.doctor import examine
-from agentao_gov.config import load_deployment
+from agentao_gov.config import ModelFlags, load_deployment, resolve_model
 from agentao_gov.process import survey_layers
 
 
@@ -30,3 +31,26 @@ def test_the_doctor_says_whether_sessions_can_reach_each_other(tmp_path: Path, p
     assert [line.health for line in said] == ([] if health is None else [health if namespaces else "warn"])
     for line in said:
         assert line.health == "ok" or line.remedy
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://model.example/v1", "agentao-gov[socks]"),
+        ("http://model.example/v1/chat/completions", "/chat/completions"),
+    ],
+)
+def test_the_doctor_says_what_would_refuse_the_model_s_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, says: str
+) -> None:
+    """A run would end with 3, and the doctor said nothing of it."""
+    if "socks" in says:
+        monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+        monkeypatch.setitem(sys.modules, "socksio", None)
+    (tmp_path / "agentao-gov.toml").write_text("")
+    model = resolve_model(ModelFlags(model="m", base_url=address), environ={})
+
+    said = [line for line in examine(load_deployment(str(tmp_path / "agentao-gov.toml")), model) if line.id == "model"]
+
+    assert [line.health for line in said] == ["fail"]
+    assert says in said[0].observed

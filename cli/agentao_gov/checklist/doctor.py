@@ -5,6 +5,7 @@ Looks and tries, and leaves nothing behind: a store that does not exist yet is n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sqlite3
@@ -128,6 +129,13 @@ def _model(model: ModelChoice | Exception) -> Iterator[Examination]:
 
 
 def _remote(model: ModelChoice) -> Examination:
+    from agentao_gov.governor.http import HttpClient  # the SDK takes a second to import
+
+    with contextlib.closing(HttpClient()) as client:
+        try:
+            client.check(model.base_url)
+        except ConfigError as error:
+            return Examination("model", "model", "fail", error.message, error.hint or "")
     key = model.api_key.get_secret_value()
     answer = exchange(model.base_url, "GET", "/models", key=key, timeout_s=MODEL_S_MAX)
     if not answer.status:
