@@ -27,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 from agentao import Agentao
@@ -37,6 +37,7 @@ from pydantic import SecretStr
 from agentao_gov.budget import MemoryStore, StoreSettings, TokenLedger
 from agentao_gov.clock import SYSTEM_CLOCK, Deadline
 from agentao_gov.config import ModelChoice, Profile, ResolvedProfile
+from agentao_gov.config.profile import ApiFormat
 from agentao_gov.governor import Conversation, Governor, SessionKey, SessionSpec, TurnRequest
 from agentao_gov.simulator import start_simulator
 
@@ -63,7 +64,9 @@ def history(length: int) -> list[dict[str, Any]]:
 class Bare:
     """agentao as its guide shows it."""
 
-    def __init__(self, base_url: str, workdir: Path, *, log: bool) -> None:
+    def __init__(
+        self, base_url: str, workdir: Path, *, log: bool, api_format: ApiFormat = "openai-completions"
+    ) -> None:
         quiet = logging.getLogger("bench.quiet")
         quiet.setLevel(logging.CRITICAL)
         self.agent = Agentao(
@@ -75,6 +78,7 @@ class Bare:
             permission_mode="read-only",
             enabled_tools=TOOLS,
             transport=SdkTransport(confirm_tool=lambda *_: False),
+            api_format=api_format,
             **({} if log else {"logger": quiet}),
         )
 
@@ -93,11 +97,12 @@ class Governed:
 
     governor: Governor | None = None
 
-    def __init__(self, base_url: str, workdir: Path) -> None:
+    def __init__(self, base_url: str, workdir: Path, api_format: ApiFormat = "openai-completions") -> None:
         if Governed.governor is None:
             ledger = TokenLedger(MemoryStore(SYSTEM_CLOCK, StoreSettings()), SYSTEM_CLOCK, heartbeat_s=None)
             Governed.governor = Governor(ledger=ledger)
-        model = ModelChoice("simulated", "simulated", base_url, SecretStr("sk-bench-0123456789"), None, "benchmark")
+        key_text = SecretStr("sk-bench-0123456789")
+        model = ModelChoice("simulated", "simulated", base_url, key_text, None, "benchmark", api_format=api_format)
         settings = {"name": "bench", "limits": {"turn_tokens": "1000m", "max_context_tokens": 200_000}}
         profile = ResolvedProfile(profile=Profile.model_validate(settings), sources={})
         key = SessionKey("bench", workdir.name)
@@ -156,6 +161,40 @@ def overhead(base_url: str, rounds: int, root: Path) -> dict[str, Any]:
             subject.close()
         found[name] = {variant: summary(values) for variant, values in samples.items()}
     return found
+
+
+def wires(base_url: str, rounds: int, root: Path) -> dict[str, Any]:
+    """Wall and CPU of a turn on each wire, bare without its log and governed, with a short and a long history."""
+    found: dict[str, Any] = {}
+    question = f"What is the answer?\n@sim {json.dumps(ANSWER)}"
+    for api_format in get_args(ApiFormat):
+        for length in (0, 200):
+            workdirs = [root / f"{api_format}-{length}-{variant}" for variant in ("bare", "governed")]
+            for workdir in workdirs:
+                workdir.mkdir(parents=True)
+            bare = Bare(base_url, workdirs[0], log=False, api_format=api_format)
+            subjects = {"bare_without_log": bare, "governed": Governed(base_url, workdirs[1], api_format)}
+            samples: dict[str, list[tuple[float, float]]] = {variant: [] for variant in subjects}
+            for number in range(rounds + 5):
+                for variant, subject in subjects.items():
+                    subject.recall(history(length))
+                    sample = measure(partial(subject.ask, question))
+                    if number >= 5:  # warm-up
+                        samples[variant].append(sample)
+            for subject in subjects.values():
+                subject.close()
+            found[f"{api_format}, {length} messages"] = {name: summary(values) for name, values in samples.items()}
+    return found
+
+
+def wires_table(result: dict[str, Any]) -> str:
+    """What `wires` found."""
+    rows = [
+        (turn, variant.replace("_", " "), *map(line.get, ("wall_ms_median", "wall_ms_p90", "cpu_ms_median")))
+        for turn, variants in result["wires"].items()
+        for variant, line in variants.items()
+    ]
+    return table(("wire", "variant", "wall, ms (median)", "p90", "CPU, ms"), rows)
 
 
 def summary(samples: list[tuple[float, float]]) -> dict[str, Any]:
@@ -254,6 +293,7 @@ def sections(result: dict[str, Any]) -> dict[str, str]:
     return {
         "machine": machine(result["environment"]),
         "turns": table(("turn", "variant", "wall, ms (median)", "p90", "CPU, ms"), turns),
+        "wires": wires_table(result),
         "memory": table(("live sessions", "variant", "KiB each, opened", "KiB each, after one turn"), sessions),
         "start": table(("command", "first byte, s", "end, s", "CPU with its children, s"), starts),
         "reading": reading(result),
@@ -285,13 +325,30 @@ def compact(result: dict[str, Any]) -> str:
     )
 
 
+def refresh_wires(rounds: int) -> None:
+    """Measures the wires alone into the results that are there."""
+    result = json.loads((HERE / "turn_overhead.json").read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as directory, start_simulator() as simulator:
+        os.environ["HOME"] = directory
+        result["wires"] = wires(simulator.base_url, rounds, Path(directory))
+    result["environment"]["wires_date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    result["environment"]["wires_load"] = round(os.getloadavg()[0], 2)
+    print(wires_table(result))
+    (HERE / "turn_overhead.json").write_text(compact(result) + "\n", encoding="utf-8")
+    refresh(HERE / "turn_overhead.md", {"wires": wires_table(result)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--sessions", type=int, nargs="*", default=[100, 500])
     parser.add_argument("--quick", action="store_true", help="10 rounds, 50 sessions, nothing written")
+    parser.add_argument("--wires-only", action="store_true", help="measure the wires alone, and keep the rest")
     parser.add_argument("--memory-child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.wires_only:
+        refresh_wires(options.rounds)
+        return
     if options.memory_child:
         variant, sessions, base_url = options.memory_child
         memory_child(variant, int(sessions), base_url)
@@ -309,6 +366,7 @@ def main() -> None:
             },
             "start_up": start_up(3 if options.quick else 9, Path(directory) / "state"),
             "overhead": overhead(simulator.base_url, rounds, Path(directory) / "sessions"),
+            "wires": wires(simulator.base_url, rounds, Path(directory) / "wires"),
             "memory_kib": memory(simulator.base_url, counts),
         }
     parts = sections(result)

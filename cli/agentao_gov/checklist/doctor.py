@@ -137,7 +137,14 @@ def _remote(model: ModelChoice) -> Examination:
         except ConfigError as error:
             return Examination("model", "model", "fail", error.message, error.hint or "")
     key = model.api_key.get_secret_value()
-    answer = exchange(model.base_url, "GET", "/models", key=key, timeout_s=MODEL_S_MAX)
+    if model.api_format == "anthropic-messages":
+        # With it comes the SDK, which the other examinations do not need.
+        from agentao_gov.governor.wires import anthropic_headers
+
+        url, headers = f"{model.base_url.removesuffix('/v1')}/v1", anthropic_headers(key)
+        answer = exchange(url, "GET", "/models", headers=headers, timeout_s=MODEL_S_MAX)
+    else:
+        answer = exchange(model.base_url, "GET", "/models", key=key, timeout_s=MODEL_S_MAX)
     if not answer.status:
         text = f"{model.name} at {shown_url(model.base_url)} cannot be reached: {answer.error}"
         return Examination("model", "model", "fail", text, "Check base_url, the network and the proxy.")

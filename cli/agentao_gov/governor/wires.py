@@ -29,7 +29,7 @@ from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.report import replace_surrogates
 from agentao_gov.governor.spend import Spend, larger, reported_usage
 
-__all__ = ["Adapter", "GovernedMessages", "GovernedResponses", "adapter_for"]
+__all__ = ["Adapter", "GovernedMessages", "GovernedResponses", "adapter_for", "anthropic_headers"]
 
 #: The Messages API as its official package speaks it.
 _ANTHROPIC_VERSION = "2023-06-01"
@@ -39,6 +39,11 @@ _TOOL_PREAMBLE_TOKENS = 600
 _REMINDER_TOKENS = 40
 #: OpenAI takes no smaller `max_output_tokens`.
 _RESPONSES_OUTPUT_TOKENS_MIN = 16
+
+
+def anthropic_headers(api_key: str) -> dict[str, str]:
+    """The headers that every request to Anthropic's API has; `api_key` stands in them."""
+    return {"x-api-key": api_key, "anthropic-version": _ANTHROPIC_VERSION}
 
 
 class _Meter(StreamMeter):
@@ -274,7 +279,7 @@ class GovernedMessages(_Native, AnthropicMessagesAdapter):
         """The shared SDK object with Anthropic's headers, behind the meter. The address may end in `/v1` or not."""
         base_url, key = self._owner.base_url, self._owner.api_key
         path = "/messages" if base_url.rstrip("/").endswith("/v1") else "/v1/messages"
-        headers = {"x-api-key": key, "anthropic-version": _ANTHROPIC_VERSION, "Authorization": Omit()}
+        headers: dict[str, str | Omit] = {**anthropic_headers(key), "Authorization": Omit()}
         return _NativeSdk(_Endpoint(self._http.endpoint(base_url, key), path, headers))
 
     def frame_tokens(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> int:
