@@ -10,6 +10,7 @@ Writes neighbours.json and the table of neighbours.md beside this file.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import json
 import multiprocessing
@@ -234,8 +235,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-neighbours-") as folder, start_simulator() as simulator:
         root = Path(folder) / "service"
         prepare(root)
-        import hashlib
-
         tenants = {name: {"api_key_sha256": [hashlib.sha256(key.encode()).hexdigest()]} for name, key in KEYS.items()}
         flags = ("--model", "simulated-model", "--base-url", simulator.base_url)
         service = PrivateService(root, {"tenants": tenants}, keys=KEYS, flags=flags)
