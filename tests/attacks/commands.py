@@ -24,7 +24,7 @@ def _python(*lines: str) -> str:
 #: Name → what is tried, and the command that tries it.
 COMMANDS: dict[str, tuple[str, str]] = {
     # ── the service's process and its environment ──
-    "ps-environment": ("ps shows the environment of the service.", "ps e -o args -p @PID; ps auxe"),
+    "ps-environment": ("ps shows the environment of the service.", "ps eww -o args -p @PID; ps auxeww"),
     "proc-environ": ("/proc has the service's environment.", "tr '\\0' '\\n' < /proc/@PID/environ"),
     "proc-cmdline": ("/proc has its command line.", "tr '\\0' ' ' < /proc/@PID/cmdline; ps aux"),
     "proc-everybody": (
@@ -37,7 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "proc-self-root": ("One's own root leads around.", "cat /proc/self/root@VICTIM/secret.txt"),
     "proc-cwd": ("Another's directory leads around.", "cat /proc/@PID/cwd/secret.txt; ls /proc/@PID/cwd"),
-    "proc-fd": ("Another's open files can be opened again.", "cat /proc/@PID/fd/3; head -c 99 /proc/@PID/fd/*"),
+    "proc-fd": (
+        "Another's open files can be opened again.",
+        "cat /proc/@PID/fd/3; timeout 1 head -c 99 /proc/@PID/fd/*",
+    ),
     "proc-mem": (
         "Another's memory is a file.",
         _python(
