@@ -13,6 +13,8 @@ from agentao_gov.budget.journal import JournalEntry, decode
 from agentao_gov.governor import Outcome, TurnReport
 from tests.governor.harness import Harness, say
 
+pytestmark = pytest.mark.usefixtures("on_each_wire")
+
 TOOLS = {"allow": ["read_file", "glob"], "sub_agents": True}
 
 

@@ -122,11 +122,12 @@ def test_a_gateway_that_does_not_know_the_markers_is_asked_without(harness: Harn
         handler.wfile.write(FINE)
 
     provider = provide(answer)
-    session = on(harness, "anthropic-messages").open(base_url=provider.base_url)
+    session = on(harness, "anthropic-messages").open(base_url=provider.base_url, tools={"allow": []})
     reports = [harness.ask(session, "one"), harness.ask(session, "two")]
 
     assert [report.answer for report in reports] == ["fine", "fine"]
     assert len(provider.seen) == 3
+    assert "tools" not in provider.seen[1]
 
 
 def test_a_cap_that_the_provider_names_holds_from_then_on(harness: Harness, provide: Provide) -> None:

@@ -37,8 +37,6 @@ _ANTHROPIC_VERSION = "2023-06-01"
 _TOOL_PREAMBLE_TOKENS = 600
 #: The words around a system message in the middle of a conversation, which Messages does not know.
 _REMINDER_TOKENS = 40
-#: OpenAI takes no smaller `max_output_tokens`.
-_RESPONSES_OUTPUT_TOKENS_MIN = 16
 
 
 def anthropic_headers(api_key: str) -> dict[str, str]:
@@ -314,7 +312,8 @@ class GovernedMessages(_Native, AnthropicMessagesAdapter):
             # A gateway that does not know the marker.
             self._owner.cache_control = None
             for key in ("system", "messages", "tools"):
-                kwargs[key] = _without_markers(kwargs.get(key))
+                if key in kwargs:
+                    kwargs[key] = _without_markers(kwargs[key])
             return True
         return False
 
