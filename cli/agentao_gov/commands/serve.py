@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "run_one"]
 
+#: From the sweep of a killed service's workers to their address being free, at the most.
+_CLOSES_S = 2.0
+
 
 def command(
     config: Config = None,
@@ -54,6 +57,10 @@ def command(
 
 
 def _serve(settings: dict[str, Any]) -> int:
+    import time
+
+    from agentao_gov.clock import Deadline
+    from agentao_gov.errors import ConfigError
     from agentao_gov.monitor.logs import configure_logging
     from agentao_gov.process.scratch import ScratchDirs
     from agentao_gov.process.supervision import Heartbeat
@@ -65,8 +72,17 @@ def _serve(settings: dict[str, Any]) -> int:
     deployment = _deployment(settings)
     server = deployment.deployment.server
     # Before the address is taken: workers of a service that was killed with its wardens may still hold it.
-    sweep()
-    listener = bind(server.host, server.port)
+    swept = sweep().killed
+    # A killed process shows as dead a moment before its last thread has closed the socket.
+    deadline = Deadline.after(_CLOSES_S if swept else 0.0)
+    while True:
+        try:
+            listener = bind(server.host, server.port)
+            break
+        except ConfigError:
+            if deadline.passed:
+                raise
+            time.sleep(0.02)
     with contextlib.ExitStack() as stack:
         stack.callback(listener.close)
         settings["local_models"] = _start_local_models(deployment, settings, stack)
