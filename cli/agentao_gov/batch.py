@@ -10,19 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import UsageError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE
-
-__all__ = [
-    "INTERRUPTED",
-    "BatchItem",
-    "batch_exit_code",
-    "finished",
-    "next_ready",
-    "parse_batch",
-    "read_batch",
-]
 
 _KEYS = ("id", "prompt", "profile", "session")
 #: A turn that ended so was cut short from outside: it is not written, so that the next run does it again.

@@ -7,8 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Allowance", "Clock", "Deadline", "SystemClock"]
-
 
 class Clock(Protocol):
     """Where time comes from. Durations use `monotonic()`, calendars use `time()`; never mix them."""

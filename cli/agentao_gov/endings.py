@@ -9,8 +9,6 @@ from __future__ import annotations
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
-__all__ = ["ENDINGS", "Ending", "Outcome", "Retry"]
-
 
 class Retry(Enum):
     """When asking again may help; the value is the `Retry-After` in seconds where the ending itself gives none."""

@@ -42,39 +42,6 @@ from typing import ClassVar
 
 from agentao_gov.endings import ENDINGS, Ending
 
-__all__ = [
-    "AuthError",
-    "BadRequestError",
-    "BudgetError",
-    "BudgetExhaustedError",
-    "BudgetImpossibleError",
-    "CapacityError",
-    "ConfigError",
-    "DrainingError",
-    "ForbiddenOriginError",
-    "GovError",
-    "HeadTooLargeError",
-    "InternalError",
-    "MethodNotAllowedError",
-    "ModelError",
-    "NotFoundError",
-    "OverloadedError",
-    "ProfileNotAllowedError",
-    "QueueFullError",
-    "QueueTimeoutError",
-    "SessionDamagedError",
-    "SessionNotFoundError",
-    "SessionStuckError",
-    "StoreError",
-    "TenantSessionLimitError",
-    "TooLargeError",
-    "TurnCancelledError",
-    "TurnTimeoutError",
-    "UnknownProfileError",
-    "UsageError",
-    "UserSessionLimitError",
-]
-
 
 class GovError(Exception):
     """The root. What each class means to scripts and clients is its row of the table of endings."""

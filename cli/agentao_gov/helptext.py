@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["prepared", "write_all"]
-
 _PACKAGE = Path(__file__).parent
 _TEXTS = _PACKAGE / "help"
 _WORD = re.compile(r"[a-z]+(-[a-z]+)*")

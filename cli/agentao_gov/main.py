@@ -20,8 +20,6 @@ from agentao_gov import helptext
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.report import failures
 
-__all__ = ["main", "run_command"]
-
 # After the last word: how long threads that are not daemons may still hold the process.
 _THREADS_GRACE_S = 2.0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["shipped"]
-
 _PACKAGE = Path(__file__).resolve().parent
 
 

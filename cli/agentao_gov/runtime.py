@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from agentao_gov.governor.transport import AskUser, ConfirmTool
     from agentao_gov.governor.turn import TurnObserver
 
-__all__ = ["Runtime", "build_runtime", "open_runtime"]
-
 _log = logging.getLogger(__name__)
 
 

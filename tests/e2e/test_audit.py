@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import SecretStr
 
 from agentao_gov.config import Deployment, ModelChoice, ResolvedDeployment, load_profile
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import Outcome
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.audit import AuditFile
 from agentao_gov.monitor.tracing import Tracing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agentao_gov.endings import Outcome
 from agentao_gov.governor.classify import StopCause, TurnFacts, classify
-from agentao_gov.governor.report import Outcome, Reason
+from agentao_gov.governor.report import Reason
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import Outcome
 from agentao_gov.loadtest.record import Beat, Begin, SampleFile, Status, TurnSample, classify, parse_line, tally_of
 
 

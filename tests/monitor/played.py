@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import Outcome
 from agentao_gov.governor.turn import LlmCallEnd, PermissionEnd, ToolCallEnd, TurnLabels, TurnObserver
 from agentao_gov.governor.types import SessionKey
 from tests.service.samples import report

@@ -6,8 +6,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import QueueFullError
-from agentao_gov.governor.report import Outcome, ToolCall
+from agentao_gov.governor.report import ToolCall
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.monitor.alerts import Alert, AlertRule
 from agentao_gov.monitor.measure import Measurement

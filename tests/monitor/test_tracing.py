@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import Outcome
 from agentao_gov.monitor.tracing import Tracing
 from tests.monitor.played import LABELS, play
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import SessionKey, TextEvent, TurnEvent
 from agentao_gov.pool import SessionState
 from agentao_gov.simulator import Simulator

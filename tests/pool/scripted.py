@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime
 
 from agentao_gov.clock import Deadline
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import ModelError
-from agentao_gov.governor.report import Outcome, Timing, TurnReport, Usage
+from agentao_gov.governor.report import Timing, TurnReport, Usage
 from agentao_gov.governor.types import Conversation, EventSink, SessionKey, SessionSpec, TextEvent, TurnRequest
 
 #: No test waits longer: what is not there by then hangs.

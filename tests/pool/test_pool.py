@@ -11,6 +11,7 @@ import pytest
 
 from agentao_gov.clock import Deadline
 from agentao_gov.config import Profile, ResolvedProfile
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import (
     DrainingError,
     InternalError,
@@ -24,7 +25,7 @@ from agentao_gov.errors import (
     UserSessionLimitError,
 )
 from agentao_gov.governor import TurnReport
-from agentao_gov.governor.report import Mode, Outcome
+from agentao_gov.governor.report import Mode
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import PoolLimits, RungTimes, SessionState, StaleLeaseError
 from agentao_gov.pool.events import LeaseLeaked, SessionStuck, TurnRefused

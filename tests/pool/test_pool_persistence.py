@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import QueueTimeoutError, StoreError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool import Rung, SessionState
 from agentao_gov.pool.events import RungEntered

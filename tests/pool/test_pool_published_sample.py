@@ -9,8 +9,8 @@ import time
 import pytest
 from benchmarks.pool_published import PublishedPool
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import CapacityError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import SessionKey
 from tests.pool.bench import eventually
 from tests.pool.conftest import MakePool

@@ -6,7 +6,8 @@ import io
 
 import pytest
 
-from agentao_gov.governor.report import BudgetLine, LimitLine, Outcome, Timing, ToolCall, TurnReport, Usage
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import BudgetLine, LimitLine, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.report.terminal import bar, console, is_styled, print_table, printable
 from agentao_gov.report.turn_panel import print_limits, print_panel
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from agentao_gov.governor.report import BudgetLine, Outcome, Timing, TurnReport, Usage
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import BudgetLine, Timing, TurnReport, Usage
 
 
 def report(outcome: Outcome = Outcome.ANSWERED, *, answer: str | None = "four", **fields: Any) -> TurnReport:

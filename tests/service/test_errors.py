@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from agentao_gov import errors
-from agentao_gov.governor.report import Outcome
+from agentao_gov.endings import Outcome
 from agentao_gov.service.errors import failure_of_error, failure_of_report
 from tests.service.samples import line, report
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 import pytest
 
 from agentao_gov.config import Deployment, Pool
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import TenantSessionLimitError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.monitor.logs import log_pool_event
 from agentao_gov.pool.ladder import RungTimes
 from agentao_gov.process.supervision import RESTART_EXIT

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import QueueFullError
-from agentao_gov.governor.report import Outcome
 from agentao_gov.governor.types import IterationEvent, TextEvent, ToolEvent
 from agentao_gov.service.errors import failure_of_error, failure_of_report
 from agentao_gov.service.sse import ChatWriter, NativeWriter, completion

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-__all__ = ["Admission", "Answer", "Level", "QueueTicket", "admit", "extendable", "fair_order", "serve"]
-
 
 class Answer(StrEnum):
     """What the budgets say to a call."""

@@ -10,17 +10,6 @@ from agentao_gov.budget.store import Crossing, Refused
 from agentao_gov.budget.types import Balance, ReserveRequest, Scope
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = [
-    "THOUSANDTHS",
-    "BalanceKey",
-    "BalanceRecord",
-    "balance_name",
-    "crossed",
-    "refusal",
-    "still_passed",
-    "within_window",
-]
-
 #: Soft thresholds are written down in thousandths: integers only.
 THOUSANDTHS = 1000
 

@@ -35,9 +35,6 @@ from agentao_gov.budget.types import (
 )
 from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 
-__all__ = ["LedgerCore", "LocalStore", "QueuedCall", "Records"]
-
-
 T = TypeVar("T")
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["POINTS", "TAKEOVER_POINT", "UPKEEP_POINTS", "install", "reach"]
-
 #: In the order in which a call meets them; the three around the send are reached by the model client.
 POINTS = (
     "before_reserve",

@@ -16,8 +16,6 @@ from typing import NamedTuple
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import boot_id
 
-__all__ = ["HighWater", "Marked"]
-
 #: Magic, ledger identity, boot, and the two figures: last entry, last entry known to be on disk.
 _LAYOUT = struct.Struct("=8s16s16sQQ")
 _FIGURES_AT = 8 + 16 + 16

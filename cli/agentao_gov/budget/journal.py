@@ -15,27 +15,6 @@ from agentao_gov.budget.store import JournalRow, Verification
 from agentao_gov.budget.types import ReservationState
 from agentao_gov.errors import StoreError
 
-__all__ = [
-    "DAY_MS",
-    "GENESIS",
-    "STATE_AFTER",
-    "Checkpoint",
-    "Cut",
-    "JournalEntry",
-    "Kind",
-    "Replay",
-    "Totals",
-    "chain",
-    "decode",
-    "encode",
-    "over_by",
-    "piece",
-    "plan",
-    "replay",
-    "verify_records",
-]
-
-
 Kind = Literal[
     "open",
     "line",

@@ -42,9 +42,6 @@ from agentao_gov.errors import (
     UsageError,
 )
 
-__all__ = ["LedgerHeartbeat", "TokenLedger", "WaitingRoom"]
-
-
 # ── waiting ───────────────────────────────────────────────────────────────────────────────────────
 
 #: How often a parked thread looks at its deadline and its `cancelled` event: two events cannot be waited for at once.

@@ -16,8 +16,6 @@ from agentao_gov.budget.store import JournalRow, StoreSettings, Verification
 from agentao_gov.budget.types import ReservationState, ReserveRequest, ScopeLimit
 from agentao_gov.clock import SYSTEM_CLOCK, Clock
 
-__all__ = ["MemoryRecords", "MemoryStore"]
-
 T = TypeVar("T")
 
 #: There is only one owner, and it dies together with the store.

@@ -11,8 +11,6 @@ from typing import Any
 from agentao_gov.budget.reservation import Price
 from agentao_gov.errors import ConfigError
 
-__all__ = ["PICO_PER_USD", "PriceTable", "usd"]
-
 PICO_PER_USD = 10**12
 _TOKENS_PER_UNIT = 10**6
 _SHIPPED = Path(__file__).with_name("prices.toml")

@@ -6,21 +6,6 @@ from typing import NamedTuple
 
 from agentao_gov.budget.types import ReservationState
 
-__all__ = [
-    "OPEN_STATES",
-    "CallRecord",
-    "Holding",
-    "Posting",
-    "Price",
-    "after",
-    "charge",
-    "check_usage",
-    "held_by_note",
-    "release",
-    "reserve_note",
-    "settle",
-]
-
 #: States in which tokens are held.
 OPEN_STATES = frozenset({ReservationState.RESERVED, ReservationState.DISPATCHED})
 

@@ -19,9 +19,6 @@ from agentao_gov.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from agentao_gov.config import Deployment, ResolvedDeployment
 
-__all__ = ["ledger_path", "limit_of", "open_ledger", "scope_limits", "tenant_timezone"]
-
-
 #: The turn has one window whatever the zone.
 _TURN_TIMEZONE = "UTC"
 

@@ -10,24 +10,6 @@ from typing import Literal, Protocol
 from agentao_gov.budget.reservation import Price
 from agentao_gov.budget.types import Balance, Reservation, ReserveRequest, Scope, ScopeKind, ScopeLimit
 
-__all__ = [
-    "BudgetEvent",
-    "BudgetObserver",
-    "Crossing",
-    "JournalRow",
-    "Refusal",
-    "Refused",
-    "Settlement",
-    "Store",
-    "StoreFailureAllowed",
-    "StoreSettings",
-    "Verification",
-    "Waiting",
-    "decode_request",
-    "encode_request",
-]
-
-
 #: Number, text and hash of one journal entry.
 JournalRow = tuple[int, str, bytes]
 

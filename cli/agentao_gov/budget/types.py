@@ -15,22 +15,6 @@ if TYPE_CHECKING:
 
     from agentao_gov.clock import Deadline
 
-__all__ = [
-    "CALL_TOKENS_MAX",
-    "LIMIT_TOKENS_MAX",
-    "Balance",
-    "CancelledWait",
-    "Ledger",
-    "Reservation",
-    "ReservationLostError",
-    "ReservationState",
-    "ReserveRequest",
-    "Scope",
-    "ScopeKind",
-    "ScopeLimit",
-]
-
-
 #: The largest limit or grant that makes a difference. Sums of them stay exact in every store: Lua counts to 2^53.
 LIMIT_TOKENS_MAX = 10**15
 #: No model's call comes near; a provider that reports more has a fault, which must not break the ledger's sums.

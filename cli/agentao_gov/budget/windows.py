@@ -9,8 +9,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from agentao_gov.errors import ConfigError
 
-__all__ = ["TURN_WINDOW", "Window", "WindowCalendar", "zone"]
-
 #: The one window of a turn: a turn's budget does not start anew at midnight.
 TURN_WINDOW = "turn"
 

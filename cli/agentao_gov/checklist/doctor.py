@@ -38,8 +38,6 @@ from agentao_gov.process.sandbox import SandboxLayers, find_layers
 from agentao_gov.simulator.embedded import INSTALL_COMMAND, missing_local_extra
 from agentao_gov.testrig.client import exchange
 
-__all__ = ["Examination", "Health", "examine"]
-
 Health = Literal["ok", "warn", "fail"]
 MODEL_S_MAX = 5.0
 #: Measured with 0.5.17: a pooled session holds no descriptor while idle, a busy one about three, an MCP server five.

@@ -12,8 +12,6 @@ from agentao_gov.config.deployment import Deployment, Tenant
 from agentao_gov.config.profile import Profile
 from agentao_gov.errors import ConfigError
 
-__all__ = ["Facts", "config_name", "gather", "shown_path"]
-
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 #: The probed profile where nobody names one.
 DEFAULT_PROFILE = "qa"

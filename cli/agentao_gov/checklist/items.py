@@ -7,8 +7,6 @@ from typing import Literal
 
 from agentao_gov.errors import UsageError
 
-__all__ = ["ITEMS", "Item", "ItemId", "select"]
-
 ItemId = Literal[
     "session_caps",
     "daily_token_budget",

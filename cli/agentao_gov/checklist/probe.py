@@ -22,19 +22,6 @@ from agentao_gov.simulator import Simulator
 from agentao_gov.testrig.client import Door, HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.service import PrivateService, patiently
 
-__all__ = [
-    "Context",
-    "Endable",
-    "HeldTurns",
-    "ProbeFunction",
-    "ProbedService",
-    "Running",
-    "ServiceFactory",
-    "WalkOverError",
-    "directive",
-    "verdict",
-]
-
 #: By its prefix the governor knows the simulated tokenizer, and reserves a count instead of bytes.
 _MODEL = "simulated-checklist"
 GATE = "gate"

@@ -20,8 +20,6 @@ from agentao_gov.config.profile import Profile
 from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.config.units import format_duration, parse_duration_s
 
-__all__ = ["NEIGHBOUR", "STUB_SERVER", "ProbeConfig"]
-
 #: A tenant of our own where the configuration has only one.
 NEIGHBOUR = "checklist-neighbour"
 #: The MCP server that probes add to the profile.

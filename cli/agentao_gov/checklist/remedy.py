@@ -8,8 +8,6 @@ from typing import Any
 
 import tomli_w
 
-__all__ = ["Remedy", "render"]
-
 
 @dataclass(frozen=True, slots=True)
 class Remedy:

@@ -16,21 +16,6 @@ from agentao_gov.checklist.remedy import Remedy, render
 from agentao_gov.config.toml_text import key_line
 from agentao_gov.report.gate import GateCase, GateReport, GateTable
 
-__all__ = [
-    "CHECKLIST_SCHEMA",
-    "Check",
-    "ChecklistReport",
-    "ItemReport",
-    "Place",
-    "Scaled",
-    "Status",
-    "assemble",
-    "gate_report",
-    "json_schema",
-    "judge",
-    "skipped",
-]
-
 CHECKLIST_SCHEMA: Literal["agentao-gov/checklist/1"] = "agentao-gov/checklist/1"
 Status = Literal["pass", "fail", "warn", "skip"]
 #: What can be done about a limit that is configured and does not hold.

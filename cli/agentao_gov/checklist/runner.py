@@ -27,8 +27,6 @@ from agentao_gov.config.resolved import ResolvedProfile
 from agentao_gov.errors import GovError
 from agentao_gov.simulator import Simulator, start_simulator
 
-__all__ = ["Listener", "walk"]
-
 #: More lanes than two gain nothing: what is left is work, not waiting.
 LANES_MAX = 2
 #: How long an interrupted lane may take to notice that everything it used is gone.

@@ -20,8 +20,6 @@ from agentao_gov.config.model import context_cap, known_model
 from agentao_gov.config.profile import Profile
 from agentao_gov.config.units import format_duration
 
-__all__ = ["static_checks"]
-
 MIB = 2**20
 #: Above this a number is a way of writing "unlimited".
 ABSURD_SESSIONS = 100_000

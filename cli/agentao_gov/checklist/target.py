@@ -33,8 +33,6 @@ from agentao_gov.governor.report import redact
 from agentao_gov.testrig.client import HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["PROBES", "ProbedTarget", "check_target", "walk_target"]
-
 #: Turns at once that a foreign service is asked for, and those spent against its budget: each may cost real tokens.
 AT_ONCE = 64
 SPENT_TURNS_MAX = 40

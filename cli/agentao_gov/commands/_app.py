@@ -13,8 +13,6 @@ import typer
 import typer.core
 import typer.main
 
-__all__ = ["COMMANDS", "application"]
-
 #: Name of each command, and its line in `--help`. The module is `agentao_gov.commands.NAME`; it has a function
 #: `command`, or a Typer `app` where there are sub-commands. Both return an exit code or None for 0.
 COMMANDS = {

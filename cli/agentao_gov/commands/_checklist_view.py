@@ -18,8 +18,6 @@ from agentao_gov.checklist.runner import Listener
 from agentao_gov.report.gate import clean
 from agentao_gov.report.terminal import STYLES, console
 
-__all__ = ["Progress", "print_checklist", "rendered"]
-
 _STYLES = {"pass": STYLES["ok"], "fail": STYLES["bad"], "warn": STYLES["warn"], "skip": STYLES["dim"]}
 _MARKS = {"pass": "✔", "fail": "✘", "warn": "!", "skip": "-"}
 #: Evidence lines of one item on the terminal; JSON has them all.

@@ -15,8 +15,6 @@ from agentao_gov.loadtest.view import LiveFigures
 from agentao_gov.report.gate_terminal import GateScreen
 from agentao_gov.report.terminal import console, print_table
 
-__all__ = ["TerminalView", "next_command", "print_comparisons", "print_dry_run"]
-
 #: Of a core: a generator that uses so much is held up by itself, else by the machine.
 _CPU_FULL = 0.7
 

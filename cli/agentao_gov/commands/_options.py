@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ApiKeyEnv", "BaseUrl", "Config", "Json", "Mode", "Model", "Sets", "Strict"]
-
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="PATH", help="The deployment file. Default: ./agentao-gov.toml where it exists."),

@@ -20,17 +20,6 @@ from agentao_gov.config.mcp import shown_value
 from agentao_gov.config.model import shown_url
 from agentao_gov.errors import UsageError
 
-__all__ = [
-    "check_output",
-    "findings_json",
-    "judge_findings",
-    "print_findings",
-    "settings_json",
-    "settings_lines",
-    "write_output",
-]
-
-
 _BARE = re.compile(r"^[A-Za-z0-9_-]+$")
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from agentao_gov.budget import Balance, Scope, TokenLedger
     from agentao_gov.config import ResolvedDeployment
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, help="Token budgets: show, grant, verify, export.")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Deployment file.", show_default=False)]

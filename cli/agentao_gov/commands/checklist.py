@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from agentao_gov.checklist.items import Item
     from agentao_gov.checklist.report import ChecklistReport
 
-__all__ = ["command"]
-
 _FORMATS = ("table", "json", "junit", "markdown", "github")
 #: What a file's name says about the format where nobody else does.
 _SUFFIXES = {".json": "json", ".xml": "junit", ".md": "markdown"}

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["command"]
-
 
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them.")] = Path(),

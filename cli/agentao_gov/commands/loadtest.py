@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from agentao_gov.loadtest.document import LoadTestReport
     from agentao_gov.loadtest.options import LoadOptions
 
-__all__ = ["app"]
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None, invoke_without_command=True, no_args_is_help=False)
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from agentao_gov.config import Overrides, ResolvedDeployment
     from agentao_gov.monitor.capacity import CapacityPlan, MachineLimits, Measured
 
-__all__ = ["command"]
-
 #: Opening a hundred sessions takes seconds; MCP servers that hang have their own start-up limit below this.
 _PROBE_S_MAX = 300.0
 _SCHEMA = "agentao-gov/plan/1"

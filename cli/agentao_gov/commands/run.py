@@ -7,8 +7,6 @@ import typer
 
 from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Mode, Model, Sets
 
-__all__ = ["command"]
-
 _Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The question.")]
 _Profile = Annotated[str, typer.Option("--profile", "-p", metavar="NAME|PATH", help="The profile to run under.")]
 _Tenant = Annotated[str, typer.Option(metavar="NAME", help="Whose budgets count.")]

@@ -22,15 +22,14 @@ from agentao_gov.batch import (
     finished,
     next_ready,
 )
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, UsageError
-from agentao_gov.governor.report import Outcome, TurnReport
+from agentao_gov.governor.report import TurnReport
 from agentao_gov.report.terminal import console
 
 if TYPE_CHECKING:
     from agentao_gov.commands.run_context import RunContext
     from agentao_gov.config import ResolvedProfile
-
-__all__ = ["run_batch"]
 
 _LOOK_S = 0.1
 #: Where nobody looks at a terminal: a line at most this often.

@@ -24,8 +24,6 @@ from agentao_gov.simulator.embedded import LocalModel
 if TYPE_CHECKING:
     from agentao_gov.pool import AgentPool, TurnOrder
 
-__all__ = ["RunContext", "RunOptions", "allowed_profile"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:

@@ -22,8 +22,6 @@ from agentao_gov.report.turn_panel import print_budget, print_limits, print_pane
 if TYPE_CHECKING:
     from agentao_gov.commands.run_context import RunContext
 
-__all__ = ["converse"]
-
 _HELP = """/limits   every limit with its value and where it came from
 /budget   what is used of each token budget
 /report   the last turn's report as JSON

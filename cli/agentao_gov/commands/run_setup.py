@@ -33,8 +33,6 @@ from agentao_gov.simulator.embedded import running_model
 if TYPE_CHECKING:
     from agentao_gov.budget import BudgetEvent
 
-__all__ = ["run"]
-
 #: The command line's own tenant: always allowed.
 LOCAL_TENANT = "local"
 

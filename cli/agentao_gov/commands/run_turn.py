@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool import TurnOrder
     from agentao_gov.report.turn_panel import LiveTurn
 
-__all__ = ["Asker", "run_once", "take_turn"]
-
 #: How often the main thread looks up from waiting: a signal is handled between two looks.
 _LOOK_S = 0.1
 #: A person who thinks longer than the turn may last has answered no; the turn's end must not wait for them.

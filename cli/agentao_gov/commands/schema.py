@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["command"]
-
 _NAMES = ("checklist", "deployment", "loadtest", "profile", "turn-report")
 
 

@@ -16,8 +16,6 @@ from agentao_gov.commands._options import ApiKeyEnv, BaseUrl, Config, Mode, Mode
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, Overrides, ResolvedDeployment, ResolvedProfile
 
-__all__ = ["command", "run_one"]
-
 #: From the sweep of a killed service's workers to their address being free, at the most.
 _CLOSES_S = 2.0
 

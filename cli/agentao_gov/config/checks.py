@@ -13,19 +13,6 @@ from agentao_gov.config.profile import Profile, Task, Tier
 from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import finding
 
-__all__ = [
-    "ARGUMENTS",
-    "BUILT_IN",
-    "ITERATIONS",
-    "TURN_TIMEOUT_S",
-    "fit_tool_timeouts",
-    "recommendations",
-    "rule_findings",
-    "sandbox_findings",
-    "tool_name_findings",
-]
-
-
 # ── time limits longer than the turn's: refused inside one file, clamped where a flag made them so
 
 

@@ -10,23 +10,6 @@ from pydantic import AfterValidator, Field, field_validator
 from agentao_gov.config.profile import Count, ModelSettings, PositiveBytes, PositiveDuration, PositiveTokens, Settings
 from agentao_gov.config.units import Duration
 
-__all__ = [
-    "TENANT_NAME_RULE",
-    "Admin",
-    "Budget",
-    "Capacity",
-    "Checklist",
-    "Deployment",
-    "LoadTest",
-    "Pool",
-    "ProfilesDir",
-    "Server",
-    "Shutdown",
-    "State",
-    "Tenant",
-    "is_tenant_name",
-]
-
 TENANT_NAME_RULE = "use up to 64 letters, digits, '.', '_' and '-', with no '.' in front"
 
 

@@ -25,17 +25,6 @@ from agentao_gov.config.load_profile import load_profile
 from agentao_gov.errors import ConfigError, UsageError
 from agentao_gov.resources import shipped
 
-__all__ = [
-    "add_admin_key",
-    "add_tenant_key",
-    "edit_deployment",
-    "new_profile",
-    "write_capacity",
-    "write_new",
-    "write_starter",
-    "write_whole",
-]
-
 
 def edit_deployment(path: Path, change: Callable[[tomlkit.TOMLDocument], None]) -> None:
     """Applies `change` to the deployment file, keeping comments and order.

@@ -9,8 +9,6 @@ from typing import Literal
 
 from agentao_gov.errors import ConfigError, UsageError
 
-__all__ = ["Finding", "raise_errors"]
-
 
 @dataclass(frozen=True, slots=True)
 class Finding:

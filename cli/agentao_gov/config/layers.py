@@ -18,21 +18,6 @@ from pydantic import BaseModel
 
 from agentao_gov.errors import UsageError
 
-__all__ = [
-    "ENV_PREFIX",
-    "ConfigLayer",
-    "Layers",
-    "Overrides",
-    "environment_layers",
-    "flag_layers",
-    "flatten",
-    "known_keys",
-    "nearest_key",
-    "set_layers",
-    "type_at",
-]
-
-
 # ── keys: which there are, of what type, and which is nearest ─────────────────────────────────────
 
 #: Stands for any name in `known_keys`: a tenant's, a server's, a tool's.

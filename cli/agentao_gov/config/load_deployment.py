@@ -19,18 +19,6 @@ from agentao_gov.config.units import format_duration
 from agentao_gov.config.validate import build, finding
 from agentao_gov.errors import ConfigError
 
-__all__ = [
-    "CONFIG_VARIABLE",
-    "FILE_NAME",
-    "STATE_VARIABLE",
-    "audit_deployment",
-    "find_deployment",
-    "inspect_deployment",
-    "is_loopback",
-    "load_deployment",
-]
-
-
 FILE_NAME = "agentao-gov.toml"
 CONFIG_VARIABLE = "AGENTAO_GOV_CONFIG"
 STATE_VARIABLE = "AGENTAO_GOV_STATE"

@@ -26,8 +26,6 @@ from agentao_gov.config.validate import build, finding
 from agentao_gov.errors import ConfigError, UnknownProfileError
 from agentao_gov.resources import shipped
 
-__all__ = ["inspect_profile", "load_profile", "profile_paths"]
-
 # Deep enough for company -> team -> task -> experiment; a longer chain is nearly always a loop.
 _EXTENDS_MAX = 8
 

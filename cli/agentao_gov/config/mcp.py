@@ -20,8 +20,6 @@ from agentao_gov.config.model import expand, shown_url
 from agentao_gov.config.profile import McpServer, Profile
 from agentao_gov.config.validate import finding
 
-__all__ = ["program_problem", "resolve_servers", "shown_value"]
-
 #: The fields in which references have values. `command` and `cwd` also know `~`.
 _WITH_REFERENCES = ("command", "args", "env", "cwd", "url", "headers")
 _WITH_HOME = frozenset({"command", "cwd"})

@@ -23,24 +23,6 @@ from agentao_gov.config.resolved import ResolvedDeployment, ResolvedProfile
 from agentao_gov.config.validate import finding
 from agentao_gov.errors import ConfigError, UsageError
 
-__all__ = [
-    "URL_FORM",
-    "KnownModel",
-    "ModelChoice",
-    "ModelFlags",
-    "ModelOptions",
-    "context_cap",
-    "expand",
-    "fit_to_model",
-    "is_http_url",
-    "known_model",
-    "looks_like_a_key",
-    "model_findings",
-    "resolve_model",
-    "shown_url",
-]
-
-
 # ── what can be said of a `[model]` table before anything is sent ─────────────────────────────────
 
 URL_FORM = "It looks like https://api.openai.com/v1 or http://127.0.0.1:8000/v1."

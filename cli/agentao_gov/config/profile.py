@@ -8,25 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentao_gov.config.units import ByteSize, Duration, Tokens
 
-__all__ = [
-    "ApiFormat",
-    "Count",
-    "Limits",
-    "McpServer",
-    "ModelSettings",
-    "OnLimit",
-    "PositiveBytes",
-    "PositiveDuration",
-    "PositiveTokens",
-    "Profile",
-    "Settings",
-    "Task",
-    "Tier",
-    "ToolRule",
-    "Tools",
-]
-
-
 # ── what all configuration models share ───────────────────────────────────────────────────────────
 
 

@@ -23,8 +23,6 @@ from agentao_gov.config.layers import (
 from agentao_gov.config.profile import Profile
 from agentao_gov.errors import ConfigError
 
-__all__ = ["ResolvedDeployment", "ResolvedProfile", "layers_for"]
-
 
 @dataclass(frozen=True, slots=True)
 class ResolvedProfile:

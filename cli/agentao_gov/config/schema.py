@@ -7,8 +7,6 @@ from typing import Any
 from agentao_gov.config.deployment import Deployment
 from agentao_gov.config.profile import Profile
 
-__all__ = ["deployment_schema", "profile_schema"]
-
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 

@@ -9,17 +9,6 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-__all__ = [
-    "ByteSize",
-    "Duration",
-    "Tokens",
-    "format_bytes",
-    "format_duration",
-    "parse_bytes",
-    "parse_duration_s",
-    "parse_tokens",
-]
-
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = r"^\s*(\d[\d_]*(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$"
 _TOKENS = r"^\s*(\d[\d_]*(?:\.\d+)?)\s*([kKmM])?\s*$"

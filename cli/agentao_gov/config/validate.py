@@ -11,8 +11,6 @@ from agentao_gov.config.findings import Finding
 from agentao_gov.config.layers import Layers, nearest_key
 from agentao_gov.config.toml_text import key_line
 
-__all__ = ["build", "finding"]
-
 M = TypeVar("M", bound=BaseModel)
 
 _TYPES = {

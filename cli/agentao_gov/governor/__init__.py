@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agentao_gov.endings import Outcome
 from agentao_gov.governor import agentao_version, sdk_import
-from agentao_gov.governor.report import (
-    BudgetLine,
-    LimitLine,
-    Mode,
-    Outcome,
-    Timing,
-    ToolCall,
-    ToolOutcome,
-    TurnReport,
-    Usage,
-)
+from agentao_gov.governor.report import BudgetLine, LimitLine, Mode, Timing, ToolCall, ToolOutcome, TurnReport, Usage
 from agentao_gov.governor.types import (
     Conversation,
     EventSink,

@@ -23,8 +23,6 @@ from agentao_gov.governor.spend import Spend, larger, reported_usage
 from agentao_gov.governor.tokens import count_tokens, is_calibrated
 from agentao_gov.governor.turn import CallUsage
 
-__all__ = ["GovernedAdapter", "ProviderStream", "StreamMeter", "refuse_pages"]
-
 #: A provider's count and ours differ by a few tokens where pieces of a stream are joined.
 _SLACK_TOKENS = 16
 #: Tokenizers that we have no table for may need this many times fewer tokens than cl100k for the same text.

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["path_hints"]
-
 #: As agentao takes: the last so many messages, the first so many names.
 _MESSAGES = 10
 _HINTS_MAX = 20

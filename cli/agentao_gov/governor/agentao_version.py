@@ -16,8 +16,6 @@ from types import ModuleType
 
 from agentao_gov.errors import ConfigError
 
-__all__ = ["NEEDED", "check_before_import", "require_agentao", "version_problem"]
-
 #: The same as in `pyproject.toml`; `.ci/run` runs the governor's tests with the oldest and the newest.
 NEEDED = ">=0.5.15,<0.5.18"
 _OLDEST, _BELOW = (0, 5, 15), (0, 5, 18)

@@ -20,8 +20,6 @@ import openai
 from agentao_gov.governor.classify import NotAModelError, provider_words
 from agentao_gov.governor.report import replace_surrogates
 
-__all__ = ["Event", "error_in", "mend_arguments", "read_chunks", "read_events", "read_whole", "without_surrogates"]
-
 #: Indexes of tool calls from here on are ours.
 _OWN_INDEX = 1_000
 #: A character's half as JSON writes it.

@@ -38,8 +38,6 @@ from agentao_gov.governor.types import Conversation, SessionSpec
 from agentao_gov.process.sandbox import SandboxLayers
 from agentao_gov.process.tree import SessionTree
 
-__all__ = ["AgentParts", "build_agent", "govern_sub_agents", "is_sub_agent_tool", "restore"]
-
 # agentao's context manager asks tiktoken for its tables as soon as it is installed, and tiktoken downloads them: a
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
 # decides when to compact; the ledger counts by `tokens`, not by it.

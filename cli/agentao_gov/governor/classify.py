@@ -17,21 +17,8 @@ from typing import Any
 import httpx2
 import openai
 
-from agentao_gov.governor.report import Outcome, Reason, redact
-
-__all__ = [
-    "NotAModelError",
-    "StopCause",
-    "TurnFacts",
-    "TurnResult",
-    "classify",
-    "cut_reason",
-    "describe_failure",
-    "no_answer_in",
-    "provider_words",
-    "spell_out",
-    "status_of",
-]
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import Reason, redact
 
 #: Longest sentence; a provider's own words may be a page.
 _TEXT_CHARS_MAX = 400

@@ -40,8 +40,6 @@ from agentao_gov.process.warden.processes import below, resident
 if TYPE_CHECKING:
     from agentao_gov.config.profile import Profile
 
-__all__ = ["TrackedShell", "confined_server", "sandbox_of"]
-
 #: The one line to write where no sandbox can be had.
 _NO_SANDBOX = (
     "shell commands need a sandbox, and neither bubblewrap nor Landlock works here (see `agentao-gov doctor`). To run "

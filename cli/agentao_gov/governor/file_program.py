@@ -35,8 +35,6 @@ from agentao.capabilities import LocalFileSystem
 from agentao.tools.file_ops import EditTool, ReadFileTool, ReadFolderTool, WriteFileTool
 from agentao.tools.search import FindFilesTool, SearchTextTool
 
-__all__ = ["NAME", "PROGRAM", "TOOLS", "ConfinedFileSystem", "OutsideError"]
-
 #: What the process is called; its command line is `python -P PROGRAM CONTROL`.
 NAME = "gov-files"
 PROGRAM = os.path.abspath(__file__)  # noqa: PTH100

@@ -17,8 +17,6 @@ from typing import Any
 from agentao_gov.governor.file_program import PROGRAM, TOOLS
 from agentao_gov.process.sandbox_program import landlock_abi, landlock_ruleset
 
-__all__ = ["FILE_TOOLS", "FileTools"]
-
 #: What the program is started with of the service's environment: it needs no key to read a file.
 _KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME", "HOME")
 #: Longest answer: the program's own limit on a result, each character escaped.

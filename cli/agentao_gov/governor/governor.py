@@ -31,8 +31,6 @@ from agentao_gov.process.tree import SessionTree
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
 
-__all__ = ["Governor"]
-
 # Without a handler anywhere Python prints warnings of agentao's modules to standard error, tool arguments included.
 for _name in ("agentao", "agentao_gov"):
     logging.getLogger(_name).addHandler(logging.NullHandler())

@@ -31,8 +31,6 @@ from agentao_gov.errors import ConfigError
 from agentao_gov.governor import sdk_import
 from agentao_gov.governor.classify import NotAModelError
 
-__all__ = ["ANSWER_BYTES_MIN", "AbortScope", "HttpClient", "abortable", "timeout_for"]
-
 #: What every event of a streamed answer begins with; a head and a gateway's comments are no sign of work.
 _EVENT = b"data:"
 #: How the request for a tunnel begins, which goes to a proxy and no further. A model's begins with POST and then "{".

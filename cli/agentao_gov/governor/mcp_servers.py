@@ -32,8 +32,6 @@ from agentao_gov.process.tree import SessionTree, kill_processes
 if TYPE_CHECKING:
     from agentao_gov.config.profile import McpServer
 
-__all__ = ["SessionServers", "SharedServers"]
-
 _log = logging.getLogger(__name__)
 #: The MCP client's own limit of a call. The guard's, which knows how to name a time-out, always comes first: no turn is
 #: as long as this.

@@ -43,18 +43,6 @@ from agentao_gov.governor.tokens import Anchor, count_tokens, fit, prompt_bound,
 from agentao_gov.governor.turn import CallUsage, LlmCallEnd, LlmCallOutcome, Turn
 from agentao_gov.governor.wires import Adapter, adapter_for
 
-__all__ = [
-    "AGENT_LOG",
-    "Attempt",
-    "GovernedModel",
-    "ModelCall",
-    "ModelFailure",
-    "NoTurnError",
-    "Purpose",
-    "cost_of",
-    "pause",
-]
-
 #: What agentao writes to. It carries no handler of ours; agentao's own package-global file handler is never installed,
 #: because the newest client's file would receive every tenant's prompts.
 AGENT_LOG = logging.getLogger("agentao_gov.agent")

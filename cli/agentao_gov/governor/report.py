@@ -21,22 +21,6 @@ from agentao_gov.errors import GovError
 if TYPE_CHECKING:
     from agentao_gov.budget.types import Balance
 
-__all__ = [
-    "BudgetLine",
-    "LimitLine",
-    "Mode",
-    "Outcome",
-    "Reason",
-    "RedactingFilter",
-    "Timing",
-    "ToolCall",
-    "ToolOutcome",
-    "TurnReport",
-    "Usage",
-    "redact",
-    "replace_surrogates",
-]
-
 #: Where a session's agent lives.
 Mode = Literal["fresh", "in-process", "subprocess"]
 #: How one tool call ended.

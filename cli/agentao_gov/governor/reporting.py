@@ -16,8 +16,6 @@ from agentao_gov.governor.types import SessionSpec, TurnRequest
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedProfile
 
-__all__ = ["budget_lines", "compose_report", "limit_lines", "write_report"]
-
 #: TOML key in `[limits]` and the attribute that holds it.
 _LIMITS = (
     ("max_context_tokens", "max_context_tokens"),

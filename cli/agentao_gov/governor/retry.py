@@ -7,8 +7,6 @@ import email.utils
 import re
 from dataclasses import dataclass
 
-__all__ = ["RetryDecision", "asked_pause_s", "decide_retry", "parse_retry_after_s"]
-
 #: First pause without a Retry-After; doubled each time. agentao waits 7.5 s first, which an interactive turn cannot.
 BACKOFF_S = 0.5
 BACKOFF_S_MAX = 8.0

@@ -22,8 +22,6 @@ from agentao.tools.base import SHELL_TOOL_NAME
 if TYPE_CHECKING:
     from agentao_gov.config.profile import ToolRule, Tools
 
-__all__ = ["GovernedPermissions", "Verdict", "decide"]
-
 Action = Literal["allow", "ask", "deny"]
 
 #: One argument of a process may not be longer than 128 KiB, and agentao's scan of a command takes time with the square

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["hide_half_imported_httpx", "load_types_on_demand"]
-
 _PACKAGE = "openai.types"
 
 

@@ -16,17 +16,16 @@ from typing import Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock, Deadline
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.build import AgentParts
 from agentao_gov.governor.classify import StopCause, TurnFacts, TurnResult, classify
-from agentao_gov.governor.report import Outcome, Reason, TurnReport
+from agentao_gov.governor.report import Reason, TurnReport
 from agentao_gov.governor.reporting import limit_lines, write_report
 from agentao_gov.governor.tools import ToolLog
 from agentao_gov.governor.turn import CallLimits, Observers, PermissionEnd, Turn, TurnLabels
 from agentao_gov.governor.types import Conversation, EventSink, SessionSpec, TurnRequest
 from agentao_gov.process import procfs
-
-__all__ = ["GovernedSession", "IdleMessages", "TurnRun", "run_turn", "stack_of"]
 
 _log = logging.getLogger(__name__)
 

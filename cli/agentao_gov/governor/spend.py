@@ -16,8 +16,6 @@ from agentao_gov.governor.classify import StopCause
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.turn import CallUsage, Turn
 
-__all__ = ["ReservationRefused", "Spend", "larger", "reported_usage"]
-
 # ── the reservation ───────────────────────────────────────────────────────────────────────────────
 
 

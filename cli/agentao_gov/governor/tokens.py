@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Anchor", "Fitted", "count_tokens", "fit", "message_bytes", "prompt_bound", "text_bound", "thinks_unseen"]
-
 Message = Mapping[str, Any]
 
 #: Role, name and delimiters of one message; OpenAI's cookbook counts 4, chat templates of open models up to about 10.

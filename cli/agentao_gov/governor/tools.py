@@ -32,9 +32,6 @@ from agentao_gov.governor.turn import ToolCallEnd, Turn
 from agentao_gov.governor.types import ToolEvent
 from agentao_gov.process.supervision import tool_begins
 
-__all__ = ["ToolGuard", "ToolLog", "ToolRecord", "ToolTimeoutError", "current_record", "mark_denied", "says_failure"]
-
-
 # What became of each tool call, put together from agentao's events and what the guard saw.
 #
 # agentao tells when a call starts and ends, and `ok`, `error` or `cancelled`; only the guard knows that an error was a

@@ -14,8 +14,6 @@ from agentao_gov.governor.tools import ToolLog
 from agentao_gov.governor.turn import Turn
 from agentao_gov.governor.types import TextEvent
 
-__all__ = ["AskUser", "ConfirmTool", "GovernedTransport"]
-
 #: Asks a person whether a tool may run: name, description, arguments.
 ConfirmTool = Callable[[str, str, dict[str, Any]], bool]
 #: Asks a person a question of the model's.

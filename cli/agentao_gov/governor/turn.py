@@ -16,20 +16,6 @@ from agentao_gov.governor.classify import StopCause, TurnFacts
 from agentao_gov.governor.report import Mode, Reason, ToolCall, ToolOutcome, TurnReport, Usage
 from agentao_gov.governor.types import EventSink, IterationEvent, SessionKey, TurnEvent
 
-__all__ = [
-    "CallLimits",
-    "CallUsage",
-    "LlmCallEnd",
-    "LlmCallOutcome",
-    "Observers",
-    "PermissionEnd",
-    "ToolCallEnd",
-    "Turn",
-    "TurnLabels",
-    "TurnMeter",
-    "TurnObserver",
-]
-
 _log = logging.getLogger(__name__)
 
 # ── what a turn used ──────────────────────────────────────────────────────────────────────────────

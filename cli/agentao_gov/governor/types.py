@@ -14,22 +14,6 @@ from agentao_gov.governor.report import Mode, ToolOutcome
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = [
-    "SESSION_ID",
-    "SESSION_ID_RULE",
-    "USER_RULE",
-    "Conversation",
-    "EventSink",
-    "IterationEvent",
-    "SessionKey",
-    "SessionSpec",
-    "TextEvent",
-    "ToolEvent",
-    "TurnEvent",
-    "TurnRequest",
-    "is_user_name",
-]
-
 #: What a user may call a session, on the command line, in a batch and over HTTP.
 SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SESSION_ID_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : -"

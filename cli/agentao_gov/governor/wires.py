@@ -29,8 +29,6 @@ from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.report import replace_surrogates
 from agentao_gov.governor.spend import Spend, larger, reported_usage
 
-__all__ = ["Adapter", "GovernedMessages", "GovernedResponses", "adapter_for", "anthropic_headers"]
-
 #: The Messages API as its official package speaks it.
 _ANTHROPIC_VERSION = "2023-06-01"
 #: What Anthropic puts before the tools of a request: 264 to 530 tokens by model, as its documentation says.

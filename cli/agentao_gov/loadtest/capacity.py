@@ -15,20 +15,6 @@ from dataclasses import dataclass, field
 from agentao_gov.config.units import format_bytes
 from agentao_gov.loadtest.record import CAPACITY_OUTCOMES
 
-__all__ = [
-    "GENERATOR_CPU",
-    "GROWTH",
-    "NOT_THE_SERVICE",
-    "PROBES_MAX",
-    "CapacityResult",
-    "CapacitySearch",
-    "ProbeResult",
-    "Resources",
-    "binding_constraint",
-    "generator_name",
-    "wilson",
-]
-
 #: Refusals, the model's too, and turns that took too long: slowness has a cause of its own.
 _NO_ERRORS = CAPACITY_OUTCOMES | {
     "model_error",

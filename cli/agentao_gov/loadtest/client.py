@@ -19,8 +19,6 @@ from geventhttpclient._parser import HTTPParseError
 
 from agentao_gov.loadtest.record import UNSENT, ClientResult
 
-__all__ = ["ClientResult", "StreamReader", "TurnClient"]
-
 _CONNECTIONS_MAX = 20_000
 _CONNECT_TIMEOUT_S = 10.0
 _BLOCK_BYTES = 16 * 1024

@@ -21,17 +21,6 @@ from agentao_gov.errors import ConfigError
 from agentao_gov.loadtest.document import SCHEMA, LoadTestReport
 from agentao_gov.loadtest.thresholds import samples_needed
 
-__all__ = [
-    "CONFIDENCE",
-    "RESAMPLES",
-    "Comparison",
-    "check_comparable",
-    "compare_percentile",
-    "compare_reports",
-    "differences",
-    "read_report",
-]
-
 RESAMPLES = 2_000
 #: Of the interval. A regression needs its lower end above 1, so that chance is called one in 2.5 % per measure.
 CONFIDENCE = 0.95

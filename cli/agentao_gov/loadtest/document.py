@@ -6,18 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "SCHEMA",
-    "CapacityPart",
-    "GroupPart",
-    "LoadTestReport",
-    "Percentiles",
-    "ServerPart",
-    "ThresholdPart",
-    "TurnsPart",
-    "schema",
-]
-
 SCHEMA: Literal["agentao-gov/loadtest/1"] = "agentao-gov/loadtest/1"
 
 

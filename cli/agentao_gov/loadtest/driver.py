@@ -20,8 +20,6 @@ from agentao_gov.resources import shipped
 from agentao_gov.testrig.guarded import Guarded
 from agentao_gov.testrig.service import free_port
 
-__all__ = ["GeneratorDied", "LoadDriver", "check_port", "run_worker", "split_address"]
-
 #: Where a master listens for workers of other machines.
 DEFAULT_PORT = 5557
 #: Importing locust takes 0.8 s on an idle machine; a loaded one gets a generous guard.

@@ -29,8 +29,6 @@ from agentao_gov.loadtest.target import ServiceLimits, Target, oom_kills
 from agentao_gov.loadtest.thresholds import Observation, Threshold, evaluate, samples_needed
 from agentao_gov.loadtest.view import Stop, View, live_figures
 
-__all__ = ["Execution", "Played", "Probing"]
-
 #: The start of a probe is left out of what was at hand: its sessions are still coming.
 _STEADY_SHARE = 0.3
 #: A certifying probe plans for this many times the turns it needs, and leaves room for its drain and its deletions.

@@ -31,8 +31,6 @@ from agentao_gov.loadtest.server_series import ServerRow, listening_process, ses
 from agentao_gov.loadtest.target import Target
 from agentao_gov.loadtest.view import Stop
 
-__all__ = ["FaultPlayer", "PlannedFault", "load_faults"]
-
 Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
 Kind = Literal[
     "slow_first_token", "drip", "hang", "429", "500", "drop", "malformed", "endless_tools",

@@ -24,8 +24,6 @@ from agentao_gov.loadtest.plan import LoadPlan, LoadStream, Phase, SessionDraw, 
 from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, Beat, Begin, ClientResult, TurnSample
 from agentao_gov.loadtest.schedule import level_at
 
-__all__ = ["CpuShare", "LoadGenerator"]
-
 _SCHEDSTAT = Path("/proc/self/schedstat")
 _LAG_PROBE_S = 0.02
 _BEAT_S = 0.25

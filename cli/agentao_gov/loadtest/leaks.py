@@ -13,19 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = [
-    "WARM_UP_BYTES",
-    "Rest",
-    "ServiceSample",
-    "Slope",
-    "WaveLeak",
-    "leak_findings",
-    "memory_slope",
-    "theil_sen",
-    "wave_floors",
-    "wave_leak",
-]
-
 #: One-sided 97.5 % of the normal distribution: the interval is a 95 % one.
 _Z = 1.96
 #: More points cost quadratic time and say no more: neighbours half a second apart move together.

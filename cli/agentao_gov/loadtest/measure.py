@@ -19,20 +19,6 @@ from hdrh.histogram import HdrHistogram
 from agentao_gov.loadtest.record import CAPACITY_OUTCOMES, UNSENT, Beat, Status, TurnSample, TurnTally, tally_of
 from agentao_gov.loadtest.thresholds import CONFIDENCE, SortedSample, Threshold, chance_of, samples_needed
 
-__all__ = [
-    "LATENCY_PERCENTILES",
-    "Figures",
-    "GeneratorFigures",
-    "Histogram",
-    "generator_figures",
-    "grouped",
-    "measure",
-    "relieved",
-    "steady_rate",
-    "sustained_cpu",
-    "timeline",
-]
-
 _LOWEST_US = 1
 _HIGHEST_US = 2 * 3600 * 1_000_000
 _DIGITS = 3

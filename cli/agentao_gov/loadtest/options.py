@@ -21,28 +21,6 @@ from agentao_gov.loadtest.plan import Estimate, LoadPlan, LoadStream, Phase
 from agentao_gov.loadtest.schedule import Process, RecordedTurn, Shape, expected_count, mix_of, segments, span_s
 from agentao_gov.loadtest.thresholds import DEFAULTS, Threshold, parse_threshold, samples_needed
 
-__all__ = [
-    "CEILING",
-    "DEFAULT_MIX",
-    "PROBE_RAMP_SHARE",
-    "LoadOptions",
-    "api_key",
-    "bounded",
-    "build_phase",
-    "build_plan",
-    "choose_thresholds",
-    "drain_s",
-    "load_profiles",
-    "loaded_tenants",
-    "parse_mix",
-    "planned_phases",
-    "probe_label",
-    "probe_phase",
-    "probe_s",
-    "settle_mix",
-    "undecidable",
-]
-
 DEFAULT_MIX = {"qa": 8.0, "code": 1.0, "research": 1.0}
 _RATE_DEFAULT = 5.0
 _TIERS = ("interactive", "background", "batch")

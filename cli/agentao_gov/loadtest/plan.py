@@ -21,24 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agentao_gov.loadtest.schedule import Process, RecordedTurn, Segment, Shape, expected_count, schedule
 
-__all__ = [
-    "TASKS",
-    "Estimate",
-    "LoadPlan",
-    "LoadStream",
-    "Pace",
-    "Phase",
-    "SessionDraw",
-    "TaskShape",
-    "TurnPlan",
-    "TurnShape",
-    "draw",
-    "draw_session",
-    "estimate",
-    "prompt_of",
-    "turns_of",
-]
-
 #: What agentao's system prompt and tool descriptions cost on every call (measured on 0.5.17).
 OVERHEAD_TOKENS_PER_CALL = 5_200
 _TOOL_S = 0.02

@@ -15,22 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = [
-    "CAPACITY_OUTCOMES",
-    "UNSENT",
-    "Beat",
-    "Begin",
-    "ClientResult",
-    "PhaseRecord",
-    "SampleFile",
-    "Status",
-    "TurnSample",
-    "TurnTally",
-    "classify",
-    "parse_line",
-    "tally_of",
-]
-
 #: Outcomes that say "no room now": refusals, not errors.
 CAPACITY_OUTCOMES = frozenset(
     {

@@ -18,21 +18,6 @@ from agentao_gov.report.gate import CaseStatus, GateCase, GateReport, GateTable
 from agentao_gov.report.gate_formats import github_annotations, junit_xml, markdown
 from agentao_gov.report.html import Chart, ChartLine, ChartMark, Page, Section, Tile, html_page
 
-__all__ = [
-    "LATENCY_NAMES",
-    "counted",
-    "facts",
-    "gate_report",
-    "headline",
-    "make_place",
-    "page",
-    "render",
-    "show_ms",
-    "show_value",
-    "tables",
-    "write_reports",
-]
-
 LATENCY_NAMES = {
     "turn": "turn, from its intended start",
     "service": "turn, from the send",

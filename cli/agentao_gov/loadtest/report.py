@@ -44,16 +44,6 @@ from agentao_gov.loadtest.server_series import ServerRow, peaks_of
 from agentao_gov.loadtest.thresholds import Observation, Threshold, ThresholdResult, evaluate, samples_needed
 from agentao_gov.loadtest.verdict import RunEnding, judge
 
-__all__ = [
-    "Findings",
-    "assemble",
-    "capacity_plan",
-    "cost_of",
-    "environment",
-    "imbalances",
-    "plan_part",
-]
-
 _SHOWN = ("turn", "service", "first_token", "queue", "gap", "session")
 _ROWS_MAX = 600
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentao_gov.config import ResolvedDeployment, ResolvedProfile, load_deployment
+from agentao_gov.config import ResolvedDeployment, ResolvedProfile, is_loopback, load_deployment
 from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.loadtest.compare import check_comparable, compare_reports, read_report
 from agentao_gov.loadtest.document import LoadTestReport
@@ -43,7 +43,6 @@ from agentao_gov.loadtest.target import (
     Target,
     check_ownership,
     existing_target,
-    is_loopback,
     limits_of,
     own_target,
     promised,
@@ -52,11 +51,6 @@ from agentao_gov.loadtest.target import (
 from agentao_gov.loadtest.thresholds import SOAK_DEFAULTS, Threshold, parse_threshold
 from agentao_gov.loadtest.view import Stop, View
 from agentao_gov.testrig.guarded import Guarded, private_folder
-
-__all__ = [
-    "DryRun",
-    "LoadTestRun",
-]
 
 #: Daily budgets hold this many times what the plan should use, so that luck does not exhaust them.
 _BUDGET_ROOM = 20

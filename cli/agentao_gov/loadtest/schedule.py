@@ -19,23 +19,6 @@ from typing import Any, Literal, get_args
 
 from agentao_gov.errors import ConfigError
 
-__all__ = [
-    "PROCESSES",
-    "SHAPES",
-    "Process",
-    "RecordedTurn",
-    "Segment",
-    "Shape",
-    "expected_count",
-    "level_at",
-    "load_replay",
-    "mix_of",
-    "schedule",
-    "segments",
-    "span_s",
-    "until",
-]
-
 Shape = Literal["constant", "ramp", "steps", "spike", "soak", "capacity"]
 #: `poisson`: independent arrivals, what many users look like. `constant`: equal gaps, what a batch looks like.
 Process = Literal["poisson", "constant"]

@@ -19,8 +19,6 @@ import psutil
 from agentao_gov.process import procfs
 from agentao_gov.testrig.client import Scrape, ServiceClient
 
-__all__ = ["ServerRow", "ServerSeries", "listening_process", "peaks_of", "session_processes", "talks_to", "tree_of"]
-
 #: What the process that runs a session's agent calls itself; its warden, the zygote and the stock are others.
 _SESSION = "gov-session"
 _PERIOD_S = 0.5

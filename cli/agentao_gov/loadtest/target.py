@@ -26,20 +26,6 @@ from agentao_gov.simulator import Simulator, start_simulator
 from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.service import PrivateService, ServiceStartError
 
-__all__ = [
-    "ServiceLimits",
-    "Target",
-    "check_ownership",
-    "existing_target",
-    "group_limit",
-    "is_loopback",
-    "limits_of",
-    "oom_kills",
-    "own_target",
-    "promised",
-    "promised_by",
-]
-
 #: Overrides from the environment that this run replaces; those of profiles stay.
 _REPLACED = (
     "AGENTAO_GOV_STATE",

@@ -16,21 +16,6 @@ from typing import Literal
 
 from agentao_gov.errors import ConfigError
 
-__all__ = [
-    "CONFIDENCE",
-    "DEFAULTS",
-    "SOAK_DEFAULTS",
-    "Observation",
-    "SortedSample",
-    "Threshold",
-    "ThresholdResult",
-    "Unit",
-    "chance_of",
-    "evaluate",
-    "parse_threshold",
-    "samples_needed",
-]
-
 CONFIDENCE = 0.95
 Unit = Literal["ms", "ratio", "factor", "per_s", "bytes", "bytes_per_turn", "count", "tokens"]
 Status = Literal["pass", "fail", "inconclusive"]

@@ -15,8 +15,6 @@ from agentao_gov.loadtest.compare import Comparison
 from agentao_gov.loadtest.record import TurnTally
 from agentao_gov.loadtest.thresholds import ThresholdResult
 
-__all__ = ["Conclusion", "RunEnding", "RunVerdict", "judge"]
-
 Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
 _PASS, _FAILED, _INCONCLUSIVE = 0, 1, 11
 

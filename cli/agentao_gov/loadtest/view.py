@@ -16,8 +16,6 @@ from agentao_gov.loadtest.schedule import level_at
 from agentao_gov.loadtest.server_series import ServerRow
 from agentao_gov.loadtest.thresholds import Observation, SortedSample, Threshold, evaluate
 
-__all__ = ["LiveFigures", "SilentView", "Stop", "View", "live_figures"]
-
 #: Sorting all of a long run's turns several times a second would be load of its own.
 _RECENT = 2000
 _RATE_S = 5.0

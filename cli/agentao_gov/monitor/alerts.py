@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Alert", "AlertRule", "AlertStates", "plan_rules"]
-
 #: A fired alert clears below this part of its line.
 CLEAR_AT = 0.9
 

@@ -19,8 +19,6 @@ from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.turn import NullObserver, PermissionEnd, ToolCallEnd, TurnLabels
 from agentao_gov.monitor.logs import log_event
 
-__all__ = ["AuditFile"]
-
 #: Days a file is kept. Long enough for an incident to be noticed, short enough not to fill a disk unseen.
 KEEP_DAYS = 90
 

@@ -11,8 +11,6 @@ from agentao_gov.budget.types import ScopeLimit
 from agentao_gov.errors import StoreError
 from agentao_gov.governor.report import BudgetLine, TurnReport
 
-__all__ = ["BudgetWatch"]
-
 #: Users and sessions whose last balance is kept, the most recent ones: what a page can show and a ratio needs.
 LINES_MAX = 2_000
 #: Tenants asked for at each look: one indexed read each.

@@ -17,17 +17,6 @@ import psutil
 
 from agentao_gov.governor.report import Mode
 
-__all__ = [
-    "CapacityPlan",
-    "MachineLimits",
-    "McpMeasured",
-    "Measured",
-    "make_plan",
-    "rule_of_thumb_bytes",
-    "this_machine",
-]
-
-
 #: Part of memory, descriptors and processes a plan may use: the rest is the system's and a bad minute's.
 HEADROOM = 0.8
 #: Part of the CPU that turns may use before waiting times run away (M/M/1 at 0.7: 3.3 times the service time).

@@ -23,18 +23,6 @@ from agentao_gov.pool.events import (
     TurnRefused,
 )
 
-__all__ = [
-    "LOGGER",
-    "JsonFormatter",
-    "PlainFormatter",
-    "RefusalLog",
-    "configure_logging",
-    "log_event",
-    "log_pool_event",
-    "log_refusal",
-]
-
-
 LOGGER = logging.getLogger("agentao_gov.service")
 _FIELDS = "gov_fields"
 #: Refusals logged a minute and error code: an operator sees what goes on, a flood neither fills the disk nor the

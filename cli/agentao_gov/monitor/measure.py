@@ -15,8 +15,6 @@ from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.types import SessionInfo
 from agentao_gov.process.census import KINDS, Census, Member, take_census
 
-__all__ = ["Measurement", "Measurer", "quantile"]
-
 
 def quantile(values: Sequence[float], q: float) -> float:
     """The nearest-rank quantile; 0 of nothing."""

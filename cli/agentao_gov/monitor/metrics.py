@@ -13,13 +13,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agentao_gov.budget.store import BudgetEvent, StoreFailureAllowed
-from agentao_gov.governor.report import Outcome, TurnReport
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import TurnReport
 from agentao_gov.monitor.measure import quantile
 from agentao_gov.monitor.monitor import Observed
 from agentao_gov.pool.events import PoolEvent, SessionClosed, TurnEnded, TurnRefused, TurnStarted
 from agentao_gov.process.tree import ORPHANS_KILLED
-
-__all__ = ["OTHER", "PREFIX", "LabelSet", "Metrics"]
 
 PREFIX = "agentao_gov_"
 

@@ -20,8 +20,6 @@ from agentao_gov.monitor.measure import Measurement, Measurer
 from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import PoolStats, SessionInfo, SessionState
 
-__all__ = ["RUNGS", "Monitor", "Observed", "PoolView"]
-
 #: The shutdown ladder, bottom rung first; `shutdown_rung` is the index.
 RUNGS = tuple(rung.label for rung in Rung)
 #: A picture this old is good enough for a second reader: a page, a scrape and the alerts share one measurement.

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from agentao_gov.governor.types import Conversation
     from agentao_gov.pool.host import HostFactory, SessionHost
 
-__all__ = ["main"]
-
 #: Sessions opened to find the cost of one. Enough to stand out of the allocator's noise.
 EMPTY_SESSIONS = 60
 FULL_SESSIONS = 40

@@ -15,8 +15,6 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.turn import LlmCallEnd, NullObserver, ToolCallEnd, TurnLabels
 
-__all__ = ["Tracing"]
-
 #: Turns whose end never came (a process that died in subprocess mode) must not keep their spans for ever.
 OPEN_SPANS_MAX = 10_000
 

@@ -36,8 +36,6 @@ from agentao_gov.governor.report import Mode
 from agentao_gov.governor.types import Conversation, SessionKey
 from agentao_gov.pool.types import SessionUsage
 
-__all__ = ["SessionArchive", "SessionDir", "SessionHead", "Step", "as_store_error", "nothing", "private_dir"]
-
 #: Hears the name of each step of a write, before it is taken: what the crash tests hang on to.
 Step = Callable[[str], None]
 

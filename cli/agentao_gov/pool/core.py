@@ -27,9 +27,6 @@ from agentao_gov.pool.limits import PoolLimits
 from agentao_gov.pool.records import UNLIMITED, Counters, Entry, FairQueue, Group, Lease, SessionTable, Waiter
 from agentao_gov.pool.types import EVICTIONS, CloseReason, SessionState
 
-__all__ = ["PoolCore", "SessionHealth", "StaleLeaseError"]
-
-
 # An enum's member costs 0.15 µs a look-up in Python 3.11, and these lie on the way of every turn.
 _BUSY = SessionState.BUSY
 _CLOSING = SessionState.CLOSING

@@ -42,9 +42,6 @@ from agentao_gov.pool.threads import DaemonThreads
 from agentao_gov.pool.tickets import Ticket, stack_of_caller
 from agentao_gov.pool.types import CloseReason, SessionState, TurnOrder
 
-__all__ = ["Closing", "Engine"]
-
-
 _log = logging.getLogger(__name__)
 
 #: Closes at once. Most take no time; with MCP servers 0.25 s, so that 16 threads close 64 sessions a second.

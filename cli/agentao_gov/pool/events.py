@@ -24,29 +24,6 @@ from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.ladder import Rung
 from agentao_gov.pool.types import CloseReason
 
-__all__ = [
-    "Close",
-    "Effect",
-    "EndedByShutdown",
-    "Grant",
-    "Leak",
-    "LeaseLeaked",
-    "Open",
-    "PoolEvent",
-    "PoolObserver",
-    "RefusalReason",
-    "Refuse",
-    "RungEntered",
-    "SessionClosed",
-    "SessionOpenFailed",
-    "SessionOpened",
-    "SessionStuck",
-    "TurnEnded",
-    "TurnRefused",
-    "TurnStarted",
-    "error_of",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:

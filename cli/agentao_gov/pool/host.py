@@ -11,8 +11,6 @@ from agentao_gov.governor.types import Conversation, EventSink, SessionSpec, Tur
 if TYPE_CHECKING:
     from agentao_gov.governor import Governor
 
-__all__ = ["GovernorHosts", "HostFactory", "SessionHost"]
-
 
 class SessionHost(Protocol):
     """One session's agent, wherever it lives.

@@ -14,9 +14,6 @@ from enum import IntEnum
 
 from agentao_gov.config.deployment import Server, Shutdown
 
-__all__ = ["Ladder", "Rung", "RungTimes"]
-
-
 _SERVER, _SHUTDOWN = Server(), Shutdown()
 #: A zygote that is asked to end takes some milliseconds; it gets them also when the budget is used up.
 _SHARED_S_MIN = 0.2

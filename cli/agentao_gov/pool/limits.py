@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from agentao_gov.config.deployment import Deployment, Pool
 from agentao_gov.pool.ladder import RungTimes
 
-__all__ = ["PoolLimits", "TenantCaps", "pool_limits", "rung_times"]
-
 _POOL = Pool()
 _CORES = os.cpu_count() or 1
 

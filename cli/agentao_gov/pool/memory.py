@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentao_gov.pool.residents import Resident
 
-__all__ = ["RestQueue", "Trimmer"]
-
 _log = logging.getLogger(__name__)
 
 #: From the end of a turn to its session's rest. A conversation whose next message comes sooner pays nothing.

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.records import Entry
     from agentao_gov.pool.residents import Resident
 
-__all__ = ["AgentPool", "info_of_head", "resident_infos", "stats_of"]
-
-
 _log = logging.getLogger(__name__)
 
 #: Past a turn's limit and grace by this much, its host counts as hung and its lease as leaked.

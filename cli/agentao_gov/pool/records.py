@@ -14,8 +14,6 @@ from agentao_gov.governor.types import SessionKey
 from agentao_gov.pool.limits import PoolLimits
 from agentao_gov.pool.types import CloseReason, SessionState
 
-__all__ = ["UNLIMITED", "Counters", "Entry", "FairQueue", "Group", "GroupKind", "Lease", "SessionTable", "Waiter"]
-
 
 @dataclass(slots=True, eq=False)
 class Waiter:

@@ -18,8 +18,6 @@ from agentao_gov.pool.host import HostFactory, SessionHost
 from agentao_gov.pool.types import CloseReason, SessionUsage, TurnOrder
 from agentao_gov.process.scratch import ScratchDirs
 
-__all__ = ["Lifecycle", "Resident"]
-
 _log = logging.getLogger(__name__)
 
 #: How long an eviction waits for a lock that another process has: that process has the newer copy anyway.

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ["DaemonThreads"]
-
 _log = logging.getLogger(__name__)
 
 #: An idle thread ends after this time; a burst must not leave its threads behind for ever.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.events import Effect, PoolEvent
     from agentao_gov.pool.turns import Turns
 
-__all__ = ["Ticker"]
-
 _log = logging.getLogger(__name__)
 
 #: Between looks when nothing is due: stuck sessions and hanging closes are found within this time.

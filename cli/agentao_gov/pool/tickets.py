@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.residents import Resident
     from agentao_gov.pool.types import TurnOrder
 
-__all__ = ["HeldLease", "Ticket", "stack_of_caller"]
-
-
 _STACK_DEPTH = 8
 
 

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from agentao_gov.clock import SYSTEM_CLOCK, Clock, Deadline
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import (
     CapacityError,
     DrainingError,
@@ -20,7 +21,7 @@ from agentao_gov.errors import (
     TurnTimeoutError,
 )
 from agentao_gov.governor.classify import TurnResult
-from agentao_gov.governor.report import Outcome, Reason, Timing, TurnReport
+from agentao_gov.governor.report import Reason, Timing, TurnReport
 from agentao_gov.governor.reporting import compose_report, limit_lines
 from agentao_gov.governor.turn import TurnLabels
 from agentao_gov.governor.types import TurnRequest
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.residents import Resident
     from agentao_gov.pool.tickets import Ticket
     from agentao_gov.pool.types import TurnOrder
-
-__all__ = ["Turns", "refused_report", "report_without_agent"]
-
 
 _log = logging.getLogger(__name__)
 

@@ -15,17 +15,6 @@ from agentao_gov.governor.types import Conversation, SessionKey
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = [
-    "CloseReason",
-    "PoolStats",
-    "SessionInfo",
-    "SessionPage",
-    "SessionState",
-    "SessionUsage",
-    "TenantStats",
-    "TurnOrder",
-]
-
 #: From an MCP server's `startup_timeout` to the agent without it: 2 s, and imports of some seconds the first time.
 _SERVER_END_S = 5.0
 

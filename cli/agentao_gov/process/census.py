@@ -12,8 +12,6 @@ import psutil
 from agentao_gov.process import procfs
 from agentao_gov.process.tags import KIND_VARIABLE, Kind
 
-__all__ = ["KINDS", "Census", "Member", "take_census"]
-
 KINDS: tuple[Kind, ...] = ("mcp", "shell", "session", "other")
 #: What our own processes call themselves: a forked one cannot show a variable set after its start. Only the process
 #: that runs a session's agent counts as `session`; its warden, the zygote and the stock are `other`.

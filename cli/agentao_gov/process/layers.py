@@ -10,8 +10,6 @@ from pathlib import Path
 from agentao_gov.process import warden
 from agentao_gov.process.oslimits import groups_can_be_made, own_cgroup
 
-__all__ = ["Layer", "survey_layers"]
-
 _WARDEN = warden.PROGRAM
 _PROBE_S_MAX = 10.0
 

@@ -18,17 +18,6 @@ from typing import Any
 from agentao_gov.process import procfs
 from agentao_gov.process.owner import Owner
 
-__all__ = [
-    "OsLimits",
-    "SessionCgroup",
-    "explain_start_failure",
-    "explain_tool_exit",
-    "groups_can_be_made",
-    "own_cgroup",
-    "sweep_cgroups",
-]
-
-
 _PREFIX = "agentao-gov"
 _numbers = itertools.count(1)
 #: Above what the warden allows: it names the limit, the kernel only stops what outruns the warden.

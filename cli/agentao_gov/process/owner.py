@@ -16,8 +16,6 @@ from agentao_gov.clock import Clock
 from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef
 
-__all__ = ["Liveness", "Owner", "boot_id", "host_token", "this_process"]
-
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 

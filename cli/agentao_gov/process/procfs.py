@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["ProcessRef", "Stat", "alive", "all_pids", "environ_value", "last_pid", "read_stat", "stats"]
-
 _ZOMBIE_STATES = frozenset("ZX")
 
 

@@ -20,8 +20,6 @@ from typing import Literal
 from agentao_gov.errors import ConfigError
 from agentao_gov.process.sandbox_program import landlock_abi, program
 
-__all__ = ["Sandbox", "SandboxLayer", "SandboxLayers", "find_layers", "require_sandbox"]
-
 SandboxLayer = Literal["bubblewrap", "landlock"]
 
 #: Programs and libraries. Not `/opt`, `/srv`, `/home`: services are installed there, with their secrets.

@@ -28,8 +28,6 @@ import struct
 import sys
 import time
 
-__all__ = ["SECCOMP_MACHINES", "landlock_abi", "landlock_ruleset", "program", "restrict"]
-
 #: Imported, not run as a script, because a script is compiled at each start.
 _LOADER = "import sys; sys.path.append(sys.argv[1]); import sandbox_program; sandbox_program.main()"
 _FOLDER = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120

@@ -19,8 +19,6 @@ from pathlib import Path
 
 from agentao_gov.errors import ConfigError
 
-__all__ = ["ScratchDirs", "provide_temporary_directory"]
-
 #: Each try is lost only to a process that starts at the same moment.
 _TRIES = 100
 

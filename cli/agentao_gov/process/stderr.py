@@ -18,8 +18,6 @@ from typing import Any
 
 from agentao_gov.clock import SYSTEM_CLOCK, Allowance, Clock
 
-__all__ = ["RelayedLog", "StderrReader"]
-
 _log = logging.getLogger(__name__)
 #: One piece. A pipe holds 64 KiB; a writer is never kept waiting for longer than a piece takes to be handed on.
 _PIECE_BYTES = 8_192

@@ -19,18 +19,6 @@ from agentao_gov.process.warden.tree_limits import TOOL_NICE, lower, lower_sessi
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = [
-    "RESTART_EXIT",
-    "Heartbeat",
-    "WardenPlan",
-    "command_started",
-    "is_guarded",
-    "let_tools_yield",
-    "run_below_warden",
-    "tool_begins",
-]
-
-
 #: A guarded service that ends with this code is started again.
 RESTART_EXIT = warden_program.RESTART_EXIT
 _WARDENS = ("gov-warden", "gov-init")

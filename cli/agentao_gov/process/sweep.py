@@ -17,8 +17,6 @@ from agentao_gov.process.owner import Owner
 from agentao_gov.process.tags import Tag
 from agentao_gov.process.tree import ORPHANS_KILLED, KillResult, kill_processes
 
-__all__ = ["SweepResult", "find_orphans", "sweep"]
-
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:

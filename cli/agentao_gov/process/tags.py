@@ -15,8 +15,6 @@ from typing import Literal
 from agentao_gov.process import procfs
 from agentao_gov.process.owner import Owner
 
-__all__ = ["KIND_VARIABLE", "TAG_VARIABLE", "Kind", "Tag", "child_env", "session_tag", "shared_tag"]
-
 TAG_VARIABLE = "AGENTAO_GOV_TAG"
 #: What kind of child this is, for the census: inherited by helpers, which are thereby counted with their server.
 KIND_VARIABLE = "AGENTAO_GOV_KIND"

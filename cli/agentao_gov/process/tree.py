@@ -21,8 +21,6 @@ from agentao_gov.process import procfs
 from agentao_gov.process.procfs import ProcessRef, Stat
 from agentao_gov.process.tags import TAG_VARIABLE, Kind, Tag, child_env
 
-__all__ = ["ORPHANS_KILLED", "KillResult", "SessionTree", "Tally", "kill_processes", "send_signal"]
-
 
 class Tally:
     """A count that only grows. Thread-safe."""

@@ -13,8 +13,6 @@ from rich.text import Text
 from agentao_gov.budget import Balance, Verification, usd
 from agentao_gov.report.terminal import STYLES, bar, print_table
 
-__all__ = ["BUDGET_SCHEMA", "balance_record", "print_balances", "print_verification", "write_csv"]
-
 BUDGET_SCHEMA = "agentao-gov/budget/1"
 
 #: Scopes of one kind that a terminal is shown; a service has thousands of sessions a day.

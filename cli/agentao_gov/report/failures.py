@@ -16,8 +16,6 @@ from typing import Any
 
 from agentao_gov.errors import GovError, InternalError
 
-__all__ = ["report_gov_error", "report_unexpected", "report_usage", "wants_json"]
-
 
 def wants_json(args: list[str]) -> bool:
     """Whether the command line asks for JSON; looked up before parsing, because parsing may be what fails."""

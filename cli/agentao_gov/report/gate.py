@@ -10,8 +10,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["CaseStatus", "GateCase", "GateReport", "GateTable", "clean"]
-
 CaseStatus = Literal["pass", "fail", "warn", "skip", "inconclusive"]
 Conclusion = Literal["pass", "fail", "inconclusive", "interrupted"]
 

@@ -13,8 +13,6 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from agentao_gov.report.gate import GateCase, GateReport, GateTable, clean
 
-__all__ = ["github_annotations", "junit_xml", "markdown"]
-
 _LEVELS = {"fail": "error", "inconclusive": "error", "warn": "warning"}
 _MARKS = {"pass": "✅", "fail": "❌", "warn": "⚠️", "skip": "⏭️", "inconclusive": "❔", "interrupted": "⏹️"}
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")

@@ -14,8 +14,6 @@ from rich.text import Text
 from agentao_gov.report.gate import GateCase, GateReport, clean
 from agentao_gov.report.terminal import STYLES, console, print_table
 
-__all__ = ["GateScreen", "print_gate"]
-
 #: (name, value, style word of STYLES)
 Row = tuple[str, str, str]
 _STATUS_STYLES = {

@@ -14,8 +14,6 @@ from markupsafe import Markup, escape
 
 from agentao_gov.report.gate import GateReport, clean
 
-__all__ = ["Chart", "ChartLine", "ChartMark", "Page", "Section", "Tile", "html_page", "key", "svg"]
-
 _WIDTH, _HEIGHT = 620, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 44
 #: More marks than this are numbered on the chart and named below it: their names would stand over each other.

@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["STYLES", "bar", "console", "is_styled", "print_table", "printable", "warn"]
-
 #: Every style by what it means.
 STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red", "dim": "dim", "strong": "bold", "answer": ""}
 

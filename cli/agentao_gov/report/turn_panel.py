@@ -15,14 +15,13 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from agentao_gov.config.units import format_duration
-from agentao_gov.governor.report import BudgetLine, Outcome, TurnReport
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import BudgetLine, TurnReport
 from agentao_gov.governor.types import IterationEvent, TextEvent, ToolEvent, TurnEvent
 from agentao_gov.report.terminal import STYLES, bar, printable
 
 if TYPE_CHECKING:
     from agentao_gov.config import Limits
-
-__all__ = ["LiveTurn", "print_budget", "print_limits", "print_panel", "tokens"]
 
 #: From this share on a daily budget is shown in a brief panel, too.
 _HIGH = 0.8

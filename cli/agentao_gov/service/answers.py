@@ -12,33 +12,6 @@ from typing_extensions import TypedDict
 
 from agentao_gov.governor.report import BudgetLine, TurnReport
 
-__all__ = [
-    "AlertState",
-    "AssistantMessage",
-    "Cancelled",
-    "ChatCompletion",
-    "Choice",
-    "Deleted",
-    "FlyingTurn",
-    "Health",
-    "Instance",
-    "MemoryState",
-    "Model",
-    "ModelList",
-    "PlanState",
-    "PoolState",
-    "ProcessState",
-    "Queue",
-    "Readiness",
-    "RungState",
-    "ServiceStatus",
-    "Session",
-    "SessionList",
-    "TenantState",
-    "TurnsState",
-    "UsageSum",
-]
-
 
 class _DumpOf:
     """Marks a dict that was dumped from a model: its schema is the model's."""

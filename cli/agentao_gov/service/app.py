@@ -36,8 +36,6 @@ from agentao_gov.service.routes import OPERATIONS, Operation
 if TYPE_CHECKING:
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["PAGE_HEADERS", "create_app", "page_html"]
-
 
 @cache
 def page_html() -> str:

@@ -29,16 +29,6 @@ from typing_extensions import TypeAliasType, TypedDict
 from agentao_gov.errors import BadRequestError, TooLargeError
 from agentao_gov.governor.types import SESSION_ID, SESSION_ID_RULE, USER_RULE, is_user_name
 
-__all__ = [
-    "DEFAULT_USER",
-    "ChatBody",
-    "ChatMessage",
-    "TurnBody",
-    "page_of",
-    "parse_body",
-    "require_session_id",
-]
-
 #: Whoever sends no `user`. All of them share one user's limits: an unnamed user must not be an unlimited one.
 DEFAULT_USER = "default"
 

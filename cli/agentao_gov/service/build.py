@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from agentao_gov.governor import Governor
     from agentao_gov.pool import AgentPool
 
-__all__ = ["Service", "build_service", "limits_per_worker", "offered_profiles", "warm_up"]
-
 #: How long `warm_up` may take.
 _WARM_S_MAX = 10.0
 

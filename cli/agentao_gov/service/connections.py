@@ -22,8 +22,6 @@ from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.errors import failure_of_error
 from agentao_gov.service.request_limits import FairShares, request_id
 
-__all__ = ["Acceptor", "ServedConnection", "connections_allowed"]
-
 #: Part of the descriptors that connections may take; the rest is for model calls, children, files and the ledger.
 DESCRIPTORS_SHARE = 0.5
 #: Connections of one address that are accepted however many the others have, as long as there are descriptors.

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["Endpoints"]
-
 _B = TypeVar("_B", ChatBody, TurnBody)
 
 #: A body that is not there after this long is not coming: a trickle must not hold a connection for ever.

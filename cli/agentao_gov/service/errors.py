@@ -14,8 +14,6 @@ from agentao_gov.endings import Ending, Retry
 from agentao_gov.errors import BadRequestError, GovError
 from agentao_gov.governor.report import BudgetLine, TurnReport
 
-__all__ = ["Failure", "failure_of_error", "failure_of_report"]
-
 
 @dataclass(frozen=True, slots=True)
 class Failure:

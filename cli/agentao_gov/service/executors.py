@@ -16,8 +16,6 @@ from typing import TypeVar
 
 from agentao_gov.errors import QueueFullError
 
-__all__ = ["Executors", "TenantExecutor"]
-
 _T = TypeVar("_T")
 
 #: Calls of one tenant that run at once on each executor, so that one tenant never has all its threads.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from agentao_gov.config import Deployment
     from agentao_gov.pool import AgentPool
 
-__all__ = ["Gateway", "TurnInFlight"]
-
 
 @dataclass(frozen=True, slots=True)
 class TurnInFlight:

@@ -14,8 +14,6 @@ from agentao_gov.governor.types import SESSION_ID
 from agentao_gov.service.bodies import PAGE_DEFAULT, PAGE_MAX
 from agentao_gov.service.routes import OPERATIONS, Operation
 
-__all__ = ["openapi_document"]
-
 _REF = "#/components/schemas/{model}"
 _SESSION_ID = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
 #: What stands in braces in a path.

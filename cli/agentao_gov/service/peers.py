@@ -23,18 +23,6 @@ from agentao_gov.errors import OverloadedError, QueueFullError
 from agentao_gov.pool.archive import SessionArchive
 from agentao_gov.service.answers import ServiceStatus, Session, SessionList
 
-__all__ = [
-    "NO_PEERS",
-    "PeerAnswer",
-    "PeerAnswers",
-    "Peers",
-    "from_peer",
-    "listen_for_peers",
-    "merge_metrics",
-    "merge_sessions",
-    "merge_status",
-]
-
 #: A worker that does not answer within this time is hung, or too busy to be waited for.
 _ASK_S = 2.0
 #: Between looks for workers that are still starting.

@@ -19,8 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentao_gov.errors import GovError, HeadTooLargeError, QueueFullError
 from agentao_gov.service.tenants import ADMIN, TenantDirectory, require_local_page
 
-__all__ = ["HEADER_BYTES_MAX", "FairShares", "RequestLimits", "request_id"]
-
 #: Path and header bytes of one request. A key, ids and a trace context need 2 KiB.
 HEADER_BYTES_MAX = 32 * 1024
 #: Requests beside the turns that run and wait: bodies being read, lists, scrapes.

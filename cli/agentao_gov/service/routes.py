@@ -20,8 +20,6 @@ from agentao_gov.service import answers
 from agentao_gov.service.bodies import ChatBody, TurnBody
 from agentao_gov.service.endpoints import Endpoints
 
-__all__ = ["OPERATIONS", "Operation"]
-
 #: How any request may end, before its path is even looked at.
 _ANY = ("head_too_large", "internal_error")
 #: How every request may end that needs a key.

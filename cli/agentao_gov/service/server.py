@@ -25,8 +25,6 @@ from agentao_gov.service.gateway import Gateway
 from agentao_gov.service.request_limits import HEADER_BYTES_MAX, request_id
 from agentao_gov.service.shutdown import ShutdownWalk
 
-__all__ = ["BoundedHeadProtocol", "GovServer", "bind", "raise_descriptor_limit", "serve"]
-
 #: Open connections that speak no request: a browser's spare ones, clients' pools.
 BACKLOG = 2048
 #: Why a service with several workers is not ready yet.

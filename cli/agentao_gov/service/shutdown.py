@@ -16,8 +16,6 @@ from agentao_gov.process.supervision import RESTART_EXIT, is_guarded
 if TYPE_CHECKING:
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["ShutdownWalk"]
-
 #: Between looks at how many turns are stuck.
 _STUCK_LOOK_S = 1.0
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from agentao_gov.governor.report import Outcome, TurnReport, Usage
+from agentao_gov.endings import Outcome
+from agentao_gov.governor.report import TurnReport, Usage
 from agentao_gov.governor.types import TextEvent, ToolEvent, TurnEvent
 from agentao_gov.service.answers import ChatCompletion
 from agentao_gov.service.errors import Failure
-
-__all__ = ["KEEP_ALIVE", "ChatWriter", "NativeWriter", "completion", "openai_usage"]
 
 #: A comment line: proxies see life, clients skip it.
 KEEP_ALIVE = b": keep-alive\n\n"

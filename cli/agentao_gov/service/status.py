@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from agentao_gov.pool.types import SessionInfo
     from agentao_gov.service.gateway import Gateway
 
-__all__ = ["history_json", "session_json", "status_json"]
-
 #: Turns and budget lines shown: a page for a person, not an export.
 ROWS_MAX = 100
 

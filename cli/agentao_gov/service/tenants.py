@@ -19,8 +19,6 @@ from agentao_gov.errors import AuthError, ConfigError, ForbiddenOriginError, Pro
 if TYPE_CHECKING:
     from agentao_gov.config import ModelChoice, ResolvedProfile
 
-__all__ = ["ADMIN", "DEFAULT_TENANT", "OfferedProfile", "ProfileCatalog", "TenantDirectory", "require_local_page"]
-
 #: Who asks where no key is configured.
 DEFAULT_TENANT = "default"
 #: Stands where a tenant's name does when the operator asks; no tenant can be called so.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, InternalError, TurnCancelledError, TurnTimeoutError
-from agentao_gov.governor.report import Outcome, TurnReport
+from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.types import TextEvent, TurnEvent
 from agentao_gov.monitor.logs import log_event
 from agentao_gov.service.errors import Failure, failure_of_error, failure_of_report
@@ -23,8 +24,6 @@ from agentao_gov.service.sse import KEEP_ALIVE
 if TYPE_CHECKING:
     from agentao_gov.pool.types import TurnOrder
     from agentao_gov.service.gateway import Gateway
-
-__all__ = ["EventFeed", "StreamWriter", "TurnResponse"]
 
 #: Text a client may lag behind. An answer of 4,096 tokens is some 16 KiB, so only a reader that stopped gets here.
 LAG_BYTES_MAX = 1 << 20

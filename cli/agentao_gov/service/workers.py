@@ -28,8 +28,6 @@ from agentao_gov.process import ORPHANS_KILLED, Owner, child_env, session_tag, s
 from agentao_gov.process.supervision import BEAT_S, WardenPlan
 from agentao_gov.service.server import ending_signals
 
-__all__ = ["WorkerMain", "WorkerWatch", "run_workers"]
-
 #: Runs one worker on the listening socket and returns its exit code: `(settings, worker, started, listener)`.
 WorkerMain = Callable[[Mapping[str, Any], int, Callable[[], None], socket.socket], int]
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["ChildEndedError", "LocalProcess", "spawn"]
-
 STOP_S_MAX = 5.0
 
 

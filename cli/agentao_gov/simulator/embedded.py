@@ -17,18 +17,6 @@ from agentao_gov.errors import ConfigError, ModelError
 from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
 from agentao_gov.simulator.handle import Simulator, start_simulator
 
-__all__ = [
-    "INSTALL_COMMAND",
-    "EmbeddedModel",
-    "EmbeddedProgress",
-    "LocalModel",
-    "find_gguf",
-    "missing_local_extra",
-    "running_model",
-    "start_embedded",
-]
-
-
 #: SmolLM2 was trained on 8,192 tokens.
 CONTEXT_TOKENS = 8_192
 MODEL_NAME = "SmolLM2-135M-Instruct"

@@ -12,8 +12,6 @@ from agentao_gov.simulator.child import ChildEndedError, LocalProcess, spawn
 from agentao_gov.simulator.script import Behaviour, Script, load_limits, load_script
 from agentao_gov.simulator.truth import Truth
 
-__all__ = ["Simulator", "start_simulator"]
-
 LimitsSource = dict[str, Any] | str | Path | None
 ScriptSource = Script | Behaviour | dict[str, Any] | str | Path | None
 

@@ -15,8 +15,6 @@ from agentao_gov.simulator.script import Behaviour, Distribution, Fault, Match, 
 from agentao_gov.simulator.tokens import CALL_FRAME_TOKENS, completion_tokens, count, pieces
 from agentao_gov.simulator.wire import EventStream, PlannedAnswer, ReportedUsage, Wire, text_chunks
 
-__all__ = ["Plan", "Planner", "WriteStep", "broken_directive"]
-
 #: Events of one stream are at least this far apart: 500 streams of 100 tokens/s would else be 50,000 writes/s.
 EVENT_GAP_S = 0.010
 INSTANT_CHUNK_TOKENS = 8

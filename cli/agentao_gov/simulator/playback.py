@@ -12,8 +12,6 @@ from agentao_gov.simulator.plan import Plan
 from agentao_gov.simulator.protocol import Exchange
 from agentao_gov.simulator.truth import GroundTruth, RequestRecord
 
-__all__ = ["Gate", "Playback"]
-
 
 class Gate:
     """The simulated provider's capacity: so many at once, the rest wait in order."""

@@ -18,8 +18,6 @@ from typing import Any
 from agentao_gov.simulator.request import ChatRequest
 from agentao_gov.simulator.tokens import message_tokens, text_of, tools_tokens
 
-__all__ = ["PrefixCache"]
-
 #: Anthropic's least for most models, and OpenAI's.
 CACHED_TOKENS_MIN = 1_024
 #: How far before a breakpoint Anthropic looks for what it kept.

@@ -9,8 +9,6 @@ from http import HTTPStatus
 
 import httptools
 
-__all__ = ["Exchange", "Handler", "HttpProtocol"]
-
 BODY_BYTES_MAX = 32 * 1024 * 1024
 
 Handler = Callable[["Exchange"], None]

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from agentao_gov.simulator.script import ProviderCapacity
 from agentao_gov.simulator.wire import RateStand
 
-__all__ = ["RateLimits"]
-
 _MINUTE_S = 60.0
 
 

@@ -17,17 +17,6 @@ from agentao_gov.errors import BadRequestError
 from agentao_gov.simulator.script import ToolPlan
 from agentao_gov.simulator.tokens import pieces, prompt_tokens, text_of
 
-__all__ = [
-    "ChatRequest",
-    "WireName",
-    "calls_for",
-    "chat_request",
-    "default_answer",
-    "filler",
-    "positive_limit",
-    "unscripted_tool",
-]
-
 WireName = Literal["completions", "responses", "messages"]
 
 # agentao puts reminders (date and time, hook output) into user messages; they are not the user's words.

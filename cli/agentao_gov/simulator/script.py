@@ -19,23 +19,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from agentao_gov.errors import ConfigError
 
-__all__ = [
-    "DIRECTIVE",
-    "Behaviour",
-    "Distribution",
-    "Fault",
-    "FaultKind",
-    "Match",
-    "ProviderCapacity",
-    "Rule",
-    "Script",
-    "ToolPlan",
-    "UsagePlan",
-    "load_limits",
-    "load_script",
-    "read_directive",
-]
-
 #: A directive stands on a line of its own, so that quoting one in a sentence does not trigger it.
 DIRECTIVE = re.compile(r"^@sim[ \t]+(\{.*\})[ \t]*$", re.MULTILINE)
 

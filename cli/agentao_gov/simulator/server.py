@@ -23,8 +23,6 @@ from agentao_gov.simulator.wire_completions import CompletionsWire
 from agentao_gov.simulator.wire_messages import MessagesWire
 from agentao_gov.simulator.wire_responses import ResponsesWire
 
-__all__ = ["SimulatorServer"]
-
 #: What `/sim/wait` can wait for, each "at least".
 _AWAITABLE = ("calls", "answered", "refused", "client_gone", "in_flight", "queued", "held")
 

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["completion_tokens", "count", "message_tokens", "pieces", "prompt_tokens", "text_of", "tools_tokens", "warm"]
-
 PROMPT_FRAME_TOKENS = 3
 MESSAGE_FRAME_TOKENS = 4
 CALL_FRAME_TOKENS = 4

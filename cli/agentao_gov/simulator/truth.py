@@ -13,8 +13,6 @@ from pydantic import BaseModel
 from agentao_gov.simulator.plan import Plan
 from agentao_gov.simulator.request import ChatRequest, WireName
 
-__all__ = ["CallTally", "GroundTruth", "RequestRecord", "Truth", "key_id"]
-
 #: Requests kept one by one; the tallies go on for ever. 20,000 records are about 15 MB.
 RECORDS_MAX = 20_000
 #: Keys per dimension; later ones are summed under this name.

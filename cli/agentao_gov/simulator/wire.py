@@ -17,20 +17,6 @@ from agentao_gov.errors import BadRequestError
 from agentao_gov.simulator.request import ChatRequest, WireName
 from agentao_gov.simulator.tokens import completion_tokens
 
-__all__ = [
-    "EventStream",
-    "PlannedAnswer",
-    "RateStand",
-    "ReportedUsage",
-    "Wire",
-    "compact",
-    "created",
-    "error_body",
-    "openai_rate_headers",
-    "parse_object",
-    "text_chunks",
-]
-
 compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 

@@ -18,8 +18,6 @@ from agentao_gov.simulator.wire import (
     parse_object,
 )
 
-__all__ = ["CompletionsWire"]
-
 
 class CompletionsWire:
     """See the module."""

@@ -12,8 +12,6 @@ from agentao_gov.simulator.request import ChatRequest, WireName, chat_request, p
 from agentao_gov.simulator.tokens import text_of
 from agentao_gov.simulator.wire import PlannedAnswer, RateStand, ReportedUsage, compact, parse_object
 
-__all__ = ["MessagesWire"]
-
 #: The API takes no more `cache_control` in one request.
 BREAKPOINTS_MAX = 4
 _ERRORS = {

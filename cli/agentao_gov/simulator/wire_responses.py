@@ -18,8 +18,6 @@ from agentao_gov.simulator.wire import (
     parse_object,
 )
 
-__all__ = ["ResponsesWire"]
-
 #: The API takes no smaller `max_output_tokens`.
 OUTPUT_TOKENS_MIN = 16
 

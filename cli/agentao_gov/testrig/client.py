@@ -20,8 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentao_gov.process.owner import host_token
 
-__all__ = ["DOORS", "Door", "HttpAnswer", "Scrape", "ServiceClient", "exchange", "in_background"]
-
 _P = ParamSpec("_P")
 #: A service's longest document is far smaller; whoever listens elsewhere may never end his answer.
 BODY_BYTES_MAX = 64 * 2**20

@@ -21,8 +21,6 @@ import psutil
 
 from agentao_gov.process import warden
 
-__all__ = ["Guarded", "children_of", "private_folder", "tree_bytes"]
-
 #: From the lifeline's end to the last process's end; a warden kills within 50 ms on an idle machine.
 END_S_MAX = 5.0
 #: Removes a directory until it stays away: what is being killed meanwhile may write once more.

@@ -25,8 +25,6 @@ from agentao_gov.errors import GovError
 from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.guarded import Guarded
 
-__all__ = ["POLL_S", "PrivateService", "ServiceStartError", "free_port", "patiently"]
-
 #: Starting takes 1.5 s on an idle machine; a loaded CI machine gets a generous guard.
 START_S_MAX = 60.0
 #: What an orchestrator waits after SIGTERM, and after the second one.

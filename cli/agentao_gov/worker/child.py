@@ -23,10 +23,11 @@ from typing import IO, Any
 from agentao.acp.server import AcpServer, JsonRpcHandlerError
 
 from agentao_gov.clock import Deadline
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import ConfigError, GovError, InternalError
 from agentao_gov.governor.governor import Governor
 from agentao_gov.governor.http import HttpClient
-from agentao_gov.governor.report import Outcome, TurnReport
+from agentao_gov.governor.report import TurnReport
 from agentao_gov.governor.session import GovernedSession
 from agentao_gov.governor.tokens import count_tokens
 from agentao_gov.governor.turn import NullObserver
@@ -36,8 +37,6 @@ from agentao_gov.process.supervision import let_tools_yield
 from agentao_gov.process.tree import ORPHANS_KILLED
 from agentao_gov.worker import wire
 from agentao_gov.worker.child_ledger import WireLedger
-
-__all__ = ["main", "warm_up"]
 
 _log = logging.getLogger(__name__)
 #: From end-of-input or SIGTERM to the end of the process, whatever hangs.

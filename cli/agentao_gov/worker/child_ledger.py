@@ -17,8 +17,6 @@ from agentao_gov.clock import Deadline
 from agentao_gov.errors import StoreError
 from agentao_gov.worker.wire import LEDGER, decode_error
 
-__all__ = ["WireLedger"]
-
 #: The owner answers in milliseconds; longer means it hangs, and a hung store is one that cannot be used.
 _ANSWER_S_MAX = 30.0
 

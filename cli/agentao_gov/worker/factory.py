@@ -28,9 +28,6 @@ from agentao_gov.worker.spawn import ColdSpawner, SessionProcess, ZygoteSpawner
 if TYPE_CHECKING:
     from agentao_gov.config import ResolvedDeployment
 
-__all__ = ["SubprocessFactory", "SubprocessSettings"]
-
-
 _log = logging.getLogger(__name__)
 _START_S_MAX = 60.0
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from agentao_gov.budget.types import Ledger, ScopeLimit
 from agentao_gov.clock import Clock, Deadline
+from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, InternalError
 from agentao_gov.governor.classify import TurnResult
-from agentao_gov.governor.report import Outcome, Reason, Timing, ToolCall, TurnReport, Usage
+from agentao_gov.governor.report import Reason, Timing, ToolCall, TurnReport, Usage
 from agentao_gov.governor.reporting import budget_lines, compose_report, limit_lines
 from agentao_gov.governor.turn import LlmCallEnd, Observers, ToolCallEnd, TurnLabels
 from agentao_gov.governor.types import (
@@ -44,9 +45,6 @@ from agentao_gov.worker import wire
 from agentao_gov.worker.owner_ledger import OwnerLedger
 from agentao_gov.worker.peer import WireClosed, WireError, WirePeer
 from agentao_gov.worker.spawn import SessionProcess, proxies
-
-__all__ = ["HostParts", "SubprocessHost", "TurnRecord"]
-
 
 _log = logging.getLogger(__name__)
 #: Kept from the grace for killing and for writing the report, and how much of it a warden has for the killing: one that

@@ -22,8 +22,6 @@ from agentao_gov.governor.report import Usage
 from agentao_gov.worker.peer import WireError
 from agentao_gov.worker.wire import GOV_ERROR, encode_error
 
-__all__ = ["OwnerLedger"]
-
 _log = logging.getLogger(__name__)
 #: Tokens in one call are bounded by any model's window; beyond this a number is nonsense.
 _TOKENS_MAX = 1 << 32

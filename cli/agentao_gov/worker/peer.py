@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-__all__ = ["WireClosed", "WireError", "WirePeer"]
-
 _log = logging.getLogger(__name__)
 #: One line. A conversation of a million tokens is some 5 MB; beyond this the worker is not ours any more.
 LINE_BYTES_MAX = 64 << 20

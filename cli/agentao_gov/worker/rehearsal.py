@@ -29,8 +29,6 @@ from agentao_gov.governor.http import HttpClient
 from agentao_gov.governor.types import SessionKey, SessionSpec, TurnEvent, TurnRequest
 from agentao_gov.worker import wire
 
-__all__ = ["rehearse"]
-
 _log = logging.getLogger(__name__)
 _JOIN_S = 5.0
 

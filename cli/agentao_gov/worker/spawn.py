@@ -23,8 +23,6 @@ from agentao_gov.process.oslimits import OsLimits, SessionCgroup
 from agentao_gov.process.procfs import ProcessRef
 from agentao_gov.process.tree import ORPHANS_KILLED, kill_processes
 
-__all__ = ["ColdSpawner", "Ends", "SessionProcess", "ZygoteSpawner", "proxies", "scrubbed_env"]
-
 #: What a session process is started with of the service's environment. Keys, tokens and everything else stay behind.
 _KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NIX_SSL_CERT_FILE")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

@@ -29,22 +29,6 @@ from agentao_gov.errors import (
 from agentao_gov.governor.turn import LlmCallEnd, PermissionEnd, ToolCallEnd
 from agentao_gov.governor.types import Conversation, IterationEvent, SessionSpec, TextEvent, ToolEvent, TurnEvent
 
-__all__ = [
-    "GOV_ERROR",
-    "OPEN",
-    "TURN",
-    "VERSIONS",
-    "decode_error",
-    "decode_event",
-    "decode_observation",
-    "decode_spec",
-    "encode_conversation",
-    "encode_error",
-    "encode_event",
-    "encode_observation",
-    "encode_spec",
-]
-
 #: Owner to worker.
 OPEN, TURN, CANCEL, CLOSE = "_gov/open", "_gov/turn", "_gov/cancel", "_gov/close"
 #: Worker to owner.

@@ -32,24 +32,6 @@ from agentao_gov.budget.windows import TURN_WINDOW, WindowCalendar
 from agentao_gov.clock import Clock
 from agentao_gov.errors import ConfigError, StoreError
 
-__all__ = [
-    "SCRIPT",
-    "RedisSession",
-    "WaitingCall",
-    "balance_of",
-    "balance_record_of",
-    "call_record_of",
-    "crossings_of",
-    "guard",
-    "journal_rows",
-    "link",
-    "read_checkpoint",
-    "refused",
-    "reservation_of",
-    "write_checkpoint",
-]
-
-
 SCRIPT = Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
 
 #: The script can only compute SHA-1: enough to find damage and careless edits, not an adversary with the password.

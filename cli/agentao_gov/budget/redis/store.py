@@ -64,9 +64,6 @@ from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Owner, this_process
 
-__all__ = ["RedisReader", "RedisStore"]
-
-
 _PAGE = 1_000
 
 

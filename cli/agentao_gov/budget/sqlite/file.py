@@ -22,23 +22,6 @@ from agentao_gov.budget.journal import GENESIS, JournalEntry
 from agentao_gov.budget.sqlite.migration import FROM_LAYOUT, take_over
 from agentao_gov.errors import StoreError
 
-__all__ = [
-    "LOCKED_HINT",
-    "FileHeader",
-    "Identity",
-    "LedgerFile",
-    "Synchronous",
-    "begin_immediate",
-    "check_layout",
-    "connect",
-    "create",
-    "identity",
-    "is_busy",
-    "patiently",
-    "store_error",
-]
-
-
 # ── was it written over in place? ─────────────────────────────────────────────────────────────────
 
 #: Device and inode.

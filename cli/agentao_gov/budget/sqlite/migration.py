@@ -14,8 +14,6 @@ from agentao_gov.budget.journal import STATE_AFTER, decode
 from agentao_gov.budget.sqlite.tables import let_entries_post
 from agentao_gov.errors import StoreError
 
-__all__ = ["FROM_LAYOUT", "take_over"]
-
 #: The one older layout that is taken over.
 FROM_LAYOUT = 3
 

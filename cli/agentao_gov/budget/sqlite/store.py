@@ -43,8 +43,6 @@ from agentao_gov.clock import SYSTEM_CLOCK, Clock
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Liveness, this_process
 
-__all__ = ["SqliteStore", "verify_file"]
-
 T = TypeVar("T")
 
 #: Steps that lock the file first, after one that did not met another process's step; doubled as long as they do meet.

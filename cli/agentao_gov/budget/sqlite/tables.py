@@ -19,17 +19,6 @@ from agentao_gov.budget.types import ReservationState, ReserveRequest, Scope, Sc
 from agentao_gov.errors import StoreError
 from agentao_gov.process.owner import Owner
 
-__all__ = [
-    "NeedsLock",
-    "SqliteRecords",
-    "let_entries_post",
-    "plan_cut",
-    "read_balances",
-    "read_calls",
-    "read_checkpoint",
-    "read_rows",
-]
-
 _BALANCE = "id, kind, key, timezone, window, limit_tokens, granted, used, reserved, estimated, cost, unpriced, warned"
 _CALL = (
     "id, owner, balances, state, held_prompt, held_output, used, estimated, cost, unpriced, price_prompt,"

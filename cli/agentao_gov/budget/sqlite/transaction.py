@@ -20,8 +20,6 @@ from agentao_gov.budget.types import ScopeLimit
 from agentao_gov.clock import Clock
 from agentao_gov.errors import StoreError
 
-__all__ = ["Opening", "Transaction", "try_unlocked"]
-
 T = TypeVar("T")
 
 

@@ -21,8 +21,6 @@ from agentao_gov.testrig.client import HttpAnswer, in_background
 from agentao_gov.testrig.guarded import tree_bytes
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["Weights", "probe_alerts"]
-
 MIB = 2**20
 #: The service says nothing about memory a session below ten of them.
 SESSIONS = 11

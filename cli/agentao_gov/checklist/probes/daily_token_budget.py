@@ -15,8 +15,6 @@ from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.simulator import CallTally
 from agentao_gov.testrig.client import DOORS, HttpAnswer, in_background
 
-__all__ = ["probe_daily_token_budget"]
-
 #: Scaled limits: an upper bound of 13,000 to 25,000 tokens is reserved for a session's first call, so each budget
 #: admits a few of them at once; a turn then costs 4,500 tokens and more as its history grows.
 SESSION_TOKENS, USER_TOKENS, TENANT_TOKENS = 50_000, 90_000, 200_000

@@ -20,8 +20,6 @@ from agentao_gov.testrig.client import HttpAnswer, ServiceClient, in_background
 from agentao_gov.testrig.guarded import children_of
 from agentao_gov.testrig.service import POLL_S, patiently
 
-__all__ = ["probe_graceful_shutdown"]
-
 #: Scaled rungs: long enough to be seen, and for an MCP server to close (0.3 s when polite).
 RUNGS_S = {"lame_duck": 0.5, "drain": 3.0, "cancel": 2.0, "close": 3.0, "kill": 1.0}
 #: The gate at which turns in flight wait.

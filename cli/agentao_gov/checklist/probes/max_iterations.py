@@ -7,8 +7,6 @@ from agentao_gov.checklist.probe_config import STUB_SERVER
 from agentao_gov.simulator import RequestRecord
 from agentao_gov.testrig.client import Door, HttpAnswer, in_background
 
-__all__ = ["probe_max_iterations"]
-
 #: The loop is walked in full up to here; a higher cap is scaled down to it.
 ITERATIONS = 30
 #: Where there is no cap worth the name the loop is left here.

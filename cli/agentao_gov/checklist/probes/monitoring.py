@@ -15,8 +15,6 @@ from agentao_gov.checklist.probes.pool_limits import stubs_below
 from agentao_gov.testrig.guarded import tree_bytes
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["probe_monitoring"]
-
 MIB = 2**20
 #: What each MCP server of the probe holds, so that memory follows sessions within the noise of a process.
 SERVER_MIB = 40

@@ -16,8 +16,6 @@ from agentao_gov.testrig.client import ServiceClient
 from agentao_gov.testrig.guarded import children_of
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["probe_pool_limits", "stubs_below"]
-
 SESSIONS = 4
 TTL_S = 2.0
 #: A turn is held for so long past the TTL that a TTL counted from its start would be over at its end.

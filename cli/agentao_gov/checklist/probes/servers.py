@@ -22,8 +22,6 @@ from agentao_gov.governor.report import redact
 from agentao_gov.testrig.client import HttpAnswer
 from agentao_gov.testrig.guarded import Guarded
 
-__all__ = ["offered_servers", "warn_of_missing"]
-
 #: What a TurnReport says of a server that a session had to do without.
 _MISSING = re.compile(r"^MCP server (?P<name>\S+) is not available")
 #: How long a server that does not start may take to say why.

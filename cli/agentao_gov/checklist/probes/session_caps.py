@@ -10,8 +10,6 @@ from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.testrig.client import DOORS, HttpAnswer
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["probe_session_caps"]
-
 USER_CAP, TENANT_CAP = 2, 4
 #: Sessions tried against a cap that is absent.
 WITHOUT_CAP = 6

@@ -19,8 +19,6 @@ from agentao_gov.checklist.remedy import Remedy
 from agentao_gov.checklist.report import Check
 from agentao_gov.config.profile import Profile
 
-__all__ = ["probe_tenant_isolation"]
-
 #: Where operators keep a model's key.
 KEY_VARIABLE = "OPENAI_API_KEY"
 VICTIM, STRANGER = "private", "stranger"

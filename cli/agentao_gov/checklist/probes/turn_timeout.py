@@ -17,8 +17,6 @@ from agentao_gov.config.units import format_duration, parse_duration_s
 from agentao_gov.testrig.client import Door, HttpAnswer, in_background
 from agentao_gov.testrig.service import patiently
 
-__all__ = ["probe_turn_timeout"]
-
 #: Scaled: far below the tiers, far above a loaded machine's hiccups.
 TURN_S, TOOL_S, GRACE_S = 2.0, 1.0, 2.0
 #: What HTTP and a loaded machine may add to deadline + grace.

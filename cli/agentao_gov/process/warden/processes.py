@@ -6,8 +6,6 @@ import os
 import signal
 import time
 
-__all__ = ["below", "kill_everything", "proportional", "resident"]
-
 #: A process in uninterruptible sleep cannot be killed; after this long the warden leaves it to the next reaper.
 _KILL_S_MAX = 5.0
 #: A tree that still grows after this long is killed as it stands.

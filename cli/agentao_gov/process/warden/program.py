@@ -13,8 +13,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["main"]
-
 
 def _probe() -> NoReturn:
     """What this machine offers, one word a line: `layers` reads it."""

@@ -6,21 +6,6 @@ import ctypes
 import os
 import signal
 
-__all__ = [
-    "LIBC",
-    "PR_SET_CHILD_SUBREAPER",
-    "PR_SET_DUMPABLE",
-    "die_with_parent",
-    "join_cgroup",
-    "mount_proc",
-    "name_process",
-    "pid_namespace_works",
-    "prctl",
-    "unshare_pids",
-    "user_namespace_works",
-]
-
-
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 4, 15, 36
 

@@ -6,8 +6,6 @@ import os
 
 from .processes import below, proportional, resident
 
-__all__ = ["TOOL_NICE", "Look", "lower", "lower_session"]
-
 #: What tools run at, a tenth of a turn's weight. A build still gets whatever is left; a fork bomb gets no more.
 #: A nice value counts within one scheduling group. Where the kernel makes a group of each session of processes (setsid,
 #: `sched_autogroup_enabled`), the group has a nice value of its own, which a new group does not inherit.

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-__all__ = ["RESTART_EXIT", "Options", "Warden", "supervise", "supervise_pair"]
-
 #: Ends with this code ask for a restart (EX_TEMPFAIL), e.g. when too many turns are stuck.
 RESTART_EXIT = 75
 
