@@ -32,6 +32,7 @@ from agentao_gov.governor.mcp_servers import SessionServers, SharedServers
 from agentao_gov.governor.model_client import GovernedModel
 from agentao_gov.governor.report import Reason
 from agentao_gov.governor.rules import GovernedPermissions
+from agentao_gov.governor.session_files import follow_no_links, is_plain, memory_store
 from agentao_gov.governor.tools import ToolGuard, mark_denied
 from agentao_gov.governor.transport import GovernedTransport
 from agentao_gov.governor.types import Conversation, SessionSpec
@@ -42,6 +43,7 @@ from agentao_gov.process.tree import SessionTree
 # constructor that waits for the network, or fails without. Its own heuristic, corrected by the reported usage, only
 # decides when to compact; the ledger counts by `tokens`, not by it.
 agentao.context_manager._TIKTOKEN_AVAILABLE = False
+follow_no_links()
 
 #: Share of a model's window that the conversation may fill: the summariser needs the rest.
 WINDOW_SHARE = 0.8
@@ -121,16 +123,18 @@ _NO_MEMORY_LOCK = threading.Lock()
 
 def _memory(spec: SessionSpec) -> Any:
     if "save_memory" in spec.profile.profile.tools.allow:
-        return MemoryManager(project_store=SQLiteMemoryStore.open_or_memory(spec.workdir / ".agentao" / "memory.db"))
+        return MemoryManager(project_store=memory_store(spec.workdir))
     with _NO_MEMORY_LOCK:
         return _no_memory()
 
 
 def _skills(spec: SessionSpec) -> Any:
-    allowed = "activate_skill" in spec.profile.profile.tools.allow
+    allowed = "activate_skill" in spec.profile.profile.tools.allow and all(
+        is_plain(spec.workdir, ".agentao", name) for name in ("skills", "skills_config.json")
+    )
     # An explicit directory also keeps agentao from copying its bundled skills into the user's home.
     where = spec.workdir / ".agentao" / "skills" if allowed else Path(_NOWHERE)
-    return SkillManager(skills_dir=str(where), working_directory=spec.workdir)
+    return SkillManager(skills_dir=str(where), working_directory=spec.workdir if allowed else Path(_NOWHERE))
 
 
 def context_tokens(spec: SessionSpec) -> int:
