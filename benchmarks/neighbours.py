@@ -1,10 +1,11 @@
 """What an ordinary tenant's turns take while another tenant floods the service.
 
-    python benchmarks/neighbours.py [--seconds 10] [--model-ms 250] [--only lists]
+    python benchmarks/neighbours.py [--seconds 10] [--model-ms 250] [--only lists] [--soak MINUTES]
 
 One `agentao-gov serve` of two tenants with keys, `acme` and `evil`. Four sessions of acme ask one turn after the other,
 quiet first, then under each flood of evil, quiet again before each; the flood comes from a process of its own.
-Writes neighbours.json and the table of neighbours.md beside this file.
+`--soak 10` measures for ten minutes instead, the floods one after the other without a pause, and the service's memory.
+Writes neighbours.json (neighbours_soak.json) and the tables of neighbours.md beside this file.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from agentao_gov.clock import Deadline
 from agentao_gov.governor.types import Conversation, SessionKey
@@ -125,6 +128,27 @@ def slow_head() -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+def hostile_turns(port: int, told: Any) -> None:
+    """Turns whose tools search without end: patterns that backtrack and expand, on eight sessions."""
+    calls = [
+        {"name": "search_file_content", "args": {"pattern": "a{10000000}", "regex": True}},
+        {"name": "search_file_content", "args": {"pattern": "(a+)+$", "regex": True}},
+        {"name": "glob", "args": {"pattern": "**/*/**/*/**/*/**/*/**/*/**/*.zzz"}},
+    ]
+    bodies = [json.dumps({"message": f"Search.\n@sim {json.dumps({'tool': call})}"}).encode() for call in calls]
+    seen: Counter[int] = Counter()
+
+    def work(number: int) -> None:
+        while True:
+            seen[ask(port, "POST", TURN.format(f"h{number}"), bodies[number % len(bodies)], KEYS["evil"])] += 1
+
+    for number in range(8):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    while True:
+        time.sleep(0.2)
+        told.update(seen)
+
+
 #: Each flood: what it does, and how.
 FLOODS: dict[str, tuple[str, Callable[[int, Any], None]]] = {
     "slow bodies": (
@@ -149,6 +173,7 @@ FLOODS: dict[str, tuple[str, Callable[[int, Any], None]]] = {
         "turns without a key, on 30 threads",
         lambda port, told: repeat(port, 30, "POST", TURN.format("x"), b'{"message": "x"}', None, told),
     ),
+    "hostile tools": ("turns whose tools search without end, on 8 sessions", hostile_turns),
     "idle connections": ("3,000 connections that send nothing", lambda port, told: hold(port, 3_000, b"", 5.0, told)),
 }  # fmt: skip
 
@@ -208,6 +233,44 @@ def measure(port: int, name: str, seconds: float, model_ms: int) -> dict[str, An
     return row
 
 
+def soak(port: int, minutes: float, model_ms: int) -> dict[str, Any]:
+    """The ordinary tenant's turns for so many minutes under one flood after the other, and the service's memory."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/v1/status", headers={"Authorization": f"Bearer {KEYS['acme']}"})
+    service = psutil.Process(json.loads(connection.getresponse().read())["instance"]["pid"])
+    connection.close()
+    each_s = minutes * 60 / (2 * len(FLOODS))
+    rounds = []
+    for name in [*FLOODS, *FLOODS]:
+        with multiprocessing.Manager() as manager:
+            told = manager.dict()
+            process = multiprocessing.get_context("spawn").Process(target=flood, args=(name, port, told), daemon=True)
+            process.start()
+            flooded = neighbour(port, each_s, model_ms)
+            answers = dict(told)
+            process.kill()
+            process.join()
+        rss_mib = round(service.memory_info().rss / 2**20, 1)
+        rounds.append({"flood": name, "neighbour": flooded, "evil_got": answers, "rss_mib": rss_mib})
+        print(json.dumps(rounds[-1]), flush=True)
+    return {"minutes": minutes, "rounds": rounds}
+
+
+def write_soak(environment: dict[str, Any], measured: dict[str, Any], model_ms: int) -> None:
+    """Writes the soak's file and table."""
+    (HERE / "neighbours_soak.json").write_text(json.dumps({"environment": environment, **measured}, indent=1) + "\n")
+    lines = [
+        (
+            number, row["flood"], row["neighbour"]["turns"], f"{row['neighbour']['p95_ms']:.0f} ms",
+            sum(count for status, count in row["neighbour"]["statuses"].items() if status != 200), row["rss_mib"],
+        )
+        for number, row in enumerate(measured["rounds"], 1)
+    ]  # fmt: skip
+    head = ("phase", "flood", "turns of acme", "p95", "not answered", "service's memory at its end, MiB")
+    told = f"{machine(environment)} {measured['minutes']:g} minutes, model's first token after {model_ms} ms."
+    refresh(HERE / "neighbours.md", {"soak-machine": told, "soak": table(head, lines)})
+
+
 def prepare(root: Path) -> None:
     """Evil's sessions on disk, as turns would have left them."""
     archive = SessionArchive(root / "state" / "sessions")
@@ -227,6 +290,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--model-ms", type=int, default=250, help="until the model's first token")
     parser.add_argument("--only", choices=list(FLOODS), action="append")
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
     options = parser.parse_args()
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "machine": platform.machine(),
@@ -240,6 +304,9 @@ def main() -> None:
         service = PrivateService(root, {"tenants": tenants}, keys=KEYS, flags=flags)
         with service:
             neighbour(service.port, 3, options.model_ms)
+            if options.soak:
+                write_soak(environment, soak(service.port, options.soak, options.model_ms), options.model_ms)
+                return
             rows = [measure(service.port, n, options.seconds, options.model_ms) for n in options.only or FLOODS]
     if options.only:
         return
