@@ -93,6 +93,15 @@ def test_the_exit_code_is_the_command_s(tmp_path: Path, layers: SandboxLayers) -
     assert run(Sandbox(layers, tmp_path), "kill -TERM $$").returncode == 128 + 15
 
 
+def test_a_command_yields_to_turns_and_to_the_service_s_memory(tmp_path: Path, layers: SandboxLayers) -> None:
+    """It spins or grows without its neighbours noticing much."""
+    done = run(Sandbox(layers, tmp_path), "nice")
+    memory = run(Sandbox(layers, tmp_path), "cat /proc/self/oom_score_adj")
+
+    assert done.stdout == "10\n"
+    assert memory.stdout in ("900\n", "")
+
+
 def test_a_command_starts_where_it_is_told(tmp_path: Path, layers: SandboxLayers) -> None:
     """Below the session's directory."""
     (tmp_path / "sub").mkdir()

@@ -336,6 +336,9 @@ def main() -> NoReturn:
     _LIBC.prctl(_PR_SET_NAME, NAME.encode(), 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    # When memory runs out the kernel takes a call, never the service.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
     vars(agentao.tools.search)["re"] = _TimedRe
     gc.collect()
     gc.freeze()

@@ -135,7 +135,7 @@ def _outermost(paths: Sequence[str]) -> list[str]:
 @functools.lru_cache(maxsize=1)
 def find_layers() -> SandboxLayers:
     """Runs a command in each layer; takes some 0.1 s, once in a process."""
-    bubblewrap, abi = shutil.which("bwrap", path="/usr/bin:/usr/local/bin:/bin"), landlock_abi()
+    bubblewrap, abi = shutil.which("bwrap"), landlock_abi()
     return SandboxLayers(
         bubblewrap if bubblewrap is not None and _works(SandboxLayers(bubblewrap=bubblewrap)) else None,
         abi if abi and _works(SandboxLayers(landlock=abi)) else 0,

@@ -42,6 +42,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
 _CAPABILITIES = 64
+#: As `warden.tree_limits.TOOL_NICE`: a tenth of a turn's weight.
+_NICE = 10
 _EPERM, _EINVAL, _ENOSYS, _EOPNOTSUPP, _EAFNOSUPPORT = 1, 22, 38, 95, 97
 
 
@@ -604,11 +606,24 @@ def _say(error: OSError) -> None:
     os.write(2, f"The sandbox could not be set up: {error}\n".encode())
 
 
+def _yield_to_turns() -> None:
+    """A command runs below the service's turns, and is what the kernel takes when memory runs out."""
+    for path, value in (("/proc/self/oom_score_adj", b"900"), ("/proc/self/autogroup", b"%d" % _NICE)):
+        try:
+            fd = os.open(path, os.O_WRONLY)
+            os.write(fd, value)
+            os.close(fd)
+        except OSError:  # one more layer, never a condition
+            pass
+    os.setpriority(os.PRIO_PROCESS, 0, max(_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
 def main() -> None:
     """Never returns: it becomes the command or waits for it, or says why not and ends with 126."""
     plan, command = marshal.loads(bytes.fromhex(sys.argv[2])), sys.argv[3:]  # noqa: S302 - its own parent's
     try:
         _lower_limits(plan["rlimits"])
+        _yield_to_turns()
         if plan["layer"] == "bubblewrap":
             command = _bubblewrap(plan, command)
         else:
