@@ -302,6 +302,7 @@ def test_headers_go_to_the_address_they_were_written_for(tmp_path: Path) -> None
         ("extra_body = { max_tokens = 9 }", r"extra_body\.max_tokens: is decided by the governor"),
         ("extra_body = { n = 3 }", r"extra_body\.n: is decided by the governor"),
         ('headers = { "X Team" = "a" }', "is not the name of an HTTP header"),
+        (r'headers = { "X-Team" = "m\u00fcnchen" }', "has characters that no HTTP header takes"),
         ('api_format = "anthropic-messages"\nthinking = "minimal"', "'minimal' is none of Anthropic's"),
         ("temperature = 3.0", "temperature"),
     ],

@@ -98,9 +98,11 @@ def _option_findings(settings: ModelSettings, layers: Layers) -> Iterator[Findin
         if name in _GOVERNED_FIELDS:
             text = "is decided by the governor for each request, and cannot be set beside it"
             yield finding(layers, f"model.extra_body.{name}", text, error=True)
-    for name in settings.headers:
+    for name, value in settings.headers.items():
         if not _HEADER.fullmatch(name):
             yield finding(layers, f"model.headers.{name}", "is not the name of an HTTP header", error=True)
+        if not (value.isascii() and value.isprintable()):
+            yield finding(layers, f"model.headers.{name}", "has characters that no HTTP header takes", error=True)
     level = settings.thinking
     if settings.api_format == "anthropic-messages" and level and level.lower() not in _ANTHROPIC_LEVELS:
         text = f"{level!r} is none of Anthropic's: {', '.join(_ANTHROPIC_LEVELS)}"
@@ -266,7 +268,10 @@ def _options(places: list[tuple[str, ModelSettings]], environ: Mapping[str, str]
                 hint=f"Set it: export {missing[0]}=...",
             )
         if not (headers[name].isascii() and headers[name].isprintable()):
-            raise ConfigError(f"[model] headers.{name} has characters that no HTTP header takes.")
+            raise ConfigError(
+                f"[model] headers.{name} has characters that no HTTP header takes.",
+                hint="A header's value is printable ASCII. Check the value, and the variables that it names.",
+            )
     return ModelOptions(
         temperature=next((p.temperature for _, p in places if p.temperature is not None), None),
         thinking=None if thinking is None or thinking.lower() == "off" else thinking,

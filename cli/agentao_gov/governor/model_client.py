@@ -95,6 +95,8 @@ class ModelCall:
     send: Callable[[Attempt], Any]
     #: Tools that the conversation has used and this call may not: they go along where the provider insists.
     withheld: list[dict[str, Any]] | None = None
+    #: Whether `mend_texts` has been through the messages.
+    _mended: bool = False
 
     @property
     def stream(self) -> bool:
@@ -112,12 +114,19 @@ class ModelCall:
         declare(self.kwargs, self.tools)
         return True
 
-    def mend_texts(self) -> None:
-        """Makes the messages fit to be sent, in the conversation itself, and the descriptions of tools."""
+    def mend_texts(self) -> bool:
+        """Makes the messages fit to be sent, in the conversation itself, and the descriptions of tools.
+
+        Returns True the first time. A request that cannot be sent after that cannot be mended here.
+        """
+        if self._mended:
+            return False
+        self._mended = True
         for message in self.messages:
             message.update(without_surrogates(message))
         # In place: whoever sends it holds the same mapping.
         self.kwargs.update({key: without_surrogates(value) for key, value in self.kwargs.items()})
+        return True
 
 
 class Attempt:
@@ -500,9 +509,8 @@ class GovernedModel(LLMClient):
                 if streamed or call.token.is_cancelled:
                     # Text has been shown: sending again would show it twice.
                     raise
-                if isinstance(error, UnicodeEncodeError):
+                if isinstance(error, UnicodeEncodeError) and call.mend_texts():
                     # A tool's result or a file's name; it would stand in the conversation for ever.
-                    call.mend_texts()
                     continue
                 if call.show_withheld(error, self._adapter.declare_tools):
                     continue

@@ -69,7 +69,7 @@ def require_session_id(value: str) -> str:
     """The id `value` itself when it follows `SESSION_ID_RULE`. Raises BadRequestError."""
     if not SESSION_ID.fullmatch(value):
         raise BadRequestError(
-            f"The session id has {len(value)} characters; it must be {SESSION_ID_RULE}",
+            f"This session id of {len(value)} characters is not valid: it must be {SESSION_ID_RULE}.",
             param="X-Session-Id",
         )
     return value
