@@ -24,7 +24,7 @@ FILES_MAX = {
     "checklist": 24,
     "commands": 26,
     "config": 16,
-    "governor": 27,
+    "governor": 28,
     "loadtest": 24,
     "monitor": 12,
     "pool": 17,
