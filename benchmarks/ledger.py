@@ -68,13 +68,17 @@ def open_store(place: str) -> Store:
     return SqliteStore(Path(path), synchronous="FULL" if synchronous == "FULL" else "NORMAL")
 
 
-def cycles(place: str, count: int, dispatch: bool, start: Any, results: Any) -> None:
-    """One process: reserve, perhaps dispatch, settle; sends its latencies."""
+def cycles(
+    place: str, count: int, dispatch: bool, start: Any, results: Any, begun: threading.Event | None = None
+) -> None:
+    """One process: reserve, perhaps dispatch, settle; sends its latencies. `begun` is set after the warm-up."""
     store, limits, prefix = open_store(place), scopes(), f"{os.getpid()}-{time.monotonic_ns()}"
     latencies = []
     for number in range(count + WARM_UP):
         if number == WARM_UP:
             start.wait()
+            if begun is not None:
+                begun.set()
             began, cpu = time.time(), time.process_time()
         call_id = f"{prefix}-{number}"
         then = time.perf_counter()
@@ -89,20 +93,26 @@ def cycles(place: str, count: int, dispatch: bool, start: Any, results: Any) -> 
 
 
 BUSY_THREADS = 4
+#: A cycle beside them takes a fifth of a second.
+BUSY_CYCLES = 30
 
 
 def cycles_among_busy_threads(place: str, count: int, dispatch: bool, start: Any, results: Any) -> None:
-    """The same beside threads that never stop computing: what a step waits for the interpreter in a full service."""
-    stop = threading.Event()
+    """The same beside threads that never stop computing: what a step waits for the interpreter in a full service.
+
+    They begin after the warm-up, which would take minutes beside them.
+    """
+    begun, stop = threading.Event(), threading.Event()
 
     def compute() -> None:
+        begun.wait()
         while not stop.is_set():
             json.dumps(list(range(2_000)))
 
     for _ in range(BUSY_THREADS):
         threading.Thread(target=compute, daemon=True).start()
     try:
-        cycles(place, count, dispatch, start, results)
+        cycles(place, count, dispatch, start, results, begun)
     finally:
         stop.set()
 
@@ -300,7 +310,7 @@ def run(quick: bool) -> dict[str, Any]:
             for name, (work, place, dispatch, numbers) in places.items():
                 for processes in numbers:
                     # A disk sync takes milliseconds: fewer of them say as much.
-                    share = count // 5 if "FULL" in name or "busy" in name else count
+                    share = BUSY_CYCLES if "busy" in name else count // 5 if "FULL" in name else count
                     result = measure(work, place, processes, share // processes, dispatch=dispatch)
                     measured.setdefault(f"{name} x{processes}", []).append(result)
         workload: dict[str, list[dict[str, Any]]] = {}

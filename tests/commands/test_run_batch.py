@@ -35,6 +35,56 @@ def test_every_line_gets_a_report_with_its_id(run: Cli, here: Path) -> None:
     assert "three, as it is" in (reports[4].answer or "")
 
 
+def _profile(name: str, model: str) -> None:
+    """A profile of that name with a `[model]` of its own, in the current directory's `profiles`."""
+    Path("profiles").mkdir(exist_ok=True)
+    (Path("profiles") / f"{name}.toml").write_text(f'extends = "qa"\n[model]\n{model}')
+
+
+def _deployment_with_model(here: Path, simulator: Simulator) -> None:
+    """A deployment whose turns go to the simulator as `main-1`."""
+    (here / "agentao-gov.toml").write_text(
+        f'[model]\nname = "main-1"\nbase_url = "{simulator.base_url}"\napi_key_env = "LINE_KEY"\n'
+    )
+
+
+def test_a_lines_profile_brings_its_model(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
+) -> None:
+    """Name, address, wire and window are those of the profile that the line names, and a local model is started."""
+    monkeypatch.setenv("LINE_KEY", "secret")
+    _profile("far", f'name = "far-1"\nbase_url = "{simulator.base_url}"\napi_key_env = "LINE_KEY"\n')
+    _profile("near", 'name = "simulated"\napi_format = "anthropic-messages"\n')
+    _deployment_with_model(here, simulator)
+    _write(here, "one", {"prompt": "two", "profile": "far"}, {"prompt": "three", "profile": "near"})
+
+    result = cli("run", "--batch", "prompts.jsonl", "-q", "--config", "agentao-gov.toml")
+
+    reports = {report.id: report for report in _reports(result.out)}
+    assert {id: (report.outcome, report.model) for id, report in reports.items()} == {
+        1: ("answered", "main-1"),
+        2: ("answered", "far-1"),
+        3: ("answered", "simulated"),
+    }
+    assert {request.model for request in simulator.truth().requests} == {"main-1", "far-1"}
+
+
+def test_a_lines_model_without_its_key_is_told_before_the_first_turn(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
+) -> None:
+    """A night's batch must not find out in its last line."""
+    monkeypatch.setenv("LINE_KEY", "secret")
+    _deployment_with_model(here, simulator)
+    _profile("far", 'name = "far-1"\nbase_url = "https://far.example/v1"\napi_key_env = "ABSENT_KEY"\n')
+    _write(here, "one", {"prompt": "two", "profile": "far"})
+
+    result = cli("run", "--batch", "prompts.jsonl", "-q", "--json")
+
+    assert result.code == 3
+    assert "ABSENT_KEY" in result.out + result.err
+    assert not simulator.truth().requests
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_line(run: Cli, here: Path) -> None:
     """Its id and profile hold, as in a file without one."""
     line = json.dumps({"id": "a", "prompt": "one", "profile": "code"})

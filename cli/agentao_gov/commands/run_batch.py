@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,10 +26,12 @@ from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, UsageError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.report.terminal import console
+from agentao_gov.simulator.embedded import running_model
 
 if TYPE_CHECKING:
-    from agentao_gov.commands.run_context import RunContext
-    from agentao_gov.config import ResolvedProfile
+    from agentao_gov.commands.run_context import Agent, RunContext
+    from agentao_gov.config import ModelChoice
+    from agentao_gov.pool import TurnOrder
 
 _LOOK_S = 0.1
 #: Where nobody looks at a terminal: a line at most this often.
@@ -44,8 +46,13 @@ class _Run:
     jobs: int
     running: dict[concurrent.futures.Future[TurnReport], BatchItem] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
-    profiles: dict[str, ResolvedProfile] = field(default_factory=dict)
+    agents: dict[str, Agent] = field(default_factory=dict)
     stopping: bool = False
+
+    def order(self, item: BatchItem) -> TurnOrder:
+        """The turn of a line, under the profile and with the model that the line names."""
+        agent = self.agents.get(item.profile) if item.profile else None
+        return self.context.order(item.prompt, session=item.session, agent=agent, id=item.id)
 
 
 def run_batch(context: RunContext, items: Sequence[BatchItem]) -> int:
@@ -55,15 +62,30 @@ def run_batch(context: RunContext, items: Sequence[BatchItem]) -> int:
     done = finished(output) if output is not None else {}
     before = [done[item.id] for item in items if item.id in done]
     waiting = [item for item in items if item.id not in done]
-    # Every profile is loaded before the first turn: a typing error in the last line must not cost a night.
-    profiles = {name: context.load_profile(name) for name in {i.profile for i in waiting if i.profile}}
-    with _output(output) as out:
-        run = _Run(context, out, waiting, _jobs(context), profiles=profiles)
+    with contextlib.ExitStack() as processes, _output(output) as out:
+        # Every profile is loaded, and every local model started, before the first turn: a typing error in the last
+        # line must not cost a night.
+        agents = _agents(context, {i.profile for i in waiting if i.profile}, processes)
+        run = _Run(context, out, waiting, _jobs(context), agents=agents)
         with _progress(context, total=len(items), done=len(before)) as advance:
             interrupted = _drive(run, advance)
     left = len(items) - len(before) - len(run.outcomes)
     _summary(run, done_before=len(before), left=left if interrupted else None)
     return 130 if interrupted else batch_exit_code([*before, *run.outcomes])
+
+
+def _agents(context: RunContext, names: set[str], processes: contextlib.ExitStack) -> dict[str, Agent]:
+    """The profiles of the lines with their models. A kind of local model has one process, ended with `processes`."""
+    running = {context.model.kind: context.model}
+
+    def start(choice: ModelChoice) -> ModelChoice:
+        if choice.kind not in running:
+            running[choice.kind], _ = processes.enter_context(running_model(choice, gguf=context.options.gguf))
+        local = running[choice.kind]
+        window = local.context_window if choice.kind == "embedded" else choice.context_window
+        return replace(choice, name=local.name, base_url=local.base_url, context_window=window)
+
+    return {name: context.load_agent(name, start) for name in sorted(names)}
 
 
 def _jobs(context: RunContext) -> int:
@@ -112,8 +134,7 @@ def _fill(run: _Run, advance: _Advance) -> None:
         if item is None:
             return
         run.waiting.remove(item)
-        profile = run.profiles.get(item.profile) if item.profile else None
-        order = run.context.order(item.prompt, session=item.session, profile=profile, id=item.id)
+        order = run.order(item)
         try:
             run.running[run.context.pool.submit(order, lambda _: None)] = item
         except GovError as error:
@@ -128,10 +149,7 @@ def _end(run: _Run, item: BatchItem, future: concurrent.futures.Future[TurnRepor
     except GovError as error:
         from agentao_gov.pool.turns import refused_report
 
-        profile = run.profiles.get(item.profile) if item.profile else None
-        report = refused_report(
-            run.context.order(item.prompt, session=item.session, profile=profile, id=item.id), error
-        )
+        report = refused_report(run.order(item), error)
     _write(run, report, advance)
 
 

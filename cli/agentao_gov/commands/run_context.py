@@ -16,13 +16,19 @@ from agentao_gov.config import (
     ResolvedProfile,
     fit_to_model,
     load_profile,
+    resolve_model,
 )
 from agentao_gov.errors import ProfileNotAllowedError
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.simulator.embedded import LocalModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agentao_gov.pool import AgentPool, TurnOrder
+
+#: Under which limits a turn runs, and which model answers it.
+Agent = tuple[ResolvedProfile, ModelChoice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +72,29 @@ class RunContext:
         """Whose budget counts."""
         return self.options.user or _login_name()
 
-    def load_profile(self, name: str) -> ResolvedProfile:
-        """Another profile under the same flags and model, for a batch's lines."""
-        return fit_to_model(allowed_profile(self.options, self.deployment, name), self.model)
+    def load_agent(self, name: str, start: Callable[[ModelChoice], ModelChoice]) -> Agent:
+        """Another profile under the same flags, with the model that it asks for: a batch's lines name theirs.
+
+        `name`: the profile's. `start` gives a local model that does not run yet its address. Raises ConfigError,
+        ProfileNotAllowedError, and what `start` raises.
+        """
+        profile = allowed_profile(self.options, self.deployment, name)
+        choice = resolve_model(self.options.model, profile=profile, deployment=self.deployment)
+        model = choice if choice.kind == "remote" else start(choice)
+        return fit_to_model(profile, model), model
 
     def order(
-        self, message: str, *, session: str | None, profile: ResolvedProfile | None = None, id: str | int | None = None
+        self, message: str, *, session: str | None, agent: Agent | None = None, id: str | int | None = None
     ) -> TurnOrder:
-        """A turn of a session; without one, of an agent that leaves nothing behind."""
+        """A turn of a session; without one, of an agent that leaves nothing behind. `agent`: None for the run's own."""
         from agentao_gov.pool import TurnOrder
 
+        profile, model = agent or (self.profile, self.model)
         return TurnOrder(
             key=SessionKey(self.options.tenant, session or f"once-{uuid.uuid4().hex[:12]}"),
             user=self.user,
-            profile=profile or self.profile,
-            model=self.model,
+            profile=profile,
+            model=model,
             message=message,
             turn_id=uuid.uuid4().hex,
             mode=self.deployment.deployment.pool.mode,
