@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -281,3 +282,49 @@ def test_a_governed_turn_on_a_real_model_is_answered_each_time(cli: Cli) -> None
         assert 0 < result.json["usage"]["completion_tokens"] < 512
         assert result.json["limits"]["max_output_tokens"]["value"] == 512
     assert "loading" in results[0].err
+
+
+@pytest.mark.parametrize(
+    ("allowed", "command", "made"),
+    [
+        (["touch *"], "touch one", True),
+        (["pytest *", "touch *"], "touch one", True),
+        ([], "touch one", False),
+        (["pytest *"], "touch one", False),
+        (["touch *"], "touch one; touch two", False),
+        (["true"], "touch one", False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["in-process", "subprocess"])
+def test_a_command_that_a_flag_allows_needs_no_person(
+    run: Cli, tmp_path: Path, mode: str, allowed: list[str], command: str, made: bool
+) -> None:
+    """`--allow` covers what its pattern says, and no further command behind `;`."""
+    work = tmp_path / "work"
+    work.mkdir()
+    call = {"name": "run_shell_command", "args": {"command": command}, "rounds": 1}
+    flags = [part for pattern in allowed for part in ("--allow", pattern)]
+
+    result = run(
+        "-p", "code", "--mode", mode, "--set", "tools.sandbox=off", "--workdir", work, "--json", *flags,
+        f"x\n@sim {json.dumps({'tool': call})}",
+    )  # fmt: skip
+
+    (told,) = TurnReport.model_validate_json(result.out).tool_calls
+    assert (told.outcome, (work / "one").exists()) == (("ok", True) if made else ("denied", False))
+    assert not (work / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--allow", "pytest *"), "the profile 'qa' has no shell commands"),
+        (("-p", "code", "--allow", " "), "an empty pattern matches no command"),
+    ],
+)
+def test_a_pattern_without_effect_is_refused(run: Cli, flags: tuple[str, ...], words: str) -> None:
+    """Whoever gives the flag believes that it allows something."""
+    result = run("-q", *flags, "hi")
+
+    assert result.code == 2
+    assert words in result.err

@@ -26,6 +26,10 @@ _TurnTokens = Annotated[str | None, typer.Option(metavar="TOKENS", help="Token b
 _DailyTokens = Annotated[
     str | None, typer.Option(metavar="TOKENS", help="The tenant's daily budget, for this command.")
 ]
+_Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Shell commands that need no consent, like 'pytest *'. Repeatable."),
+]
 _Batch = Annotated[str | None, typer.Option(metavar="FILE|-", help="A JSON line or a line of text per prompt.")]
 _Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Turns of a batch at once.")]
 _Output = Annotated[
@@ -56,6 +60,7 @@ def command(
     max_context: _MaxContext = None,
     turn_tokens: _TurnTokens = None,
     daily_tokens: _DailyTokens = None,
+    allow: _Allow = None,
     mode: Mode = None,
     batch: _Batch = None,
     jobs: _Jobs = 4,
@@ -89,7 +94,7 @@ def command(
     options = RunOptions(
         prompt=prompt, profile=profile, config=config, tenant=tenant, user=user, session=session, workdir=workdir,
         model=ModelFlags(model, base_url, api_key_env), gguf=gguf, overrides=Overrides.given(flags, sets),
-        daily_tokens=daily_tokens, batch=batch, jobs=jobs, output=output,
+        daily_tokens=daily_tokens, allow=tuple(allow or ()), batch=batch, jobs=jobs, output=output,
         json=json, stream=not no_stream, quiet=quiet, verbose=verbose,
     )  # fmt: skip
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from agentao_gov.config import (
     load_profile,
     resolve_model,
 )
-from agentao_gov.errors import ProfileNotAllowedError
+from agentao_gov.config.profile import ToolRule
+from agentao_gov.errors import ProfileNotAllowedError, UsageError
 from agentao_gov.governor.types import SessionKey
 from agentao_gov.simulator.embedded import LocalModel
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Under which limits a turn runs, and which model answers it.
 Agent = tuple[ResolvedProfile, ModelChoice]
+
+
+_SHELL = "run_shell_command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class RunOptions:
     #: What the command line says about the configuration.
     overrides: Overrides
     daily_tokens: str | None
+    #: Patterns of shell commands that need no consent.
+    allow: tuple[str, ...]
     batch: str | None
     jobs: int
     output: Path | None
@@ -115,7 +121,26 @@ def allowed_profile(options: RunOptions, deployment: ResolvedDeployment, name: s
             f"Tenant {options.tenant!r} may not use the profile {resolved.profile.name!r}.",
             hint=f"It may use: {', '.join(allowed) or 'none'}.",
         )
-    return resolved
+    return _with_allowed(resolved, options.allow) if options.allow else resolved
+
+
+def _with_allowed(resolved: ResolvedProfile, patterns: tuple[str, ...]) -> ResolvedProfile:
+    """The profile with a rule for each `--allow` before its own: flags go before files."""
+    tools = resolved.profile.tools
+    if _SHELL not in tools.allow:
+        raise UsageError(
+            f"--allow {patterns[0]!r}: the profile {resolved.profile.name!r} has no shell commands.",
+            hint=f"Choose one whose [tools] allow has {_SHELL!r}, such as -p code.",
+        )
+    if not all(pattern.strip() for pattern in patterns):
+        raise UsageError("--allow: an empty pattern matches no command.", hint="Write one like 'pytest *'.")
+    rules = [ToolRule(tool=_SHELL, when={"command": pattern}, action="allow") for pattern in patterns]
+    changed = tools.model_copy(update={"rules": [*rules, *tools.rules]})
+    return replace(
+        resolved,
+        profile=resolved.profile.model_copy(update={"tools": changed}),
+        sources={**resolved.sources, "tools.rules": "flag --allow"},
+    )
 
 
 def _login_name() -> str:
