@@ -297,6 +297,30 @@ def test_headers_go_to_the_address_they_were_written_for(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("profile", "deployment", "sent"),
+    [
+        ('headers = { "X-Team" = "a" }', 'base_url = "http://one/v1"', {"X-Team": "a"}),
+        ('headers = { "X-Team" = "a" }', 'headers = { "x-team" = "b", "X-Org" = "c" }', {"X-Team": "a", "X-Org": "c"}),
+        ('base_url = "http://two/v1"', 'base_url = "http://one/v1"\nheaders = { "X-Org" = "c" }', {}),
+        ('name = "m"', 'base_url = "http://one/v1"\nheaders = { "X-Org" = "c" }', {"X-Org": "c"}),
+    ],
+)
+def test_headers_of_a_place_without_an_address_go_to_the_one_that_holds(
+    tmp_path: Path, profile: str, deployment: str, sent: dict[str, str]
+) -> None:
+    """A profile's own headers were dropped without a word where the deployment or the environment has the address."""
+    file = tmp_path / "agentao-gov.toml"
+    file.write_text(f"[model]\n{deployment}\n")
+    environ = {"OPENAI_BASE_URL": "http://three/v1", "OPENAI_API_KEY": "k"}
+
+    choice = resolve_model(
+        profile=_profile(tmp_path, profile), deployment=load_deployment(file, environ=environ), environ=environ
+    )
+
+    assert dict(choice.options.headers) == sent
+
+
+@pytest.mark.parametrize(
     ("model", "said"),
     [
         ("extra_body = { max_tokens = 9 }", r"extra_body\.max_tokens: is decided by the governor"),

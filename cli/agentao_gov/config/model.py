@@ -251,15 +251,20 @@ def resolve_model(
 
 
 def _options(places: list[tuple[str, ModelSettings]], environ: Mapping[str, str]) -> ModelOptions:
-    """Each option from the first place that states it, headers only from the one that states the address.
+    """Each option from the first place that states it, headers from all down to the one that states the address.
 
-    What a header tells one provider is no other's business.
+    Who names no address writes headers for whichever holds; what a header tells one provider is no other's business.
     """
     thinking = next((p.thinking for _, p in places if p.thinking), None)
-    addressed = next((p for _, p in places if p.base_url), None)
-    stated = addressed or next((p for _, p in places if p.headers), None)
+    stated: dict[str, tuple[str, str]] = {}
+    for _, place in places:
+        for name, text in place.headers.items():
+            # HTTP's names are alike in either case.
+            stated.setdefault(name.lower(), (name, text))
+        if place.base_url:
+            break
     headers: dict[str, str] = {}
-    for name, text in (stated.headers if stated else {}).items():
+    for name, text in stated.values():
         missing: list[str] = []
         headers[name] = expand(text, environ, missing).strip()
         if missing:

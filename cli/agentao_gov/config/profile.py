@@ -146,7 +146,9 @@ class ModelSettings(Settings):
         default=None, description='How much it thinks: "low", "medium", "high", or what the model knows; "off".'
     )
     headers: dict[str, str] = Field(
-        default={}, description="Sent with each request; ${VAR} comes from the environment."
+        default={},
+        description="Sent with each request, with the deployment's where base_url is the deployment's, too; ${VAR} "
+        "comes from the environment.",
     )
     extra_body: dict[str, Any] = Field(default={}, description="Goes into each request as it is.")
 
