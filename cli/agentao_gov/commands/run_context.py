@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Under which limits a turn runs, and which model answers it.
 Agent = tuple[ResolvedProfile, ModelChoice]
-
-
 _SHELL = "run_shell_command"
 
 

@@ -155,18 +155,15 @@ def _deployment(settings: Mapping[str, Any]) -> ResolvedDeployment:
 
 def _chooser(deployment: ResolvedDeployment, settings: Mapping[str, Any]) -> Callable[[ResolvedProfile], ModelChoice]:
     """Chooses each profile's model; local ones get the address they were started at."""
-    from dataclasses import replace
-
     from agentao_gov.config import ModelFlags, resolve_model
+    from agentao_gov.simulator.embedded import answered_by
 
     flags = ModelFlags(*settings["model"])
 
     def choose(profile: ResolvedProfile) -> ModelChoice:
         choice = resolve_model(flags, profile=profile, deployment=deployment)
         local = settings.get("local_models", {}).get(choice.kind)
-        if local is None:
-            return choice
-        return replace(choice, base_url=local["base_url"], name=local["name"], context_window=local["context_window"])
+        return choice if local is None else answered_by(choice, local["model"])
 
     return choose
 
@@ -186,12 +183,7 @@ def _start_local_models(
     for choice in {choice.kind: choice for choice in choices if choice.kind != "remote"}.values():
         model, process = stack.enter_context(running_model(choice))
         assert process is not None
-        local[choice.kind] = {
-            "base_url": model.base_url,
-            "name": model.name,
-            "context_window": model.context_window,
-            "pid": process.pid,
-        }
+        local[choice.kind] = {"model": model, "pid": process.pid}
     return local
 
 

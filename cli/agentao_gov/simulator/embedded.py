@@ -119,6 +119,15 @@ def _model_file(gguf: Path | None) -> Path:
     return path
 
 
+def answered_by(choice: ModelChoice, running: ModelChoice) -> ModelChoice:
+    """`choice`, a local one, with the address of `running`, the choice of its kind whose process has been started.
+
+    The embedded model is what it is, name and window; the simulated one has the window that the choice states.
+    """
+    window = running.context_window if choice.kind == "embedded" else choice.context_window
+    return dataclasses.replace(choice, name=running.name, base_url=running.base_url, context_window=window)
+
+
 #: The process behind a local model; None for a remote one.
 LocalModel = EmbeddedModel | Simulator | None
 
