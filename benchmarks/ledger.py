@@ -93,7 +93,7 @@ def cycles(
 
 
 BUSY_THREADS = 4
-#: A cycle beside them takes a fifth of a second.
+#: A cycle beside them takes a tenth of a second or so.
 BUSY_CYCLES = 30
 
 
